@@ -1,0 +1,77 @@
+"""The settings of a patched model: everything that changes what a score means."""
+
+import dataclasses
+
+CHOICES = {
+    "mode": ("comparative", "isolated"),
+    "head": ("mlp", "linear"),
+    "activation": ("silu", "gelu", "relu", "selu", "tanh"),
+    "pooling": ("separator",),
+    "loss": ("best", "plackett_luce", "bradley_terry", "soft"),
+    "format": ("yojo",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class YojoConfig:
+    """Settings of a patched model. They are saved with it, and scores mean nothing without them.
+
+    Attributes:
+        mode: "comparative", one branch holds all responses in order and later ones see earlier ones; or "isolated",
+            every response is a branch of its own, so that scores equal those of single-response passes.
+        permutations: in comparative mode, how many orders of the responses are scored as branches of one prompt; a
+            response's score is the mean over them.
+        head: "mlp", Linear(H, head_dim), activation, Linear(head_dim, 1); or "linear", Linear(H, 1).
+        head_dim: width of the mlp head.
+        activation: of the mlp head: "silu", "gelu", "relu", "selu" or "tanh".
+        pooling: which hidden state a response is scored from; "separator", the one at its closing separator.
+        scale_scores: divide the head's output by sqrt(H).
+        loss: "best", "plackett_luce", "bradley_terry" or "soft" (see `yojo_kernels.listwise_loss`).
+        separator: the special token that closes every response.
+        format: how prompt and responses become tokens; "yojo", the prompt through the chat template with the
+            generation prompt, each response tokenised alone and closed by the separator.
+    """
+
+    mode: str = "comparative"
+    permutations: int = 1
+    head: str = "mlp"
+    head_dim: int = 1024
+    activation: str = "silu"
+    pooling: str = "separator"
+    scale_scores: bool = True
+    loss: str = "best"
+    separator: str = "<|resp_sep|>"
+    format: str = "yojo"
+
+    def __post_init__(self):
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("permutations", "head_dim"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an int, got {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not isinstance(self.scale_scores, bool):
+            raise TypeError(f"scale_scores must be a bool, got {self.scale_scores!r}")
+        if not isinstance(self.separator, str) or not self.separator.strip():
+            raise ValueError(f"separator must be a token such as '<|resp_sep|>', got {self.separator!r}")
+        if self.mode == "isolated" and self.permutations > 1:
+            raise ValueError(
+                "permutations has no meaning in isolated mode, where no response sees another; "
+                "use mode='comparative', or permutations=1"
+            )
+
+    @classmethod
+    def from_dict(cls, options):
+        """Make a config from a dict; an unknown name is a ValueError that lists the known ones."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ValueError(f"unknown option {', '.join(map(repr, unknown))}; the options are {', '.join(known)}")
+        return cls(**options)
+
+    def to_dict(self):
+        """The fields as a plain dict, in the order they are documented."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,257 @@
+"""The patched forward, its value head and output, and `RewardModel`."""
+
+import dataclasses
+import functools
+import inspect
+import math
+
+import torch
+from transformers.utils import ModelOutput
+
+from yojo_kernels import listwise_loss, score_head
+
+
+@dataclasses.dataclass
+class RewardOutput(ModelOutput):
+    """What a patched model returns for a batch of responses.
+
+    Attributes:
+        loss: float32 scalar, the mean over samples; None without rankings.
+        scores: [S, Nmax] float32, one row per sample, responses in the caller's order, -inf where there is none.
+    """
+
+    loss: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+
+
+class ScoreHead(torch.nn.Module):
+    """The value head: final hidden states at the separators -> one float32 score each.
+
+    Its weights are plain parameters rather than Linear layers, so that neither quantisation nor
+    `LoraConfig(target_modules="all-linear")` takes hold of them.
+    """
+
+    def __init__(self, hidden_size, config):
+        super().__init__()
+        width = hidden_size
+        if config.head == "mlp":
+            self.weight1 = torch.nn.Parameter(torch.empty(config.head_dim, hidden_size))
+            self.bias1 = torch.nn.Parameter(torch.zeros(config.head_dim))
+            torch.nn.init.normal_(self.weight1, std=0.01)
+            width = config.head_dim
+        else:
+            self.weight1 = self.bias1 = None
+        self.weight2 = torch.nn.Parameter(torch.empty(1, width))
+        self.bias2 = torch.nn.Parameter(torch.zeros(1))
+        torch.nn.init.normal_(self.weight2, std=0.01)
+        self.activation = config.activation
+        self.scale = math.sqrt(hidden_size) if config.scale_scores else 1.0
+
+    def forward(self, hidden, rows):
+        """Scores of the given rows: hidden [T, H], rows [M] int64 -> [M] float32."""
+        return score_head(
+            hidden,
+            rows,
+            self.weight1,
+            self.bias1,
+            self.weight2,
+            self.bias2,
+            activation=self.activation,
+            scale=self.scale,
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Separators:
+    """Where the scores of a batch are read, and whose they are.
+
+    Attributes:
+        rows: [M, K] int64, row of each response's separator in every branch that holds it.
+        weights: [M, K] float32, the weight of each reading in the response's score; they sum to 1 over K.
+        cells: [M] int64, index of each response in the flattened [S, Nmax] scores.
+        offsets: [S + 1] int32, sample s owns the responses offsets[s]:offsets[s + 1].
+        width: Nmax, the most responses any sample has.
+    """
+
+    rows: torch.Tensor
+    weights: torch.Tensor
+    cells: torch.Tensor
+    offsets: torch.Tensor
+    width: int
+
+    @staticmethod
+    def build(readings, device=None):
+        """From, per sample and response, the list of rows its score is read at (nested lists of ints)."""
+        counts = [len(sample) for sample in readings]
+        flat = [rows for sample in readings for rows in sample]
+        most = max(len(rows) for rows in flat)
+        width = max(counts)
+        cells = [s * width + n for s, count in enumerate(counts) for n in range(count)]
+        return Separators(
+            rows=torch.tensor([rows + rows[:1] * (most - len(rows)) for rows in flat], device=device),
+            weights=torch.tensor(
+                [[1.0 / len(rows)] * len(rows) + [0.0] * (most - len(rows)) for rows in flat], device=device
+            ),
+            cells=torch.tensor(cells, device=device),
+            offsets=torch.tensor([0, *counts], device=device).cumsum(0).to(torch.int32),
+            width=width,
+        )
+
+    @property
+    def num_samples(self):
+        """S, the samples of the batch."""
+        return self.offsets.shape[0] - 1
+
+    def to(self, device, non_blocking=False):
+        """The same on another device (itself if it is there already)."""
+        device = torch.device(device)
+        if self.rows.device == device:
+            return self
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self):
+        """The same in page-locked memory; DataLoader(pin_memory=True) calls this."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function):
+        names = ("rows", "weights", "cells", "offsets")
+        return dataclasses.replace(self, **{name: function(getattr(self, name)) for name in names})
+
+
+def scoring_forward(self, *args, layout=None, separators=None, rankings=None, **kwargs):
+    """The forward of a patched model.
+
+    Args:
+        layout: `Layout` of a packed row, from `yojo.Collator`; None for ordinary inputs.
+        separators: `Separators` of the packed row, from `yojo.Collator`.
+        rankings: [S, Nmax], 1 = best, -1 where there is no response (float targets for the loss "soft").
+        **kwargs: the model's own inputs: input_ids [1, T], position_ids, vision tensors, ...
+
+    Returns:
+        `RewardOutput` for a packed row, or for ordinary [B, L] inputs that contain separators; otherwise whatever
+        the model returns.
+    """
+    if layout is not None:
+        return _score_packed(self, layout, separators, rankings, args, kwargs)
+    is_separator = _separators_in(self, args, kwargs)
+    if is_separator is not None:
+        return _score_plain(self, is_separator, rankings, args, kwargs)
+    if rankings is not None:
+        raise ValueError(
+            "rankings are given but nothing to score: the inputs hold neither a layout (yojo.Collator makes one) nor "
+            f"separator tokens {self.yojo.config.separator!r}"
+        )
+    stock = self.yojo.stock_forward
+    return type(self).forward(self, *args, **kwargs) if stock is None else stock(*args, **kwargs)
+
+
+@functools.cache
+def scoring_forward_of(cls):
+    """`scoring_forward` under the signature of the model class's own forward.
+
+    Trainer keeps the columns it finds in that signature, and generate() checks arguments against it.
+    """
+    function = type(scoring_forward)(
+        scoring_forward.__code__, scoring_forward.__globals__, "scoring_forward", scoring_forward.__defaults__
+    )
+    function.__kwdefaults__ = scoring_forward.__kwdefaults__
+    function.__doc__ = scoring_forward.__doc__
+    own = inspect.signature(cls.forward)
+    extra = [inspect.signature(scoring_forward).parameters[name] for name in ("layout", "separators", "rankings")]
+    parameters = list(own.parameters.values())
+    at = len(parameters) - 1 if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)
+    function.__signature__ = own.replace(parameters=parameters[:at] + extra + parameters[at:])
+    return function
+
+
+def _score_packed(self, layout, separators, rankings, args, kwargs):
+    if args:
+        raise TypeError("a packed batch is passed by name: model(**batch)")
+    if separators is None:
+        raise TypeError("layout is given without separators: pass the whole batch of yojo.Collator, model(**batch)")
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
+    for name in ("labels", "past_key_values", "inputs_embeds", "attention_mask"):
+        if name in kwargs:
+            raise ValueError(f"{name} has no meaning for a packed row of responses; leave it out")
+    input_ids = kwargs["input_ids"]
+    layout, separators = layout.to(input_ids.device), separators.to(input_ids.device)
+    # A 4-D mask is handed down as it is, so no L x L mask is ever built. Every layer reads the layout instead; one
+    # that did not would turn the scores into NaN, or be caught by the attention function.
+    mask = torch.full((1, 1, 1, 1), float("nan"), dtype=self.dtype, device=input_ids.device)
+    hidden = _hidden_states(self, {**kwargs, "attention_mask": mask, "layout": layout})[0]
+    readings = self.score(hidden, separators.rows.flatten()).view(separators.rows.shape)
+    scores = (readings * separators.weights).sum(dim=1)
+    return _output(self, scores, separators, rankings)
+
+
+def _separators_in(self, args, kwargs):
+    """[B, L] bool, where ordinary inputs hold separators; None where this is not a batch to score."""
+    separator_id = self.yojo.separator_id
+    input_ids = args[0] if args else kwargs.get("input_ids")
+    if separator_id is None or not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2:
+        return None
+    # generate() passes a cache, language-model training passes labels: neither should wait for the device here.
+    if kwargs.get("past_key_values") is not None or kwargs.get("labels") is not None:
+        return None
+    is_separator = input_ids == separator_id
+    return is_separator if bool(is_separator.any()) else None
+
+
+def _score_plain(self, is_separator, rankings, args, kwargs):
+    config = self.yojo.config
+    if config.mode != "comparative" or config.permutations != 1:
+        raise ValueError(
+            f"ordinary [B, L] inputs with separators are scored in comparative mode only, and the model is patched "
+            f"with mode={config.mode!r}, permutations={config.permutations}: use yojo.Collator, which packs them"
+        )
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
+    if args:
+        names = list(inspect.signature(type(self).forward).parameters)[1:]
+        kwargs.update(zip(names, args, strict=False))
+    if bool((~is_separator.any(dim=1)).any()):
+        raise ValueError(
+            f"row {int((~is_separator.any(dim=1)).nonzero()[0])} of the batch holds no separator "
+            f"{config.separator!r}: every response must be closed by one"
+        )
+    length = is_separator.shape[1]
+    rows = [(b * length + found.nonzero()[:, 0]).tolist() for b, found in enumerate(is_separator)]
+    separators = Separators.build([[[at] for at in row] for row in rows], device=is_separator.device)
+    if rankings is not None:
+        _check_plain_rankings(rankings, rows, config.loss)
+    hidden = _hidden_states(self, kwargs).flatten(0, 1)
+    scores = self.score(hidden, separators.rows[:, 0])
+    return _output(self, scores, separators, rankings)
+
+
+def _check_plain_rankings(rankings, rows, loss):
+    if rankings.ndim != 2 or rankings.shape[0] != len(rows):
+        raise ValueError(f"rankings must have shape [{len(rows)}, responses], got {list(rankings.shape)}")
+    for row, (given, found) in enumerate(zip(rankings.tolist(), rows, strict=True)):
+        ranked = [rank >= 0 if loss == "soft" else rank >= 1 for rank in given]
+        if ranked != [True] * len(found) + [False] * (len(given) - len(found)):
+            raise ValueError(
+                f"row {row} holds {len(found)} separators but its rankings are {given}: one rank from 1 (best) per "
+                "response, then -1 up to the width of the batch"
+            )
+
+
+def _hidden_states(self, inputs):
+    """Final hidden states of the backbone alone: no vocabulary logits, no list of every layer's states."""
+    inputs = {name: value for name, value in inputs.items() if name not in ("logits_to_keep", "num_items_in_batch")}
+    inputs.update(use_cache=False, output_hidden_states=False, output_attentions=False, return_dict=True)
+    return self.base_model(**inputs)[0]
+
+
+def _output(self, scores, separators, rankings):
+    loss = None
+    if rankings is not None:
+        if rankings.ndim != 2 or rankings.shape[0] != separators.num_samples or rankings.shape[1] < separators.width:
+            raise ValueError(
+                f"rankings must have shape [{separators.num_samples}, {separators.width}], samples by responses, got "
+                f"{list(rankings.shape)}"
+            )
+        flat = rankings.to(scores.device)[:, : separators.width].flatten()[separators.cells]
+        loss = listwise_loss(scores, flat, separators.offsets, kind=self.yojo.config.loss)
+    table = scores.new_full((separators.num_samples * separators.width,), float("-inf"))
+    table = table.scatter(0, separators.cells, scores)
+    return RewardOutput(loss=loss, scores=table.view(separators.num_samples, separators.width))

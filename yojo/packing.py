@@ -1,0 +1,571 @@
+"""Examples and a processor -> the packed batch a patched model takes; the only code that knows the text format."""
+
+import dataclasses
+import io
+import os
+import random
+import typing
+
+import torch
+
+from yojo import families
+from yojo.model import Separators
+from yojo.patch import patched_base, separator_id_of, tokenizer_of
+from yojo_kernels import Layout
+
+# Outputs of processors that are no input of a packed row: the row has no padding, labels are not for scoring, and
+# the rest has served its purpose once the positions are known.
+_NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "labels", "second_per_grid_ts", "video_metadata")
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One prompt and its candidate responses.
+
+    Attributes:
+        prompt: a string, the text of one user turn; or chat messages, a list of dicts with `role` and `content`,
+            where content is a string or a list of parts ({"type": "text", "text": ...}, {"type": "image"},
+            {"type": "video"}) and the last turn is not the assistant's.
+        responses: N >= 1 strings, none empty.
+        images: PIL images, paths, bytes of an image file, or [height, width, 3] uint8 arrays. They fill the image
+            parts of the messages in order; where the prompt has no such part they stand before the text of the first
+            user turn.
+        videos: files or frames, whatever the processor's video part takes; placed like images, after them.
+        rankings: N ranks, 1 = best, ties allowed; N targets that sum to 1 for the loss "soft"; or None.
+        id: how errors name the example.
+
+    Raises:
+        TypeError, ValueError: anything that does not fit the above; the message names the example.
+    """
+
+    prompt: str | list
+    responses: typing.Sequence[str]
+    images: typing.Sequence = ()
+    videos: typing.Sequence = ()
+    rankings: typing.Sequence | None = None
+    id: typing.Any = None
+
+    def __post_init__(self):
+        if isinstance(self.responses, str) or not isinstance(self.responses, (list, tuple)):
+            raise TypeError(f"{self.name}: responses must be a list of strings, got {type(self.responses).__name__}")
+        if not self.responses:
+            raise ValueError(f"{self.name}: no responses: at least one is needed")
+        for i, response in enumerate(self.responses):
+            if not isinstance(response, str):
+                raise TypeError(f"{self.name}: response {i} must be a string, got {type(response).__name__}")
+            if not response.strip():
+                raise ValueError(f"{self.name}: response {i} is empty")
+        for field in ("images", "videos"):
+            value = getattr(self, field)
+            if value is None:
+                object.__setattr__(self, field, ())
+            elif not isinstance(value, (list, tuple)):
+                raise TypeError(f"{self.name}: {field} must be a list, got {type(value).__name__}")
+        if self.rankings is not None:
+            self._check_rankings()
+        self._check_prompt()
+
+    @property
+    def name(self):
+        """How errors name the example."""
+        return "example" if self.id is None else f"example {self.id!r}"
+
+    def _check_rankings(self):
+        rankings = self.rankings.tolist() if hasattr(self.rankings, "tolist") else list(self.rankings)
+        object.__setattr__(self, "rankings", rankings)
+        if len(rankings) != len(self.responses):
+            raise ValueError(f"{self.name}: {len(rankings)} rankings for {len(self.responses)} responses")
+        for rank in rankings:
+            if isinstance(rank, bool) or not isinstance(rank, (int, float)):
+                raise TypeError(f"{self.name}: rankings must be numbers, got {rank!r}")
+        if all(rank < 0 for rank in rankings):
+            raise ValueError(f"{self.name}: rankings {rankings} are all negative: no response is ranked; 1 is the best")
+        if any(not rank >= 0 for rank in rankings):
+            raise ValueError(f"{self.name}: rankings {rankings} must not be negative; 1 is the best")
+
+    def _check_prompt(self):
+        if isinstance(self.prompt, str):
+            if not self.prompt.strip() and not self.images and not self.videos:
+                raise ValueError(f"{self.name}: the prompt is empty")
+            return
+        if not isinstance(self.prompt, (list, tuple)) or not self.prompt:
+            raise TypeError(
+                f"{self.name}: prompt must be a string or a list of chat messages, got {type(self.prompt).__name__}"
+            )
+        for turn in self.prompt:
+            if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
+                raise TypeError(f"{self.name}: a chat message must be a dict with role and content, got {turn!r}")
+            if not isinstance(turn["content"], (str, list, tuple)):
+                raise TypeError(f"{self.name}: content must be a string or a list of parts, got {turn['content']!r}")
+        if self.prompt[-1]["role"] == "assistant":
+            raise ValueError(
+                f"{self.name}: the prompt ends with an assistant turn; what the assistant says goes into responses"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """One example as tokens: what `Collator.encode` returns and `Collator.pack` packs.
+
+    Attributes:
+        name: how errors name the example.
+        prompt_ids: [P] int64.
+        positions: [axes, P] int64, the prompt's positions as the model gives them.
+        blocks: [P] int64 bidirectional block ids, -1 = none; or None.
+        token_types: dict name -> [P], the processor's per-token types.
+        vision: dict name -> tensor, the processor's vision tensors.
+        responses: N lists of token ids, each closed by the separator.
+        rankings: N numbers or None.
+    """
+
+    name: str
+    prompt_ids: torch.Tensor
+    positions: torch.Tensor
+    blocks: torch.Tensor | None
+    token_types: dict
+    vision: dict
+    responses: list
+    rankings: list | None
+
+    def num_tokens(self, config):
+        """Tokens this example takes in a packed row."""
+        branches = len(orders(len(self.responses), config)) if config.mode == "comparative" else 1
+        return len(self.prompt_ids) + branches * sum(map(len, self.responses))
+
+
+class Collator:
+    """Make the batch a patched model takes: `model(**collator(examples))`.
+
+    Several examples, of whatever mix of text, images and videos, stand end to end in one packed row without padding.
+    A DataLoader takes it as `collate_fn`, a Trainer as `data_collator`; it holds no weights, so that loader workers
+    can carry it.
+
+    Args:
+        processor: the model's processor, or its tokenizer for a text-only model.
+        model: the patched model.
+        max_length: the most tokens one example may take in the row (prompt and all branches), or None. A longer one
+            is an error: nothing is ever cut.
+
+    Raises:
+        ValueError: a model that is not patched, or a tokenizer without the separator.
+    """
+
+    def __init__(self, processor, model, max_length=None):
+        base = patched_base(model, "Collator")
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be at least 1 or None, got {max_length}")
+        self.processor = processor
+        self.tokenizer = tokenizer_of(processor)
+        self.config = base.yojo.config
+        self.family = families.family_of(base.config)
+        self.positions = families.PromptPositions(base)
+        self.max_length = max_length
+        self.window = _shortest_window(base) if self.family.blocks is families.whole_prompt_block else None
+        self.separator_id = separator_id_of(self.tokenizer, self.config.separator)
+        if self.separator_id is None:
+            raise ValueError(
+                f"the tokenizer lacks the separator {self.config.separator!r}: yojo.patch(model, processor) adds it "
+                "to both"
+            )
+        rows = base.get_input_embeddings().weight.shape[0]
+        if self.separator_id >= rows:
+            raise ValueError(
+                f"the separator {self.config.separator!r} has id {self.separator_id}, beyond the {rows} rows of the "
+                "model's embedding: call yojo.patch(model, processor) with this processor"
+            )
+        self.forbidden = _special_ids(processor, self.tokenizer, base.config) | {self.separator_id}
+
+    def __call__(self, examples):
+        """Encode and pack a list of `Example`.
+
+        Returns:
+            dict: input_ids [1, T] int64; position_ids [1, T], or [3, 1, T] for M-RoPE; layout (`Layout`); separators
+            (`Separators`); the processor's vision tensors; and rankings [S, Nmax] (int64, -1 = no response; float32
+            for the loss "soft") when the examples have them.
+
+        Raises:
+            TypeError, ValueError: an example that cannot be packed; the message names it.
+        """
+        return self.pack([self.encode(example, place) for place, example in enumerate(examples)])
+
+    def encode(self, example, place=0):
+        """Turn one `Example` into tokens, positions and vision tensors (`Encoded`), unpacked."""
+        if not isinstance(example, Example):
+            raise TypeError(f"the collator packs yojo.Example objects, got {type(example).__name__} at place {place}")
+        name = example.name if example.id is not None else f"example {place}"
+        if example.rankings is not None:
+            _check_ranks(example.rankings, self.config.loss, name)
+        prompt = _PromptEncoder(self.processor, self.tokenizer, name)(example)
+        responses = [self._response_ids(text, i, name) for i, text in enumerate(example.responses)]
+        prompt_ids = prompt["input_ids"][0]
+        blocks = None if self.family.blocks is None else self.family.blocks(prompt)
+        if self.window is not None and len(prompt_ids) > self.window:
+            raise ValueError(
+                f"{name}: the prompt has {len(prompt_ids)} tokens, the model's sliding window {self.window}: "
+                f"{self.family.name} lets a prompt see itself beyond its window, which is not supported"
+            )
+        encoded = Encoded(
+            name=name,
+            prompt_ids=prompt_ids,
+            positions=self.positions(prompt),
+            blocks=blocks,
+            token_types={key: prompt[key][0] for key in families.TOKEN_TYPES if key in prompt},
+            vision={
+                key: value
+                for key, value in prompt.items()
+                if key not in _NOT_FOR_THE_MODEL and key not in families.TOKEN_TYPES
+            },
+            responses=responses,
+            rankings=example.rankings,
+        )
+        tokens = encoded.num_tokens(self.config)
+        if self.max_length is not None and tokens > self.max_length:
+            raise ValueError(
+                f"{name} takes {tokens} tokens, {tokens - self.max_length} more than max_length={self.max_length} "
+                f"(prompt {len(prompt_ids)}, responses {', '.join(str(len(ids)) for ids in responses)}); "
+                "nothing is cut: shorten it, leave it out or raise max_length"
+            )
+        return encoded
+
+    def pack(self, encoded):
+        """Lay encoded examples end to end in one row; returns the batch that `__call__` describes."""
+        if not encoded:
+            raise ValueError("no examples: a batch needs at least one")
+        ids, positions, blocks, branch_lengths, readings = [], [], [], [], []
+        row = 0
+        for item in encoded:
+            ids.append(item.prompt_ids)
+            positions.append(item.positions)
+            blocks.append(torch.full_like(item.prompt_ids, -1) if item.blocks is None else item.blocks)
+            row += len(item.prompt_ids)
+            first = int(item.positions.max()) + 1 if len(item.prompt_ids) else 0
+            branches = _branches(len(item.responses), self.config)
+            rows = [[] for _ in item.responses]
+            for branch in branches:
+                branch_ids = [token for n in branch for token in item.responses[n]]
+                ids.append(torch.tensor(branch_ids))
+                positions.append((first + torch.arange(len(branch_ids))).expand(item.positions.shape[0], -1))
+                blocks.append(torch.full((len(branch_ids),), -1))
+                for n in branch:
+                    row += len(item.responses[n])
+                    rows[n].append(row - 1)
+            branch_lengths.append([sum(len(item.responses[n]) for n in branch) for branch in branches])
+            readings.append(rows)
+        position_ids = torch.cat(positions, dim=1)
+        batch = {
+            "input_ids": torch.cat(ids)[None],
+            "position_ids": position_ids if position_ids.shape[0] == 1 else position_ids[:, None],
+            "layout": Layout.build(
+                [len(item.prompt_ids) for item in encoded], branch_lengths, bidirectional=torch.cat(blocks)
+            ),
+            "separators": Separators.build(readings),
+            **families.join_vision([item.vision for item in encoded], self.family),
+        }
+        if self.family.passes_token_types:
+            batch.update(self._token_types(encoded, branch_lengths))
+        ranked = [item.rankings is not None for item in encoded]
+        if any(ranked):
+            if not all(ranked):
+                raise ValueError(
+                    f"{encoded[ranked.index(False)].name} has no rankings while others of the batch have: rank all "
+                    "or none"
+                )
+            batch["rankings"] = _ranking_table([item.rankings for item in encoded], self.config.loss)
+        return batch
+
+    def _response_ids(self, text, i, name):
+        """Token ids of one response, no special token among them but the closing separator."""
+        ids = plain_ids(self.tokenizer, text, self.forbidden)
+        if not ids:
+            raise ValueError(f"{name}: response {i} is empty: {text!r} has no tokens")
+        return [*ids, self.separator_id]
+
+    def _token_types(self, encoded, branch_lengths):
+        names = dict.fromkeys(name for item in encoded for name in item.token_types)
+        types = {}
+        for name in names:
+            pieces = []
+            for item, lengths in zip(encoded, branch_lengths, strict=True):
+                prompt = item.token_types.get(name, torch.zeros_like(item.prompt_ids))
+                pieces += [prompt, prompt.new_zeros(sum(lengths))]
+            types[name] = torch.cat(pieces)[None]
+        return types
+
+
+def orders(count, config):
+    """The orders in which a comparative row lays out `count` responses: min(permutations, count!) distinct ones.
+
+    Cyclic shifts come first, evenly spread, so that with permutations = count every response stands once in every
+    place; further ones are the shifts of seeded shuffles, so that each full round is balanced again.
+
+    Returns:
+        list of tuples of 0..count-1; the first is the given order.
+    """
+    wanted, found = config.permutations, []
+    generator = random.Random(count)
+    base = tuple(range(count))
+    possible = 1
+    for n in range(2, count + 1):
+        possible = min(possible * n, wanted)
+    while len(found) < min(wanted, possible):
+        left = min(wanted, possible) - len(found)
+        shifts = range(count) if left >= count else [j * count // left for j in range(left)]
+        for shift in shifts:
+            order = base[shift:] + base[:shift]
+            if order not in found:
+                found.append(order)
+        base = tuple(generator.sample(range(count), count))
+    return found[:wanted]
+
+
+def plain_ids(tokenizer, text, forbidden):
+    """Tokenise text as plain text: nothing in it becomes a special token, a separator or an image placeholder.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        text: str.
+        forbidden: set of token ids that must not come out.
+
+    Returns:
+        list of ids.
+    """
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    found = forbidden.intersection(ids)
+    if not found:
+        return ids
+    # An added token that is not flagged special is still matched as a whole: cut it in two, and tokenise the halves.
+    for token in sorted((tokenizer.convert_ids_to_tokens(i) for i in found), key=len, reverse=True):
+        at = text.find(token)
+        if at >= 0 and len(token) > 1:
+            cut = at + 1
+            return plain_ids(tokenizer, text[:cut], forbidden) + plain_ids(tokenizer, text[cut:], forbidden)
+    # Nothing literal to cut: the vocabulary itself spells a special token this way.
+    return [token for token in ids if token not in found] or ids
+
+
+def load_image(source, name):
+    """Read one image as RGB.
+
+    Args:
+        source: a PIL image, a path, the bytes of an image file, or a [height, width, 3] uint8 array.
+        name: how errors name it, such as "example 3: image 0".
+
+    Returns:
+        A PIL image in mode RGB, turned upright where its EXIF data say so.
+
+    Raises:
+        TypeError: none of these.
+        ValueError: a missing, unreadable, truncated or zero-sized image, or a URL.
+    """
+    from PIL import Image, ImageOps
+
+    if isinstance(source, Image.Image):
+        image, what = source, "the image"
+    elif isinstance(source, (bytes, bytearray)):
+        image, what = _open_image(io.BytesIO(source), f"{name}: {len(source)} bytes"), "the image"
+    elif isinstance(source, (str, os.PathLike)):
+        what = os.fspath(source)
+        if what.startswith(("http://", "https://")):
+            raise ValueError(f"{name}: {what} is a URL; download it first, nothing is fetched here")
+        if not os.path.exists(what):
+            raise ValueError(f"{name}: no such file: {what}")
+        image = _open_image(what, f"{name}: {what}")
+    elif hasattr(source, "__array__") or isinstance(source, torch.Tensor):
+        array = source.detach().cpu().numpy() if isinstance(source, torch.Tensor) else source.__array__()
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype.name != "uint8":
+            raise ValueError(
+                f"{name}: an array image must be [height, width, 3] uint8, got {list(array.shape)} {array.dtype}"
+            )
+        if 0 in array.shape:
+            raise ValueError(f"{name} is zero-sized: {array.shape[1]} x {array.shape[0]} pixels")
+        image, what = Image.fromarray(array), "the array"
+    else:
+        raise TypeError(f"{name} must be a PIL image, a path, bytes or an array, got {type(source).__name__}")
+    if 0 in image.size:
+        raise ValueError(f"{name} is zero-sized: {image.size[0]} x {image.size[1]} pixels")
+    try:
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{name}: {what} cannot be read: {error}") from error
+
+
+def _open_image(file, what):
+    from PIL import Image
+
+    try:
+        image = Image.open(file)
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{what} is not a readable image: {error}") from error
+    return image
+
+
+class _PromptEncoder:
+    """One prompt through the processor's chat template, images and videos in their places."""
+
+    def __init__(self, processor, tokenizer, name):
+        self.processor, self.tokenizer, self.name = processor, tokenizer, name
+        self.is_multimodal = processor is not tokenizer
+
+    def __call__(self, example):
+        """The processor's outputs for the prompt: dict of tensors, `input_ids` [1, P] among them."""
+        messages = [{"role": "user", "content": example.prompt}] if isinstance(example.prompt, str) else example.prompt
+        messages = [{**turn, "content": self._parts(turn["content"])} for turn in messages]
+        media = {"image": list(example.images), "video": list(example.videos)}
+        for kind in media:
+            self._place(messages, kind, media[kind])
+        self._check_text(messages)
+        for kind in ("image", "video"):
+            found = sum(part["type"] == kind for turn in messages for part in turn["content"])
+            if found and not self._takes(kind):
+                raise ValueError(f"{self.name}: the prompt has {found} {kind}s, but {self._why_not(kind)}")
+        images = iter(range(10**9))
+        for turn in messages:
+            for part in turn["content"]:
+                if part["type"] == "image":
+                    part["image"] = load_image(part["image"], f"{self.name}: image {next(images)}")
+                elif part["type"] == "video" and isinstance(part["video"], (str, os.PathLike)):
+                    if not os.path.exists(part["video"]):
+                        raise ValueError(f"{self.name}: no such video: {os.fspath(part['video'])}")
+        try:
+            return self._tensors(self._run(messages))
+        except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, StopIteration) as error:
+            raise ValueError(
+                f"{self.name}: {type(self.processor).__name__} could not process the prompt: {error}"
+            ) from error
+
+    def _parts(self, content):
+        if isinstance(content, str):
+            return [{"type": "text", "text": content}]
+        parts = []
+        for part in content:
+            if isinstance(part, str):
+                part = {"type": "text", "text": part}
+            if not isinstance(part, dict) or part.get("type") not in ("text", "image", "video"):
+                raise ValueError(f"{self.name}: a content part must be of type text, image or video, got {part!r}")
+            if part["type"] == "text" and not isinstance(part.get("text"), str):
+                raise TypeError(f"{self.name}: a text part needs a string under 'text', got {part!r}")
+            parts.append(dict(part))
+        return parts
+
+    def _place(self, messages, kind, media):
+        """Put images (videos) into the parts that wait for one, or before the first user turn's text."""
+        own = [part for turn in messages for part in turn["content"] if part["type"] == kind]
+        waiting = []
+        for part in own:
+            source = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
+            part.clear()
+            part["type"] = kind
+            if source is None:
+                waiting.append(part)
+            else:
+                part[kind] = source
+        if not own and media:
+            turn = next((turn for turn in messages if turn["role"] == "user"), None)
+            if turn is None:
+                raise ValueError(f"{self.name}: {len(media)} {kind}s but no user turn to put them in")
+            at = sum(part["type"] == "image" for part in turn["content"]) if kind == "video" else 0
+            turn["content"][at:at] = [{"type": kind, kind: item} for item in media]
+        elif len(waiting) != len(media):
+            raise ValueError(
+                f"{self.name}: the prompt has {len(waiting)} {kind} placeholders to fill, but {len(media)} {kind}s are given"
+            )
+        else:
+            for part, item in zip(waiting, media, strict=True):
+                part[kind] = item
+
+    def _check_text(self, messages):
+        for kind in ("image", "video"):
+            token = getattr(self.processor, f"{kind}_token", None)
+            for turn in messages:
+                for part in turn["content"]:
+                    if isinstance(token, str) and part["type"] == "text" and token in part["text"]:
+                        raise ValueError(
+                            f"{self.name}: the prompt's text contains the placeholder {token!r}, for which there is no "
+                            f"{kind}: take it out, and pass {kind}s through {kind}s=..."
+                        )
+
+    def _takes(self, kind):
+        return getattr(self.processor, f"{kind}_processor", None) is not None
+
+    def _why_not(self, kind):
+        if not self.is_multimodal:
+            return "a bare tokenizer was given: pass the model's processor, if it has one"
+        reason = f"{type(self.processor).__name__} takes none"
+        return f"{reason} (video parts of processors need torchvision)" if kind == "video" else reason
+
+    def _run(self, messages):
+        if getattr(self.processor, "chat_template", None) is None:
+            return self._run_without_template(messages)
+        if not self.is_multimodal:  # templates of text-only models expect strings
+            messages = [{**turn, "content": "".join(p["text"] for p in turn["content"])} for turn in messages]
+        return self.processor.apply_chat_template(
+            messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+
+    def _run_without_template(self, messages):
+        """PaliGemma and base models: media placeholders, then the text of the only turn."""
+        if len(messages) != 1:
+            raise ValueError("it has no chat template, so the prompt must be a string or a single user turn")
+        parts = messages[0]["content"]
+        media = {kind: [p[kind] for p in parts if p["type"] == kind] for kind in ("image", "video")}
+        text = "".join(p["text"] for p in parts if p["type"] == "text")
+        if not self.is_multimodal:
+            return self.processor(text, return_tensors="pt")
+        for kind in ("video", "image"):
+            if media[kind]:
+                text = getattr(self.processor, f"{kind}_token") * len(media[kind]) + text
+        inputs = {f"{kind}s": [items] for kind, items in media.items() if items}
+        return self.processor(text=[text], return_tensors="pt", **inputs)
+
+    def _tensors(self, outputs):
+        tensors = {}
+        for key, value in outputs.items():
+            if isinstance(value, torch.Tensor) or key in _NOT_FOR_THE_MODEL:
+                tensors[key] = value
+            else:
+                try:
+                    tensors[key] = torch.as_tensor(value)
+                except (ValueError, TypeError) as error:
+                    raise ValueError(f"its output {key} is no tensor and cannot be made one: {error}") from error
+        if tensors["input_ids"].ndim != 2 or tensors["input_ids"].shape[0] != 1:
+            raise ValueError(f"one prompt became input_ids of shape {list(tensors['input_ids'].shape)}")
+        return tensors
+
+
+def _branches(count, config):
+    if config.mode == "isolated":
+        return [(n,) for n in range(count)]
+    return orders(count, config)
+
+
+def _special_ids(processor, tokenizer, config):
+    """Ids that plain text must never turn into: special tokens and the placeholders of images, videos, audio."""
+    ids = set(getattr(tokenizer, "all_special_ids", ()))
+    ids.update(i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    for source in (processor, config):
+        for key, value in vars(source).items() if hasattr(source, "__dict__") else ():
+            if key.endswith(("_token_id", "_token_ids")):
+                ids.update(i for i in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(i, int))
+    return ids - {unknown}
+
+
+def _check_ranks(rankings, loss, name):
+    if loss == "soft":
+        if abs(sum(rankings) - 1) > 1e-3:
+            raise ValueError(f"{name}: the loss 'soft' needs targets that sum to 1, got {rankings}")
+    elif any(rank != int(rank) or rank < 1 for rank in rankings):
+        raise ValueError(f"{name}: rankings must be whole numbers from 1 (best), got {rankings}")
+
+
+def _ranking_table(rankings, loss):
+    width = max(map(len, rankings))
+    dtype = torch.float32 if loss == "soft" else torch.int64
+    return torch.tensor([[*ranks, *[-1] * (width - len(ranks))] for ranks in rankings], dtype=dtype)
+
+
+def _shortest_window(base):
+    config = base.config.get_text_config()
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or [])
+    return config.sliding_window if slides else None

@@ -1,0 +1,343 @@
+"""`patch` turns a Hugging Face model into a reward model in place, `unpatch` undoes it."""
+
+import dataclasses
+import functools
+import logging
+import sys
+import types
+import typing
+
+import torch
+
+from yojo import families
+from yojo.config import YojoConfig
+from yojo_kernels import multi_response_attention
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "yojo_"  # registered under the stock implementation's own name behind it: code that looks for "flash" finds it
+
+
+@dataclasses.dataclass
+class Patch:
+    """What a patched model carries as `model.yojo`: its settings, and what `unpatch` needs.
+
+    Attributes:
+        config: the `YojoConfig`.
+        separator_id: token id of the separator, or None when no processor was given.
+        stock_attention: the attention implementation the model had before.
+        stock_forward: the instance's own `forward` before, where something else had set one; else None.
+        stock_vocabulary: rows of the embedding before it was resized; None if it was not.
+        stock_row: the embedding of an existing row that became the separator's; None if there is none.
+    """
+
+    config: YojoConfig
+    separator_id: int | None
+    stock_attention: str
+    stock_forward: typing.Any = None
+    stock_vocabulary: int | None = None
+    stock_row: torch.Tensor | None = None
+
+
+def patch(model, processor=None, **options):
+    """Turn a vision-language (or text-only) model into a reward model, in place.
+
+    Afterwards `model(**batch)` with a batch of `yojo.Collator` returns `.scores` [S, Nmax] and, when rankings are
+    there, `.loss`. Ordinary inputs go through the model as before, `generate()` included. Patch before the
+    optimizer is made, since a value head named `score` (float32) and possibly one row of the embedding are added.
+
+    Args:
+        model: a `transformers` model with a language-model head (`...ForConditionalGeneration`, `...ForCausalLM`),
+            bare or wrapped by PEFT, DistributedDataParallel or torch.compile.
+        processor: its processor, or its tokenizer for a text-only model. The separator token is taken from it, or
+            added to it and to the model's embedding, starting from the mean embedding. Without one, packed batches
+            are still scored, but ordinary [B, L] inputs with separators are not recognised.
+        **options: fields of `YojoConfig`.
+
+    Returns:
+        The same model object.
+
+    Raises:
+        TypeError: not a transformers model.
+        ValueError: an unknown option or value, a model that cannot be patched (the reason is named), a model that
+            was patched before with other options.
+
+    Example:
+        >>> model = yojo.patch(model, processor, mode="isolated")
+    """
+    config = YojoConfig.from_dict(options)
+    base = unwrap(model)
+    if is_patched(base):
+        differing = {name: value for name, value in options.items() if getattr(base.yojo.config, name) != value}
+        if differing:
+            raise ValueError(
+                f"the model is patched already, with {_named(base.yojo.config, differing)}, and cannot be patched "
+                f"again with {_named(config, differing)}: call yojo.unpatch(model) first"
+            )
+        if processor is not None and base.yojo.separator_id is None:
+            _add_separator(base, processor, base.yojo)
+        return model
+    _check_model(base)
+    modules = families.attention_modules(base)
+
+    from yojo.model import ScoreHead, scoring_forward_of
+
+    stock = _common_implementation(modules)
+    state = Patch(config=config, separator_id=None, stock_attention=stock)
+    if processor is not None:
+        _add_separator(base, processor, state)
+    _set_implementation(base, modules, _register(stock))
+    reference_parameter = list(base.get_decoder().parameters())[-1]
+    base.score = ScoreHead(base.config.get_text_config().hidden_size, config).to(reference_parameter.device)
+    state.stock_forward = base.__dict__.get("forward")
+    base.forward = types.MethodType(scoring_forward_of(type(base)), base)
+    base.yojo = state
+    base.config.yojo = config.to_dict()
+    return model
+
+
+def unpatch(model):
+    """Undo `patch`: head, forward, attention and the separator's embedding are as before.
+
+    The separator stays in the processor's tokenizer, where it does no harm: tokenizers cannot forget a token.
+
+    Args:
+        model: a patched model, bare or wrapped; one that is not patched is returned as it is.
+
+    Returns:
+        The same model object.
+    """
+    base = unwrap(model)
+    if not is_patched(base):
+        return model
+    state = base.yojo
+    _set_implementation(base, families.attention_modules(base), state.stock_attention)
+    if state.stock_row is not None:
+        with torch.no_grad():
+            base.get_input_embeddings().weight[state.separator_id] = state.stock_row
+    if state.stock_vocabulary is not None:
+        base.resize_token_embeddings(state.stock_vocabulary)
+    del base.score, base.yojo, base.config.yojo
+    if state.stock_forward is None:
+        del base.forward
+    else:
+        base.forward = state.stock_forward
+    return model
+
+
+def unwrap(model):
+    """The transformers model inside torch.compile, DistributedDataParallel and PEFT wrappers."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        else:
+            return model
+
+
+def is_patched(model):
+    """Whether this (unwrapped) model carries a patch."""
+    return isinstance(getattr(model, "yojo", None), Patch)
+
+
+def patched_base(model, caller):
+    """The unwrapped model, or a ValueError that tells `caller`'s user to patch it first."""
+    base = unwrap(model)
+    if not is_patched(base):
+        raise ValueError(f"{caller} needs a patched model: call yojo.patch(model, processor) first")
+    return base
+
+
+def tokenizer_of(processor):
+    """The tokenizer of a processor; a tokenizer is its own."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def separator_id_of(tokenizer, separator):
+    """The id of the separator token, or None where the tokenizer lacks it."""
+    return tokenizer.get_vocab().get(separator)
+
+
+# ---- attention ----
+
+
+def attend(module, query, key, value, attention_mask, *, stock, layout=None, **kwargs):
+    """The attention function registered with transformers: packed rows go to `multi_response_attention`.
+
+    Args:
+        module: the model's attention module.
+        query: [B, Hq, T, D]; key and value: [B, Hkv, T, D]. B is 1 with a layout.
+        attention_mask: whatever the model made; ignored with a layout.
+        stock: name of the implementation that runs when there is no layout.
+        layout: `Layout` of the packed row, or None for ordinary inputs.
+        **kwargs: what the model hands its attention function: scaling, dropout, sliding_window, softcap, ...
+
+    Returns:
+        (output [B, T, Hq, D], None).
+    """
+    if layout is None:
+        if attention_mask is not None and attention_mask.shape == (1, 1, 1, 1) and query.shape[2] > 1:
+            raise RuntimeError(
+                f"the layout of the packed row did not reach {type(module).__name__}: the model does not hand keyword "
+                "arguments down to its attention, so it cannot be patched"
+            )
+        stock_attention = _stock_attention(module, stock)
+        return stock_attention(query=query, key=key, value=value, attention_mask=attention_mask, **kwargs)
+    if kwargs.get("dropout"):
+        raise ValueError(
+            f"attention dropout {kwargs['dropout']} is not supported: set attention_dropout=0.0 in the text config"
+        )
+    for name in ("s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{type(module).__name__} uses {name} in its attention, which is not supported")
+    window = kwargs.get("sliding_window")
+    layer_types = getattr(module.config, "layer_types", None)
+    if window is None and layer_types and layer_types[module.layer_idx] == "sliding_attention":
+        raise RuntimeError(f"{type(module).__name__}, layer {module.layer_idx}, slides but did not say its window")
+    head_dim = value.shape[-1]
+    if head_dim < query.shape[-1]:  # multi-head latent attention: narrower values, filled up and cut off again
+        value = torch.nn.functional.pad(value, (0, query.shape[-1] - head_dim))
+    output = multi_response_attention(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        layout,
+        scale=kwargs.get("scaling"),
+        window=window,
+        softcap=kwargs.get("softcap"),
+    )
+    return output[None, ..., :head_dim], None
+
+
+def _stock_attention(module, stock):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if stock == "eager":  # every modeling file has its own
+        return functools.partial(sys.modules[type(module).__module__].eager_attention_forward, module)
+    if stock in ("sdpa", "flex_attention"):
+        return functools.partial(ALL_ATTENTION_FUNCTIONS[stock], module)
+    # Flash attention reads the implementation's name from module.config and would load a kernel of our name.
+    return functools.partial(ALL_ATTENTION_FUNCTIONS[stock], _Named(module, stock))
+
+
+class _Named:
+    """An attention module seen under the stock implementation's name."""
+
+    def __init__(self, module, stock):
+        self._module = module
+        self.config = _Named.Config(module.config, stock)
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+    class Config:
+        def __init__(self, config, stock):
+            self._config, self._attn_implementation = config, stock
+
+        def __getattr__(self, name):
+            return getattr(self._config, name)
+
+
+def _register(stock):
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    name = PREFIX + stock
+    if stock not in ALL_MASK_ATTENTION_FUNCTIONS:
+        raise ValueError(
+            f"attention implementation {stock!r} has no mask function in transformers; load the model with "
+            "attn_implementation='sdpa'"
+        )
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS.register(name, functools.partial(attend, stock=stock))
+        # Without a mask function of the same name, transformers makes no mask at all for ordinary inputs.
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[stock])
+    return name
+
+
+def _common_implementation(modules):
+    names = {module.config._attn_implementation for module in modules}
+    if len(names) != 1:
+        raise ValueError(f"the decoder's layers have different attention implementations: {sorted(map(str, names))}")
+    return names.pop() or "eager"
+
+
+def _set_implementation(base, modules, name):
+    text_configs = {id(module.config): module.config for module in modules}
+    others = {
+        id(module): module.config
+        for module in base.modules()
+        if hasattr(module, "config") and id(module.config) not in text_configs and hasattr(module.config, "model_type")
+    }
+    before = {key: config._attn_implementation for key, config in others.items()}
+    for config in text_configs.values():
+        config._attn_implementation = name
+    for module in modules:
+        if module.config._attn_implementation != name:
+            raise RuntimeError(f"{type(base).__name__} did not take the attention implementation {name!r}")
+    for key, config in others.items():
+        if config._attn_implementation != before[key]:
+            raise RuntimeError(f"{type(base).__name__}: setting the decoder's attention changed {type(config).__name__}")
+
+
+# ---- separator ----
+
+
+def _add_separator(base, processor, state):
+    """Give tokenizer and model the separator, starting its embedding from the mean of the tokenizer's others."""
+    tokenizer = tokenizer_of(processor)
+    if not hasattr(tokenizer, "get_vocab"):
+        raise TypeError(f"processor must be a processor or a tokenizer, got {type(processor).__name__}")
+    separator = state.config.separator
+    known = separator_id_of(tokenizer, separator)
+    embedding = base.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    if known is not None and known < rows:
+        state.separator_id = known  # it was trained, or reserved, by whoever made the tokenizer
+        return
+    if not isinstance(embedding, torch.nn.Embedding):
+        raise ValueError(
+            f"the separator {separator!r} must be added to the embedding, which {type(embedding).__name__} wraps: "
+            "call yojo.patch before PEFT wraps the model"
+        )
+    if known is None:
+        from tokenizers import AddedToken
+
+        tokenizer.add_tokens([AddedToken(separator, special=True, normalized=False)], special_tokens=True)
+    state.separator_id = separator_id_of(tokenizer, separator)
+    used = [i for i in tokenizer.get_vocab().values() if i != state.separator_id and i < rows]
+    with torch.no_grad():
+        mean = embedding.weight[torch.tensor(used, device=embedding.weight.device)].float().mean(0)
+    if state.separator_id >= rows:
+        state.stock_vocabulary = rows
+        base.resize_token_embeddings(state.separator_id + 1, mean_resizing=False)
+    else:
+        state.stock_row = embedding.weight[state.separator_id].detach().clone()
+    weight = base.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[state.separator_id] = mean.to(weight.dtype)
+
+
+# ---- checks ----
+
+
+def _check_model(base):
+    from transformers import PreTrainedModel
+
+    if not isinstance(base, PreTrainedModel):
+        raise TypeError(f"model must be a transformers model, got {type(base).__name__}")
+    name = type(base).__name__
+    if base.base_model is base or base.get_output_embeddings() is None:
+        raise ValueError(
+            f"{name} has no language-model head: load the model with AutoModelForImageTextToText, or with "
+            "AutoModelForCausalLM for a text-only one"
+        )
+    if hasattr(base, "score"):
+        raise ValueError(f"{name} has a submodule named `score` already; load the class with a language-model head")
+
+
+def _named(config, names):
+    return ", ".join(f"{name}={getattr(config, name)!r}" for name in names)

@@ -1,0 +1,249 @@
+"""Operations on packed multi-response rows: attention, value head and loss; tensors in, tensors out."""
+
+import math
+
+import torch
+
+from yojo_kernels import reference
+from yojo_kernels.layout import Layout
+
+__all__ = ["Layout", "implementations", "listwise_loss", "multi_response_attention", "score_head"]
+
+IMPLEMENTATIONS = ("auto", "reference", "triton")
+LOSS_KINDS = ("best", "plackett_luce", "bradley_terry", "soft")
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def implementations():
+    """Which implementation `impl="auto"` runs for each operation, and why.
+
+    Returns:
+        dict: operation name -> (implementation, reason), both str.
+    """
+    reason = "plain PyTorch; this version has no Triton kernel for it"
+    return {name: ("reference", reason) for name in ("multi_response_attention", "score_head", "listwise_loss")}
+
+
+def multi_response_attention(
+    query, key, value, layout, *, scale=None, window=None, softcap=None, return_lse=False, impl="auto"
+):
+    """Attention over a packed row in which every query sees its prompt and its own branch, never another branch.
+
+    output[q] = sum over visible k of softmax_k(s(q, k)) value[k], with s(q, k) = scale * query[q] . key[k], or
+    softcap * tanh(s / softcap) where a soft cap is given. Visible is what `layout.visible(window)` says.
+
+    Args:
+        query: [T, Hq, D] float.
+        key: [T, Hkv, D], same dtype and device; Hq must be a multiple of Hkv (grouped-query heads share a key head).
+        value: [T, Hkv, D].
+        layout: `Layout` of T tokens on the same device.
+        scale: factor on the dot products, 1 / sqrt(D) by default.
+        window: sliding window in logical positions (>= 1), or None.
+        softcap: soft cap of the scores (> 0), or None.
+        return_lse: also return the log-sum-exp of each query's visible scores.
+        impl: "reference", "triton" or "auto"; picks the execution, never the meaning.
+
+    Returns:
+        [T, Hq, D] in the dtype of query; with return_lse the pair (output, lse [T, Hq] float32, or float64 for
+        float64 inputs). A token that sees nothing gets output 0 and lse -inf.
+
+    Raises:
+        TypeError: an argument of the wrong type, or dtypes that differ.
+        ValueError: shapes, devices or options that do not fit; an `impl` that cannot run here.
+    """
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        _check_float(name, tensor, 3, "[tokens, heads, head dim]")
+        if tensor.dtype != query.dtype:
+            raise TypeError(f"{name} must have the dtype of query, {query.dtype}, got {tensor.dtype}")
+        if tensor.device != query.device:
+            raise ValueError(f"{name} must be on the device of query, {query.device}, got {tensor.device}")
+        if tensor.shape[0] != query.shape[0]:
+            raise ValueError(f"{name} must have the {query.shape[0]} tokens of query, got {tensor.shape[0]}")
+        if tensor.shape[2] != query.shape[2]:
+            raise ValueError(f"{name} must have the head dim of query, {query.shape[2]}, got {tensor.shape[2]}")
+    if key.shape[1] != value.shape[1]:
+        raise ValueError(f"key and value must have the same heads, got {key.shape[1]} and {value.shape[1]}")
+    if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
+        raise ValueError(
+            f"query heads must be a multiple of key heads, got {query.shape[1]} and {key.shape[1]} "
+            "(grouped-query attention shares each key head among Hq / Hkv query heads)"
+        )
+    if not isinstance(layout, Layout):
+        raise TypeError(f"layout must be a Layout (see Layout.build), got {type(layout).__name__}")
+    if layout.num_tokens != query.shape[0]:
+        raise ValueError(f"layout describes {layout.num_tokens} tokens, query has {query.shape[0]}")
+    if layout.device != query.device:
+        raise ValueError(f"layout is on {layout.device}, query on {query.device}: move it with layout.to(device)")
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, or None for no window, got {window}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be above 0, or None for no cap, got {softcap}")
+    if scale is None:
+        scale = 1.0 / math.sqrt(query.shape[2])
+    _check_impl(impl, "multi_response_attention")
+    output, lse = reference.multi_response_attention(
+        query, key, value, layout, scale=scale, window=window, softcap=softcap
+    )
+    return (output, lse) if return_lse else output
+
+
+def score_head(hidden, rows, weight1, bias1, weight2, bias2, *, activation="silu", scale=1.0, impl="auto"):
+    """Read the given rows of the hidden states and turn each into one score.
+
+    score = (activation(hidden[row] weight1^T + bias1) weight2^T + bias2) / scale, computed in float32 whatever the
+    dtype of hidden, autocast or not.
+
+    Args:
+        hidden: [T, H] float, final hidden states of a packed row.
+        rows: [M] int64, rows to read, each in 0 <= row < T; a row may appear several times.
+        weight1: [K, H], or None for a linear head (activation is then unused).
+        bias1: [K], or None for no bias.
+        weight2: [1, K]; [1, H] for a linear head.
+        bias2: [1], or None for no bias.
+        activation: "silu", "gelu", "relu", "selu" or "tanh".
+        scale: the score is divided by this; above 0.
+        impl: "reference", "triton" or "auto"; picks the execution, never the meaning.
+
+    Returns:
+        [M] float32 (float64 when hidden or weight2 is float64).
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes or devices that do not fit, an unknown activation, a row out of range (looked at only where
+            that costs no device synchronisation, that is on the CPU).
+    """
+    _check_float("hidden", hidden, 2, "[tokens, hidden]")
+    _check_integers("rows", rows, hidden.device)
+    _check_float("weight2", weight2, 2, "[1, inputs]")
+    inputs = hidden.shape[1]
+    if weight1 is not None:
+        _check_float("weight1", weight1, 2, "[K, hidden]")
+        if weight1.shape[1] != inputs:
+            raise ValueError(f"weight1 must have shape [K, {inputs}] to fit hidden, got {list(weight1.shape)}")
+        inputs = weight1.shape[0]
+        if activation not in reference.ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(reference.ACTIVATIONS)}, got {activation!r}")
+    elif bias1 is not None:
+        raise ValueError("bias1 needs weight1: a linear head has weight2 and bias2 alone")
+    if weight2.shape != (1, inputs):
+        raise ValueError(f"weight2 must have shape [1, {inputs}], got {list(weight2.shape)}")
+    for name, bias, size in (("bias1", bias1, inputs), ("bias2", bias2, 1)):
+        if bias is not None:
+            _check_float(name, bias, 1, "[outputs]")
+            if bias.shape[0] != size:
+                raise ValueError(f"{name} must have shape [{size}], got {list(bias.shape)}")
+    for name, tensor in (("weight1", weight1), ("bias1", bias1), ("weight2", weight2), ("bias2", bias2)):
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(f"{name} must be on the device of hidden, {hidden.device}, got {tensor.device}")
+    if not scale > 0:
+        raise ValueError(f"scale must be above 0, got {scale}")
+    if _can_look_at(rows) and rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= hidden.shape[0]):
+        raise ValueError(
+            f"rows must lie in 0 <= row < {hidden.shape[0]}, got {int(rows.min())} to {int(rows.max())}"
+        )
+    _check_impl(impl, "score_head")
+    return reference.score_head(hidden, rows, weight1, bias1, weight2, bias2, activation=activation, scale=scale)
+
+
+def listwise_loss(scores, rankings, offsets, *, kind="best", reduction="mean", impl="auto"):
+    """The loss of ranking the responses of each sample by their scores.
+
+    With s the scores and r the ranks (1 = best) of one sample:
+
+    - best: -(1/k) sum over the k responses tied for best of log softmax(s).
+    - plackett_luce: -log likelihood of the whole ranking, sum over i of log sum_{j: r_j >= r_i} exp(s_j) - s_i
+      (ties by Breslow's rule: each member of a tied group is drawn from all not yet ranked, its group included).
+    - bradley_terry: mean over the pairs with r_i < r_j of softplus(s_j - s_i); 0 if there is none.
+    - soft: -sum of target * log softmax(s); rankings is then the target.
+
+    Args:
+        scores: [M] float.
+        rankings: [M] int64, 1 = best, ties allowed; for "soft" float [M], at least 0 and 1 in sum over each sample.
+        offsets: [S + 1] int32, ascending from 0 to M; sample s owns scores[offsets[s]:offsets[s + 1]].
+        kind: "best", "plackett_luce", "bradley_terry" or "soft".
+        reduction: "mean" or "sum" over the samples, or "none".
+        impl: "reference", "triton" or "auto"; picks the execution, never the meaning.
+
+    Returns:
+        A float32 scalar, or [S] for reduction "none" (float64 for float64 scores). A sample of one response has
+        loss 0 and gradient 0 for every kind.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: unknown kind or reduction, shapes that do not fit; and, looked at only where that costs no device
+            synchronisation (on the CPU): offsets that do not ascend from 0 to M, a sample without responses,
+            rankings below 1, targets that are negative or do not sum to 1.
+    """
+    if kind not in LOSS_KINDS:
+        raise ValueError(f"kind must be one of {', '.join(LOSS_KINDS)}, got {kind!r}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    _check_float("scores", scores, 1, "[responses]")
+    _check_integers("offsets", offsets, scores.device)
+    if offsets.shape[0] < 2:
+        raise ValueError(f"offsets must have one entry more than there are samples, at least 2, got {len(offsets)}")
+    if kind == "soft":
+        _check_float("rankings (the targets of kind 'soft')", rankings, 1, "[responses]")
+        if rankings.device != scores.device:
+            raise ValueError(f"rankings must be on the device of scores, {scores.device}, got {rankings.device}")
+    else:
+        _check_integers("rankings", rankings, scores.device)
+    if rankings.shape != scores.shape:
+        raise ValueError(f"rankings must have the shape of scores, {list(scores.shape)}, got {list(rankings.shape)}")
+    if _can_look_at(offsets):
+        lengths = offsets[1:] - offsets[:-1]
+        if int(offsets[0]) != 0 or int(offsets[-1]) != scores.shape[0] or bool((lengths < 0).any()):
+            raise ValueError(f"offsets must ascend from 0 to {scores.shape[0]}, got {offsets.tolist()}")
+        if bool((lengths == 0).any()):
+            raise ValueError(f"sample {int((lengths == 0).nonzero()[0])} has no responses")
+        _check_rankings(rankings, lengths, kind)
+    _check_impl(impl, "listwise_loss")
+    losses = reference.listwise_loss(scores, rankings, offsets, kind=kind)
+    return {"mean": losses.mean, "sum": losses.sum, "none": losses.clone}[reduction]()
+
+
+def _check_rankings(rankings, lengths, kind):
+    if kind != "soft":
+        if int(rankings.min()) < 1:
+            raise ValueError(f"rankings must be 1 (best) or more, got {int(rankings.min())}")
+        return
+    sums = torch.stack([target.sum() for target in rankings.detach().double().split(lengths.tolist())])
+    if bool((rankings < 0).any()):
+        raise ValueError(f"targets of kind 'soft' must be at least 0, got {float(rankings.min())}")
+    if bool(((sums - 1).abs() > 1e-3).any()):
+        sample = int((sums - 1).abs().argmax())
+        raise ValueError(f"targets of kind 'soft' must sum to 1 in every sample; sample {sample}: {float(sums[sample])}")
+
+
+def _can_look_at(tensor):
+    """Whether reading values costs no synchronisation and breaks no graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _check_float(name, tensor, ndim, meaning):
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+    if tensor.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} dimensions {meaning}, got shape {list(tensor.shape)}")
+
+
+def _check_integers(name, tensor, device):
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must be an int32 or int64 tensor, got {tensor.dtype}")
+    if tensor.ndim != 1:
+        raise ValueError(f"{name} must have 1 dimension, got shape {list(tensor.shape)}")
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device}, got {tensor.device}")
+
+
+def _check_impl(impl, name):
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+    if impl == "triton":
+        raise ValueError(
+            f"impl='triton' cannot run {name}: this version has no Triton kernel for it; use 'auto' or 'reference'"
+        )

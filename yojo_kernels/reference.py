@@ -1,0 +1,101 @@
+"""The eager truth of every operation: plain PyTorch, any float dtype, any device, differentiable."""
+
+import torch
+import torch.nn.functional as F
+
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "selu": F.selu,
+    "tanh": torch.tanh,
+}
+
+
+def multi_response_attention(query, key, value, layout, *, scale, window=None, softcap=None):
+    """softmax(scale * q k^T) v over the keys that `layout.visible(window)` lets each query see.
+
+    Shapes and meaning as in `yojo_kernels.multi_response_attention`; returns the pair (output, lse).
+    """
+    # A sample never sees another, so each is computed alone; a compiler gets the row in one piece instead, so that
+    # nothing in its graph depends on how long each sample is.
+    whole_row = torch.compiler.is_compiling() or layout.num_samples == 1
+    spans = [(0, query.shape[0])] if whole_row else layout.sample_spans()
+    pieces = []
+    for start, stop in spans:
+        visible = layout.visible(window, span=(start, stop))
+        rows = slice(start, stop)
+        pieces.append(masked_attention(query[rows], key[rows], value[rows], visible, scale=scale, softcap=softcap))
+    output, lse = zip(*pieces, strict=True)
+    return torch.cat(output), torch.cat(lse)
+
+
+def masked_attention(query, key, value, visible, *, scale, softcap=None):
+    """Attention under any mask: query [T, Hq, D], key and value [T, Hkv, D], visible [T, T] bool, queries down.
+
+    Returns output [T, Hq, D] in the dtype of query and lse [T, Hq] in float32 (float64 for float64 inputs). A query
+    that sees nothing gets output 0, lse -inf and gradient 0.
+    """
+    group = query.shape[1] // key.shape[1]
+    q = query.transpose(0, 1)  # [Hq, T, D]
+    k = key.transpose(0, 1).repeat_interleave(group, dim=0)
+    v = value.transpose(0, 1).repeat_interleave(group, dim=0)
+    scores = (q @ k.transpose(1, 2)).to(_accumulation_dtype(q.dtype)) * scale  # [Hq, T, T]
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    blind = ~visible.any(dim=1, keepdim=True)  # a row of -inf alone would make NaN
+    scores = scores.masked_fill(~(visible | blind), float("-inf"))
+    weights = scores.softmax(dim=-1).masked_fill(blind, 0.0).to(v.dtype)
+    lse = scores.logsumexp(dim=-1).masked_fill(blind[:, 0], float("-inf"))
+    return (weights @ v).transpose(0, 1), lse.transpose(0, 1)
+
+
+def score_head(hidden, rows, weight1, bias1, weight2, bias2, *, activation="silu", scale=1.0):
+    """(activation(hidden[rows] weight1^T + bias1) weight2^T + bias2) / scale, in float32 (float64 for float64)."""
+    dtype = _accumulation_dtype(hidden.dtype, weight2.dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        x = hidden[rows].to(dtype)
+        if weight1 is not None:
+            x = ACTIVATIONS[activation](F.linear(x, weight1.to(dtype), None if bias1 is None else bias1.to(dtype)))
+        scores = F.linear(x, weight2.to(dtype), None if bias2 is None else bias2.to(dtype))
+        return scores[:, 0] / scale
+
+
+def listwise_loss(scores, rankings, offsets, *, kind="best"):
+    """The loss of each sample, [S]; see `yojo_kernels.listwise_loss` for the four kinds."""
+    scores = scores.to(_accumulation_dtype(scores.dtype))
+    num_samples = offsets.shape[0] - 1
+    lengths = (offsets[1:] - offsets[:-1]).to(torch.int64)
+    sample = torch.arange(num_samples, device=scores.device)
+    sample = sample.repeat_interleave(lengths, output_size=scores.shape[0])  # [M]
+    same = sample[:, None] == sample[None, :]  # [M, M]
+
+    def per_sample(values):
+        return values.new_zeros(num_samples).index_add(0, sample, values)
+
+    if kind == "best":
+        lowest = rankings.expand_as(same).masked_fill(~same, torch.iinfo(rankings.dtype).max).amin(dim=1)
+        best = (rankings == lowest).to(scores.dtype)
+        log_softmax = scores - _logsumexp_over(scores, same)
+        return -per_sample(best * log_softmax) / per_sample(best)
+    if kind == "soft":
+        log_softmax = scores - _logsumexp_over(scores, same)
+        return -per_sample(rankings.to(scores.dtype) * log_softmax)
+    if kind == "plackett_luce":
+        not_yet_ranked = same & (rankings[None, :] >= rankings[:, None])
+        return -per_sample(scores - _logsumexp_over(scores, not_yet_ranked))
+    if kind == "bradley_terry":
+        better = same & (rankings[:, None] < rankings[None, :])  # [i, j]: i beats j
+        losses = F.softplus(scores[None, :] - scores[:, None]).masked_fill(~better, 0.0).sum(dim=1)
+        pairs = per_sample(better.sum(dim=1).to(scores.dtype))
+        return per_sample(losses) / pairs.clamp(min=1)
+    raise AssertionError(f"unknown kind {kind}")
+
+
+def _logsumexp_over(scores, members):
+    """For each row i of members [M, M] bool: log sum over its members j of exp(scores[j])."""
+    return scores.expand_as(members).masked_fill(~members, float("-inf")).logsumexp(dim=1)
+
+
+def _accumulation_dtype(*dtypes):
+    return torch.float64 if torch.float64 in dtypes else torch.float32
