@@ -255,3 +255,110 @@ def _output(self, scores, separators, rankings):
     table = scores.new_full((separators.num_samples * separators.width,), float("-inf"))
     table = table.scatter(0, separators.cells, scores)
     return RewardOutput(loss=loss, scores=table.view(separators.num_samples, separators.width))
+
+
+class RewardModel:
+    """A patched model and its processor, ready to score.
+
+    Args:
+        model: a model that `yojo.patch` has patched, bare or wrapped by PEFT.
+        processor: its processor, or its tokenizer for a text-only model.
+        max_length: the most tokens one example may take (see `yojo.Collator`), or None.
+
+    Example:
+        >>> reward_model = yojo.RewardModel.from_pretrained("my-reward-model")
+        >>> reward_model.score("Which digit is shown?", ["It is a 7.", "It is a 2."], images=["seven.png"])
+        tensor([ 1.3, -0.8])
+    """
+
+    def __init__(self, model, processor, max_length=None):
+        from yojo.packing import Collator
+
+        self.collator = Collator(processor, model, max_length)
+        self.model = model
+        self.processor = processor
+
+    @property
+    def config(self):
+        """The `YojoConfig` the model is patched with."""
+        return self.collator.config
+
+    def score(self, prompt, responses, images=None, videos=None):
+        """Score the responses to one prompt in one forward pass.
+
+        Args:
+            prompt: string or chat messages (see `yojo.Example`).
+            responses: N strings.
+            images, videos: lists, or None.
+
+        Returns:
+            [N] float32 on the CPU, in the order of responses; higher is better.
+
+        Raises:
+            TypeError, ValueError: an input that cannot be scored; the message names it.
+        """
+        from yojo.packing import Example
+
+        return self.score_many([Example(prompt, responses, images=images or (), videos=videos or ())])[0]
+
+    def score_many(self, examples, progress=False, token_budget=8192):
+        """Score many examples, several in one forward pass where they fit.
+
+        Args:
+            examples: iterable of `yojo.Example`.
+            progress: show a progress bar.
+            token_budget: packed rows are filled up to this many tokens; an example that is longer by itself gets a
+                row of its own.
+
+        Returns:
+            list of [N] float32 tensors on the CPU, in the order of examples.
+        """
+        from tqdm.auto import tqdm
+
+        if token_budget < 1:
+            raise ValueError(f"token_budget must be at least 1, got {token_budget}")
+        total = len(examples) if hasattr(examples, "__len__") else None
+        scores, row, tokens = [], [], 0
+        with tqdm(total=total, disable=not progress, desc="scoring", unit="example") as bar:
+            for place, example in enumerate(examples):
+                encoded = self.collator.encode(example, place)
+                size = encoded.num_tokens(self.config)
+                if row and tokens + size > token_budget:
+                    scores += self._score_row(row)
+                    bar.update(len(row))
+                    row, tokens = [], 0
+                row.append(encoded)
+                tokens += size
+            if row:
+                scores += self._score_row(row)
+                bar.update(len(row))
+        return scores
+
+    def _score_row(self, encoded):
+        batch = self.collator.pack(encoded)
+        batch.pop("rankings", None)
+        device = next(self.model.parameters()).device
+        batch = {name: value.to(device) for name, value in batch.items()}
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                scores = self.model(**batch).scores
+        finally:
+            for module in training:
+                module.training = True
+        scores = scores.float().cpu()
+        return [row[: len(item.responses)].clone() for row, item in zip(scores, encoded, strict=True)]
+
+    def save_pretrained(self, path):
+        """Write everything that changes a score into a folder; see `yojo.checkpoint.save_pretrained`."""
+        from yojo.checkpoint import save_pretrained
+
+        save_pretrained(self, path)
+
+    @classmethod
+    def from_pretrained(cls, path, **kwargs):
+        """Load what `save_pretrained` wrote; see `yojo.checkpoint.load_pretrained` for the arguments."""
+        from yojo.checkpoint import load_pretrained
+
+        return cls(*load_pretrained(path, **kwargs))

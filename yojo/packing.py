@@ -196,9 +196,24 @@ class Collator:
         if example.rankings is not None:
             _check_ranks(example.rankings, self.config.loss, name)
         prompt = _PromptEncoder(self.processor, self.tokenizer, name)(example)
-        responses = [self._response_ids(text, i, name) for i, text in enumerate(example.responses)]
+        responses = [self._plain_ids(text, i, name) for i, text in enumerate(example.responses)]
+        return self.from_processed(prompt, responses, rankings=example.rankings, name=name)
+
+    def from_processed(self, prompt, responses, *, rankings=None, name="example"):
+        """The same from what a processor has made already.
+
+        Args:
+            prompt: dict of the processor's outputs for one prompt, generation prompt included: `input_ids` [1, P]
+                int64, its token types if it has any, vision tensors.
+            responses: N lists of token ids, without the separator.
+            rankings: N numbers, or None.
+            name: how errors name the example.
+
+        Returns:
+            `Encoded`.
+        """
         prompt_ids = prompt["input_ids"][0]
-        blocks = None if self.family.blocks is None else self.family.blocks(prompt)
+        responses = [[*ids, self.separator_id] for ids in responses]
         if self.window is not None and len(prompt_ids) > self.window:
             raise ValueError(
                 f"{name}: the prompt has {len(prompt_ids)} tokens, the model's sliding window {self.window}: "
@@ -208,7 +223,7 @@ class Collator:
             name=name,
             prompt_ids=prompt_ids,
             positions=self.positions(prompt),
-            blocks=blocks,
+            blocks=None if self.family.blocks is None else self.family.blocks(prompt),
             token_types={key: prompt[key][0] for key in families.TOKEN_TYPES if key in prompt},
             vision={
                 key: value
@@ -216,7 +231,7 @@ class Collator:
                 if key not in _NOT_FOR_THE_MODEL and key not in families.TOKEN_TYPES
             },
             responses=responses,
-            rankings=example.rankings,
+            rankings=rankings,
         )
         tokens = encoded.num_tokens(self.config)
         if self.max_length is not None and tokens > self.max_length:
@@ -273,12 +288,11 @@ class Collator:
             batch["rankings"] = _ranking_table([item.rankings for item in encoded], self.config.loss)
         return batch
 
-    def _response_ids(self, text, i, name):
-        """Token ids of one response, no special token among them but the closing separator."""
+    def _plain_ids(self, text, i, name):
         ids = plain_ids(self.tokenizer, text, self.forbidden)
         if not ids:
             raise ValueError(f"{name}: response {i} is empty: {text!r} has no tokens")
-        return [*ids, self.separator_id]
+        return ids
 
     def _token_types(self, encoded, branch_lengths):
         names = dict.fromkeys(name for item in encoded for name in item.token_types)
@@ -328,6 +342,9 @@ def plain_ids(tokenizer, text, forbidden):
 
     Returns:
         list of ids.
+
+    Raises:
+        ValueError: a vocabulary that spells a forbidden token from text that does not contain it.
     """
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     found = forbidden.intersection(ids)
@@ -339,8 +356,9 @@ def plain_ids(tokenizer, text, forbidden):
         if at >= 0 and len(token) > 1:
             cut = at + 1
             return plain_ids(tokenizer, text[:cut], forbidden) + plain_ids(tokenizer, text[cut:], forbidden)
-    # Nothing literal to cut: the vocabulary itself spells a special token this way.
-    return [token for token in ids if token not in found] or ids
+    raise ValueError(
+        f"{text!r} cannot be tokenised as plain text: {tokenizer.convert_ids_to_tokens(sorted(found))} come out of it"
+    )
 
 
 def load_image(source, name):

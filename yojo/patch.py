@@ -29,6 +29,7 @@ class Patch:
         stock_forward: the instance's own `forward` before, where something else had set one; else None.
         stock_vocabulary: rows of the embedding before it was resized; None if it was not.
         stock_row: the embedding of an existing row that became the separator's; None if there is none.
+        set_vocab_size: whether resizing gave the model an attribute `vocab_size` that it did not have.
     """
 
     config: YojoConfig
@@ -37,6 +38,7 @@ class Patch:
     stock_forward: typing.Any = None
     stock_vocabulary: int | None = None
     stock_row: torch.Tensor | None = None
+    set_vocab_size: bool = False
 
 
 def patch(model, processor=None, **options):
@@ -117,6 +119,8 @@ def unpatch(model):
             base.get_input_embeddings().weight[state.separator_id] = state.stock_row
     if state.stock_vocabulary is not None:
         base.resize_token_embeddings(state.stock_vocabulary)
+        if state.set_vocab_size:
+            base.__dict__.pop("vocab_size", None)
     del base.score, base.yojo, base.config.yojo
     if state.stock_forward is None:
         del base.forward
@@ -313,6 +317,7 @@ def _add_separator(base, processor, state):
         mean = embedding.weight[torch.tensor(used, device=embedding.weight.device)].float().mean(0)
     if state.separator_id >= rows:
         state.stock_vocabulary = rows
+        state.set_vocab_size = "vocab_size" not in base.__dict__
         base.resize_token_embeddings(state.separator_id + 1, mean_resizing=False)
     else:
         state.stock_row = embedding.weight[state.separator_id].detach().clone()
