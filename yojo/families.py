@@ -144,7 +144,8 @@ def attention_modules(model):
             "(linear attention, state-space layers, cross-attention) cannot be patched"
         )
     for module in modules:
-        if not module.is_causal:
+        # PaliGemma declares its layers bidirectional and restores causality behind the prompt with its mask.
+        if not module.is_causal and family_of(model.config).blocks is not whole_prompt_block:
             raise ValueError(f"{name}: layer {module.layer_idx} attends in both directions; a decoder must be causal")
         if getattr(module, "sinks", None) is not None:
             raise ValueError(f"{name}: layer {module.layer_idx} has attention sinks, which are not supported")

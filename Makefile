@@ -1,0 +1,40 @@
+# Two commands do everything, set-up included: `make demo` and `make test`.
+#   make PYTHON=/path/to/python TARGET   runs TARGET with an interpreter that has everything already; no .venv is made.
+
+BOOTSTRAP ?= python3
+PYTHON ?= .venv/bin/python
+SETUP := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/ready)
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: demo test setup lint bench gpu-test gpu-bench clean
+
+demo: $(SETUP)
+	$(PYTHON) -m yojo.cli demo $(ARGS)
+
+# One thread per worker: the models are tiny, and threads that wait for each other are slower than none.
+test: $(SETUP)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests --ignore=tests/gpu -n auto --dist worksteal $(ARGS)
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	$(BOOTSTRAP) -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+lint: $(SETUP)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+bench: $(SETUP)
+	$(PYTHON) -m pytest bench --benchmark-only $(ARGS)
+
+gpu-test: $(SETUP)
+	$(PYTHON) -m pytest tests/gpu $(ARGS)
+
+gpu-bench: $(SETUP)
+	$(PYTHON) -m pytest bench --benchmark-only --device cuda --results bench/results $(ARGS)
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .benchmarks

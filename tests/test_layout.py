@@ -1,0 +1,98 @@
+"""Layout: what the mask rule says, token by token, and which arguments it refuses."""
+
+import pickle
+import random
+
+import pytest
+import torch
+
+from yojo_kernels import Layout
+
+
+def rule(layout_arguments, window=None, blocks=None, positions=None):
+    """The mask rule once more, in plain loops over (sample, branch, position) of every token."""
+    prompts, branches = layout_arguments
+    tokens = []
+    for s, (prompt, lengths) in enumerate(zip(prompts, branches, strict=True)):
+        tokens += [(s, None, i) for i in range(prompt)]
+        for b, length in enumerate(lengths):
+            tokens += [(s, b, prompt + i) for i in range(length)]
+    size = len(tokens)
+    expected = torch.zeros(size, size, dtype=torch.bool)
+    for q, (q_sample, q_branch, q_position) in enumerate(tokens):
+        for k, (k_sample, k_branch, k_position) in enumerate(tokens):
+            if positions is not None:
+                q_position, k_position = positions[q], positions[k]
+            same_block = blocks is not None and blocks[q] == blocks[k] != -1
+            expected[q, k] = (
+                q_sample == k_sample
+                and k_branch in (None, q_branch)
+                and (k <= q or same_block)
+                and (window is None or q_position - k_position < window)
+            )
+    return expected
+
+
+def random_case(rng):
+    samples = rng.randint(1, 4)
+    prompts = [rng.randint(0, 7) for _ in range(samples)]
+    branches = [[rng.randint(1, 5) for _ in range(rng.randint(0 if p else 1, 4))] for p in prompts]
+    return prompts, branches
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_visible_is_the_mask_rule(seed):
+    rng = random.Random(seed)
+    prompts, branches = random_case(rng)
+    size = sum(prompts) + sum(map(sum, branches))
+    window = rng.choice([None, 1, 2, 5])
+    blocks = rng.choice([None, [rng.choice([-1, -1, 0, 1]) for _ in range(size)]])
+    layout = Layout.build(prompts, branches, bidirectional=blocks)
+    assert torch.equal(layout.visible(window), rule((prompts, branches), window, blocks))
+    for start, stop in layout.sample_spans():
+        assert torch.equal(layout.visible(window, (start, stop)), layout.visible(window)[start:stop, start:stop])
+
+
+def test_positions_go_on_from_the_prompt_in_every_branch():
+    layout = Layout.build([2, 3], [[3, 2], [1]])
+    assert layout.position.tolist() == [0, 1, 2, 3, 4, 2, 3, 0, 1, 2, 3]
+    assert layout.sample.tolist() == [0] * 7 + [1] * 4
+    assert layout.branch.tolist() == [-1, -1, 0, 0, 0, 1, 1, -1, -1, -1, 0]
+    assert layout.num_samples == 2 and layout.num_tokens == 11
+    assert repr(layout) == "Layout(11 tokens, 2 samples, 3 branches, cpu)"
+
+
+def test_given_positions_decide_the_window():
+    positions = [0, 10, 11, 30]
+    layout = Layout.build([2], [[2]], positions=positions)
+    assert torch.equal(layout.visible(2), rule(([2], [[2]]), 2, positions=positions))
+
+
+def test_a_layout_moves_pickles_and_pins(monkeypatch):
+    layout = Layout.build([2], [[1, 2]], bidirectional=[0, 0, -1, -1, -1])
+    assert layout.to("cpu") is layout
+    assert layout.to("meta").device.type == "meta"
+    assert torch.equal(pickle.loads(pickle.dumps(layout)).visible(), layout.visible())
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    torch.utils.data._utils.pin_memory.pin_memory({"layout": layout})
+    assert len(pinned) == 4
+
+
+@pytest.mark.parametrize(
+    "arguments, options, error, message",
+    [
+        (([-1], [[2]]), {}, ValueError, "prompt_lengths must hold integers >= 0, got -1"),
+        (([1], [[0]]), {}, ValueError, "branch_lengths must hold integers >= 1, got 0"),
+        (([1.5], [[2]]), {}, TypeError, "prompt_lengths must hold integers, got 1.5"),
+        (([1, 2], [[2]]), {}, ValueError, "names 2 samples and branch_lengths 1"),
+        (([0], [[]]), {}, ValueError, "no token"),
+        (([], []), {}, ValueError, "no token"),
+        (([1], [[2]]), {"bidirectional": [0, 0]}, ValueError, r"bidirectional must have shape \[3\]"),
+        (([1], [[2]]), {"bidirectional": [0.0, 0.0, 0.0]}, TypeError, "bidirectional must hold integers"),
+        (([1], [[2]]), {"positions": [[0, 1, 2]]}, ValueError, r"positions must have shape \[3\]"),
+    ],
+)
+def test_what_cannot_be_laid_out_is_refused(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        Layout.build(*arguments, **options)
