@@ -1,0 +1,57 @@
+"""Fixtures shared by the tests: the demonstration's backbone, patched in every mode."""
+
+import copy
+import random
+
+import pytest
+import torch
+
+import yojo
+
+
+@pytest.fixture(scope="session")
+def backbone():
+    """(model, processor) of the tiny Qwen3-VL, not patched; tests copy before they change anything."""
+    from yojo.demo.backbone import load_backbone
+
+    return load_backbone()
+
+
+@pytest.fixture(scope="session")
+def make_reward_model(backbone):
+    """Function options -> `RewardModel` on a copy of the backbone, with scores of a few tenths."""
+
+    def make(**options):
+        model, processor = copy.deepcopy(backbone)
+        model = yojo.patch(model.eval(), processor, **options)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in model.score.named_parameters():
+                if name.startswith("weight"):
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.1 if name == "weight1" else 0.3))
+        return yojo.RewardModel(model, processor)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def samples():
+    """A few (PIL image, digit) pairs."""
+    from yojo.demo import digits
+
+    return digits.load_digits_split()[1][:8]
+
+
+@pytest.fixture()
+def examples(samples):
+    """Five examples: 1 to 4 responses, with one image, two images, and text alone; all ranked."""
+    from yojo.demo import digits
+
+    rng = random.Random(0)
+    made = []
+    for count, images in ((4, 1), (1, 1), (3, 2), (2, 0), (2, 1)):
+        responses = [digits.caption(rng.randrange(10), rng) for _ in range(count)]
+        pictures = [image for image, _ in samples[:images]]
+        rankings = list(range(1, count + 1))
+        made.append(yojo.Example(digits.PROMPT, responses, images=pictures, rankings=rankings, id=f"e{len(made)}"))
+    return made
