@@ -201,6 +201,10 @@ def attend(module, query, key, value, attention_mask, *, stock, layout=None, **k
     layer_types = getattr(module.config, "layer_types", None)
     if window is None and layer_types and layer_types[module.layer_idx] == "sliding_attention":
         raise RuntimeError(f"{type(module).__name__}, layer {module.layer_idx}, slides but did not say its window")
+    if torch.is_autocast_enabled(query.device.type):
+        # Norms and rotary embeddings leave queries and keys in float32; stock attention casts them just so.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     head_dim = value.shape[-1]
     if head_dim < query.shape[-1]:  # multi-head latent attention: narrower values, filled up and cut off again
         value = torch.nn.functional.pad(value, (0, query.shape[-1] - head_dim))

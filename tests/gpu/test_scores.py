@@ -1,0 +1,76 @@
+"""The patched model on a GPU scores as it does on the CPU."""
+
+import pytest
+import torch
+
+import yojo
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def exact_float32():
+    """No TF32: float32 means float32 here."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("mode", ["comparative", "isolated"])
+def test_float32_scores_equal_the_cpus(make_reward_model, examples, mode):
+    reward_model = make_reward_model(mode=mode)
+    expected = reward_model.score_many(examples)
+    reward_model.model.cuda()
+    for got, scores in zip(reward_model.score_many(examples), expected, strict=True):
+        assert got.device.type == "cpu" and (got - scores).abs().max() <= 1e-5
+
+
+def test_bfloat16_scores_are_near_and_repeat_to_the_bit(make_reward_model, examples, tmp_path):
+    make_reward_model(mode="isolated").save_pretrained(tmp_path)
+    exact = yojo.RewardModel.from_pretrained(tmp_path)
+    half = yojo.RewardModel.from_pretrained(tmp_path, dtype=torch.bfloat16, device="cuda")
+    first, second = half.score_many(examples), half.score_many(examples)
+    assert all(map(torch.equal, first, second))
+    on_cpu = yojo.RewardModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    error = max((a - b).abs().max() for a, b in zip(first, exact.score_many(examples), strict=True))
+    error_on_cpu = max((a - b).abs().max() for a, b in zip(on_cpu.score_many(examples), exact.score_many(examples)))
+    assert error <= 2 * error_on_cpu  # no worse than twice what the same precision costs elsewhere
+
+
+def test_pinned_batches_of_a_loader_arrive_whole(make_reward_model, examples):
+    reward_model = make_reward_model(mode="isolated")
+    expected = reward_model.model(**reward_model.collator(examples)).scores
+    loader = torch.utils.data.DataLoader(
+        examples, batch_size=5, collate_fn=reward_model.collator, pin_memory=True, num_workers=1
+    )
+    reward_model.model.cuda()
+    (batch,) = list(loader)
+    assert batch["input_ids"].is_pinned() and batch["layout"].sample.is_pinned()
+    assert batch["separators"].rows.is_pinned()
+    batch = {name: value.to("cuda", non_blocking=True) for name, value in batch.items()}
+    scores = reward_model.model(**batch).scores.cpu()
+    finite = expected.isfinite()
+    assert torch.equal(finite, scores.isfinite()) and (scores - expected)[finite].abs().max() <= 1e-5
+
+
+def test_a_layout_left_on_the_cpu_is_moved(make_reward_model, examples):
+    """Trainer moves tensors and leaves other objects where they are."""
+    reward_model = make_reward_model()
+    reward_model.model.cuda()
+    batch = reward_model.collator(examples)
+    moved = {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    assert reward_model.model(**moved).loss.isfinite()
+
+
+def test_training_step_under_autocast(make_reward_model, examples):
+    reward_model = make_reward_model(loss="plackett_luce")
+    reward_model.model.cuda().train()
+    reward_model.model.gradient_checkpointing_enable()
+    batch = {name: value.to("cuda") for name, value in reward_model.collator(examples).items()}
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        output = reward_model.model(**batch)
+    assert output.scores.dtype == torch.float32
+    output.loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in reward_model.model.parameters())
+    assert reward_model.model.score.weight1.grad.abs().max() > 0
