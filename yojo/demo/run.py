@@ -1,0 +1,251 @@
+"""What `yojo demo` does: train on digits, measure accuracy, time and FLOPs, draw a picture."""
+
+import json
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+import yojo
+from yojo.demo import digits, reward
+from yojo.patch import unwrap
+
+COUNTS = (1, 2, 4, 8, 16)
+MODES = ("comparative", "isolated")
+
+
+def run(*, out="demo-out", json_file=None, steps=350, seed=0, save=None):
+    """Run the demonstration and print what it finds.
+
+    Args:
+        out: folder for the picture.
+        json_file: file for the figures, or None.
+        steps: training steps of each mode.
+        seed: of weights, data and order.
+        save: folder for the comparative reward model, or None.
+
+    Returns:
+        dict of the figures: accuracy by mode, seconds, speedup and flops by number of responses, and where they were
+        measured.
+    """
+    import transformers
+    from rich.console import Console
+
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    transformers.utils.logging.disable_progress_bar()
+    console = Console()
+    start = time.perf_counter()
+    _, held_out = digits.load_digits_split()
+    examples = reward.make_examples(held_out, len(held_out), seed + 1)
+    models, accuracy, trained = {}, {}, {}
+    for mode in MODES:
+        with console.status(f"training LoRA and value head, {mode} mode") as status:
+            models[mode], trained[mode] = reward.train(
+                mode,
+                steps=steps,
+                seed=seed,
+                log=lambda step, loss, mode=mode, status=status: status.update(
+                    f"training LoRA and value head, {mode} mode: step {step} of {steps}, loss {loss:.3f}"
+                ),
+            )
+        scores = models[mode].score_many(examples)
+        accuracy[mode] = reward.best_of_n(scores, examples)
+        console.print(
+            f"{mode}: {steps} steps in {trained[mode]:.0f} s; best-of-{reward.RESPONSES} on {len(examples)} held-out "
+            f"images: {accuracy[mode]:.1%}"
+        )
+        if mode == "comparative":
+            picture = draw(examples[:6], scores[:6], Path(out) / "demo.png")
+            if save is not None:
+                _save(models[mode], save)
+    accuracy["single"] = reward.best_of_n([score_singly(models["isolated"], e) for e in examples], examples)
+    console.print(
+        f"single: the isolated model, one stock pass per response: {accuracy['single']:.1%} (chance is "
+        f"{1 / reward.RESPONSES:.0%})"
+    )
+    with console.status("measuring time and FLOPs"):
+        measured = {str(count): measure(models, held_out[0], count) for count in COUNTS}
+    console.print(_table(measured))
+    console.print(f"picture: {picture}")
+    figures = {
+        "accuracy": accuracy,
+        "seconds": {n: m["seconds"] for n, m in measured.items()},
+        "speedup": {n: m["seconds"]["single"] / m["seconds"]["comparative"] for n, m in measured.items()},
+        "speedup_isolated": {n: m["seconds"]["single"] / m["seconds"]["isolated"] for n, m in measured.items()},
+        "flops": {n: m["flops"] for n, m in measured.items()},
+        "tokens": {n: m["tokens"] for n, m in measured.items()},
+        "training_seconds": trained,
+        "training_steps": steps,
+        "total_seconds": time.perf_counter() - start,
+        "held_out_images": len(examples),
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+        "picture": str(picture),
+        "yojo": yojo.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    if json_file is not None:
+        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
+        Path(json_file).write_text(json.dumps(figures, indent=2) + "\n")
+        console.print(f"figures: {json_file}")
+    console.print(f"done in {figures['total_seconds']:.0f} s")
+    return figures
+
+
+def score_singly(reward_model, example):
+    """Score an example as people do without YOJO: one ordinary pass of the model per response, [N] float32."""
+    return single_scores(reward_model, single_inputs(reward_model, example))
+
+
+def single_inputs(reward_model, example):
+    """Ordinary inputs of N single-response passes: list of N dicts of tensors, batch size 1."""
+    encoded = reward_model.collator.encode(example)
+    prompt_types = encoded.token_types["mm_token_type_ids"]
+    inputs = []
+    for response in encoded.responses:
+        ids = torch.cat([encoded.prompt_ids, torch.tensor(response)])[None]
+        types = torch.cat([prompt_types, prompt_types.new_zeros(len(response))])[None]
+        mask = torch.ones_like(ids)
+        inputs.append({"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types, **encoded.vision})
+    return inputs
+
+
+@torch.inference_mode()
+def single_scores(reward_model, inputs):
+    """N ordinary passes through backbone and head, no layout: [N] float32."""
+    base = unwrap(reward_model.model)
+    scores = []
+    for one in inputs:
+        hidden = base.base_model(**one, use_cache=False)[0][0]
+        scores.append(base.score(hidden, torch.tensor([hidden.shape[0] - 1])))
+    return torch.cat(scores)
+
+
+def measure(models, sample, count):
+    """Time and FLOPs of scoring `count` responses: one pass in each mode against `count` single passes.
+
+    Tokenising and image preparation are left out on both sides.
+
+    Returns:
+        dict: seconds (median), flops (torch's FlopCounterMode) and tokens, each a dict by variant.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import random
+
+    image, digit = sample
+    rng = random.Random(count)
+    responses = [digits.caption(rng.randrange(10), rng) for _ in range(count)]
+    example = yojo.Example(digits.PROMPT, responses, images=[image])
+    variants, tokens = {}, {}
+    for mode in MODES:
+        batch = models[mode].collator([example])
+        tokens[mode] = batch["input_ids"].shape[1]
+        variants[mode] = lambda mode=mode, batch=batch: _packed(models[mode].model, batch)
+    inputs = single_inputs(models["isolated"], example)
+    tokens["single"] = sum(one["input_ids"].shape[1] for one in inputs)
+    variants["single"] = lambda: single_scores(models["isolated"], inputs)
+    difference = (variants["single"]() - variants["isolated"]()[0]).abs().max()
+    if not difference <= 1e-4:
+        raise RuntimeError(f"isolated and single scores differ by {difference}: nothing is timed")
+    seconds, flops = {}, {}
+    for name, call in variants.items():
+        with FlopCounterMode(display=False) as counter:
+            call()
+        flops[name] = counter.get_total_flops()
+    runs = {name: [] for name in variants}
+    for _ in range(15):  # in turns, so that a disturbance hits all alike
+        for name, call in variants.items():
+            start = time.perf_counter()
+            call()
+            runs[name].append(time.perf_counter() - start)
+    seconds = {name: sorted(times)[len(times) // 2] for name, times in runs.items()}
+    return {"seconds": seconds, "flops": flops, "tokens": tokens}
+
+
+@torch.inference_mode()
+def _packed(model, batch):
+    return model(**batch).scores
+
+
+def draw(examples, scores, path):
+    """Draw images with their answers and scores, best first.
+
+    Args:
+        examples: list of `yojo.Example` with one PIL image and rankings.
+        scores: list of [N] tensors.
+        path: PNG file.
+
+    Returns:
+        The path, absolute.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = 2
+    rows = -(-len(examples) // columns)
+    figure, axes = pyplot.subplots(rows, 2 * columns, figsize=(13, 1.9 * rows + 0.6), width_ratios=[1, 3.2] * columns)
+    axes = axes.reshape(rows, 2 * columns)
+    for axis in axes.flat:
+        axis.axis("off")
+    low, high = min(float(s.min()) for s in scores), max(float(s.max()) for s in scores)
+    for place, (example, values) in enumerate(zip(examples, scores, strict=True)):
+        row, column = divmod(place, columns)
+        axes[row, 2 * column].imshow(example.images[0])
+        axis = axes[row, 2 * column + 1]
+        order = values.argsort(descending=True).tolist()
+        for line, n in enumerate(order):
+            right = example.rankings[n] == 1
+            colour = "#1a7f37" if right else "#8c959f"
+            width = 0.22 * (float(values[n]) - low) / max(high - low, 1e-9)
+            axis.barh(line, width, left=0.0, height=0.55, color=colour)
+            axis.text(0.24, line, f"{float(values[n]):+.2f}", va="center", family="monospace", fontsize=10)
+            axis.text(0.36, line, example.responses[n], va="center", fontsize=10, color="#1f2328")
+            if right:
+                axis.text(-0.01, line, "right", va="center", ha="right", fontsize=8, color=colour)
+        axis.set_xlim(-0.1, 1.0)
+        axis.set_ylim(len(order) - 0.4, -0.6)
+    figure.suptitle(f"“{digits.PROMPT}” Four answers scored in one pass, held-out images", fontsize=12)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path.resolve()
+
+
+def _save(reward_model, folder):
+    # The name the backbone was loaded under is a folder of this installation, which means nothing elsewhere.
+    base = reward_model.model.get_base_model()
+    base.config.name_or_path = base.name_or_path = "yojo-demo-backbone"
+    for adapter in reward_model.model.peft_config.values():
+        adapter.base_model_name_or_path = "yojo-demo-backbone"
+    reward_model.save_pretrained(folder)
+
+
+def _table(measured):
+    from rich.table import Table
+
+    table = Table(title="N responses to one image: one pass against N single passes (this machine, tiny model)")
+    table.add_column("N", justify="right")
+    for name in ("single", *MODES):
+        table.add_column(f"{name}\nms", justify="right")
+    for name in MODES:
+        table.add_column(f"{name}\nfaster", justify="right")
+    for name in MODES:
+        table.add_column(f"{name}\nFLOPs saved", justify="right")
+    for count, m in measured.items():
+        seconds, flops = m["seconds"], m["flops"]
+        table.add_row(
+            count,
+            *(f"{seconds[name] * 1e3:.1f}" for name in ("single", *MODES)),
+            *(f"{seconds['single'] / seconds[name]:.1f}x" for name in MODES),
+            *(f"{flops['single'] / flops[name]:.1f}x" for name in MODES),
+        )
+    return table
