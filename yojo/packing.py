@@ -111,6 +111,7 @@ class Encoded:
         name: how errors name the example.
         prompt_ids: [P] int64.
         positions: [axes, P] int64, the prompt's positions as the model gives them.
+        next_position: where every branch starts to count, on every axis.
         blocks: [P] int64 bidirectional block ids, -1 = none; or None.
         token_types: dict name -> [P], the processor's per-token types.
         vision: dict name -> tensor, the processor's vision tensors.
@@ -121,6 +122,7 @@ class Encoded:
     name: str
     prompt_ids: torch.Tensor
     positions: torch.Tensor
+    next_position: int
     blocks: torch.Tensor | None
     token_types: dict
     vision: dict
@@ -219,10 +221,12 @@ class Collator:
                 f"{name}: the prompt has {len(prompt_ids)} tokens, the model's sliding window {self.window}: "
                 f"{self.family.name} lets a prompt see itself beyond its window, which is not supported"
             )
+        positions, next_position = self.positions(prompt)
         encoded = Encoded(
             name=name,
             prompt_ids=prompt_ids,
-            positions=self.positions(prompt),
+            positions=positions,
+            next_position=next_position,
             blocks=None if self.family.blocks is None else self.family.blocks(prompt),
             token_types={key: prompt[key][0] for key in families.TOKEN_TYPES if key in prompt},
             vision={
@@ -253,13 +257,12 @@ class Collator:
             positions.append(item.positions)
             blocks.append(torch.full_like(item.prompt_ids, -1) if item.blocks is None else item.blocks)
             row += len(item.prompt_ids)
-            first = int(item.positions.max()) + 1 if len(item.prompt_ids) else 0
             branches = _branches(len(item.responses), self.config)
             rows = [[] for _ in item.responses]
             for branch in branches:
                 branch_ids = [token for n in branch for token in item.responses[n]]
                 ids.append(torch.tensor(branch_ids))
-                positions.append((first + torch.arange(len(branch_ids))).expand(item.positions.shape[0], -1))
+                positions.append((item.next_position + torch.arange(len(branch_ids))).expand(item.positions.shape[0], -1))
                 blocks.append(torch.full((len(branch_ids),), -1))
                 for n in branch:
                     row += len(item.responses[n])
