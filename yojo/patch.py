@@ -79,8 +79,7 @@ def patch(model, processor=None, **options):
         if processor is not None and base.yojo.separator_id is None:
             _add_separator(base, processor, base.yojo)
         return model
-    _check_model(base)
-    modules = families.attention_modules(base)
+    modules = _check_model(base)
 
     from yojo.model import ScoreHead, scoring_forward_of
 
@@ -311,6 +310,13 @@ def _add_separator(base, processor, state):
             f"the separator {separator!r} must be added to the embedding, which {type(embedding).__name__} wraps: "
             "call yojo.patch before PEFT wraps the model"
         )
+    needed = len(tokenizer) if known is None else known
+    outputs = base.get_output_embeddings().weight.shape[0]
+    if needed >= rows and outputs != rows:
+        raise ValueError(
+            f"{type(base).__name__} has {rows} input and {outputs} output embeddings, which transformers cannot resize "
+            f"together, and no spare row for the separator {separator!r} (id {needed})"
+        )
     if known is None:
         from tokenizers import AddedToken
 
@@ -334,18 +340,21 @@ def _add_separator(base, processor, state):
 
 
 def _check_model(base):
+    """The decoder's attention modules, or an error that says why the model cannot be patched."""
     from transformers import PreTrainedModel
 
     if not isinstance(base, PreTrainedModel):
         raise TypeError(f"model must be a transformers model, got {type(base).__name__}")
     name = type(base).__name__
+    if hasattr(base, "score"):
+        raise ValueError(f"{name} has a submodule named `score` already; load the class with a language-model head")
+    modules = families.attention_modules(base)
     if base.base_model is base or base.get_output_embeddings() is None:
         raise ValueError(
             f"{name} has no language-model head: load the model with AutoModelForImageTextToText, or with "
             "AutoModelForCausalLM for a text-only one"
         )
-    if hasattr(base, "score"):
-        raise ValueError(f"{name} has a submodule named `score` already; load the class with a language-model head")
+    return modules
 
 
 def _named(config, names):
