@@ -7,10 +7,34 @@ import subprocess
 import pytest
 import torch
 
-FIELDS = (
-    "bench variant impl fuse pass mode model dtype responses prompt_tokens response_tokens head_dim heads kv_heads "
-    "seconds seconds_all flops tflops peak_bytes gpu driver torch triton transformers commit date"
-).split()
+FIELDS = [
+    "bench",
+    "variant",
+    "impl",
+    "fuse",
+    "pass",
+    "mode",
+    "model",
+    "dtype",
+    "responses",
+    "prompt_tokens",
+    "response_tokens",
+    "head_dim",
+    "heads",
+    "kv_heads",
+    "seconds",
+    "seconds_all",
+    "flops",
+    "tflops",
+    "peak_bytes",
+    "gpu",
+    "driver",
+    "torch",
+    "triton",
+    "transformers",
+    "commit",
+    "date",
+]
 
 
 def pytest_addoption(parser):

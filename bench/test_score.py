@@ -35,8 +35,7 @@ def test_score(benchmark, models, device, record, variant, count):
     example = yojo.Example(digits.PROMPT, responses, images=[image])
     batch = {name: value.to(device) for name, value in reward_model.collator([example]).items()}
     singles = [
-        {name: value.to(device) for name, value in one.items()}
-        for one in single_inputs(models["isolated"], example)
+        {name: value.to(device) for name, value in one.items()} for one in single_inputs(models["isolated"], example)
     ]
 
     @torch.inference_mode()

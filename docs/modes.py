@@ -32,7 +32,9 @@ def draw(axis, title, branch_lengths, orders):
     axis.set_yticks([x - 0.5 for x in range(size + 1)], minor=True)
     axis.grid(which="minor", color="#ffffff", linewidth=0.8)
     axis.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
-    axis.add_patch(Rectangle((-0.5, -0.5), size, size, fill=False, color="#57606a", linewidth=1.2, zorder=5, clip_on=False))
+    axis.add_patch(
+        Rectangle((-0.5, -0.5), size, size, fill=False, color="#57606a", linewidth=1.2, zorder=5, clip_on=False)
+    )
     row = PROMPT
     axis.text(-0.9, PROMPT / 2 - 0.5, "prompt", ha="right", va="center", fontsize=9)
     for order in orders:
@@ -48,6 +50,12 @@ def draw(axis, title, branch_lengths, orders):
 figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.6), width_ratios=[16, 16, 26])
 for axis, (title, (lengths, orders)) in zip(axes, MODES.items(), strict=True):
     draw(axis, title, lengths, orders)
-figure.text(0.5, 0.02, "queries down, keys across; white is not seen; a dot is a separator, where a score is read", ha="center", fontsize=9)
+figure.text(
+    0.5,
+    0.02,
+    "queries down, keys across; white is not seen; a dot is a separator, where a score is read",
+    ha="center",
+    fontsize=9,
+)
 figure.tight_layout(rect=(0, 0.04, 1, 1))
 figure.savefig(Path(__file__).parent / "modes.png", dpi=110)

@@ -28,7 +28,9 @@ def make_reward_model(backbone):
         with torch.no_grad():
             for name, parameter in model.score.named_parameters():
                 if name.startswith("weight"):
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.1 if name == "weight1" else 0.3))
+                    parameter.copy_(
+                        torch.randn(parameter.shape, generator=generator) * (0.1 if name == "weight1" else 0.3)
+                    )
         return yojo.RewardModel(model, processor)
 
     return make

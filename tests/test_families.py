@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import functools
 
-
 import pytest
 import tiny
 import torch
@@ -87,8 +86,7 @@ def samples_of(family):
     """name -> (processed prompt, responses), with other responses for every prompt."""
     lengths = ((3, 5, 2), (4, 1), (2, 7, 3, 1), (6,), (1, 2), (3, 3))
     return {
-        name: (prompt, tiny.responses(i, lengths[i]))
-        for i, (name, prompt) in enumerate(tiny.prompts(family).items())
+        name: (prompt, tiny.responses(i, lengths[i])) for i, (name, prompt) in enumerate(tiny.prompts(family).items())
     }
 
 
@@ -483,7 +481,11 @@ def test_other_decoders_simply_work(name, options):
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("Qwen3Next", {"num_experts": 2, "num_experts_per_tok": 1}, "layers of type linear_attention.*softmax attention"),
+        (
+            "Qwen3Next",
+            {"num_experts": 2, "num_experts_per_tok": 1},
+            "layers of type linear_attention.*softmax attention",
+        ),
         ("GptOss", {"num_local_experts": 2}, "attention sinks"),
         ("Llama4Text", {"num_local_experts": 2, "intermediate_size_mlp": 32}, "layers of type chunked_attention"),
         ("Bloom", {"n_head": 4, "n_layer": 2}, "does not use transformers' attention interface"),

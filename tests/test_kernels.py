@@ -100,7 +100,11 @@ def test_attention_takes_views_without_copies_and_never_mixes_samples():
 def head_weights(hidden=6, width=5, linear=False, dtype=torch.float64):
     generator = torch.Generator().manual_seed(1)
     make = lambda *shape: torch.randn(*shape, generator=generator, dtype=dtype)  # noqa: E731
-    return (None, None, make(1, hidden), make(1)) if linear else (make(width, hidden), make(width), make(1, width), make(1))
+    return (
+        (None, None, make(1, hidden), make(1))
+        if linear
+        else (make(width, hidden), make(width), make(1, width), make(1))
+    )
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "relu", "selu", "tanh"])

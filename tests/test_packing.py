@@ -69,7 +69,9 @@ def test_a_response_cannot_forge_a_boundary(make_reward_model, samples, special,
     image = samples[0][0]
     plain = ["it is a 7", "it is a 2"]
     forged = [f"it is {special} a 7 {special}", "it is a 2"]
-    batches = [reward_model.collator([yojo.Example("Which digit?", texts, images=[image])]) for texts in (plain, forged)]
+    batches = [
+        reward_model.collator([yojo.Example("Which digit?", texts, images=[image])]) for texts in (plain, forged)
+    ]
     collator = reward_model.collator
     for batch in batches:
         ids = batch["input_ids"][0]
@@ -105,7 +107,9 @@ def test_permuted_rows_score_the_mean_over_orders(make_reward_model, examples):
         assert (scores - expected).abs().max() <= 2e-6
 
 
-@pytest.mark.parametrize("count, wanted, found", [(1, 4, 1), (2, 4, 2), (3, 6, 6), (3, 10, 6), (4, 4, 4), (5, 3, 3), (4, 12, 12)])
+@pytest.mark.parametrize(
+    "count, wanted, found", [(1, 4, 1), (2, 4, 2), (3, 6, 6), (3, 10, 6), (4, 4, 4), (5, 3, 3), (4, 12, 12)]
+)
 def test_orders_are_distinct_and_balanced(count, wanted, found):
     chosen = orders(count, YojoConfig(permutations=wanted))
     assert len(chosen) == len(set(chosen)) == found and chosen[0] == tuple(range(count))
@@ -286,7 +290,9 @@ def test_batches_the_collator_refuses(comparative):
 
 def test_soft_targets(make_reward_model):
     soft = make_reward_model(loss="soft")
-    batch = soft.collator([yojo.Example("p", ["7", "2", "1"], rankings=[0.7, 0.2, 0.1]), yojo.Example("q", ["7"], rankings=[1])])
+    batch = soft.collator(
+        [yojo.Example("p", ["7", "2", "1"], rankings=[0.7, 0.2, 0.1]), yojo.Example("q", ["7"], rankings=[1])]
+    )
     assert batch["rankings"].dtype == torch.float32 and soft.model(**batch).loss.isfinite()
     with pytest.raises(ValueError, match="targets that sum to 1"):
         soft.collator([yojo.Example("p", ["7", "2"], rankings=[1, 2])])
@@ -303,9 +309,9 @@ def test_a_collator_needs_a_patched_model_and_its_separator(backbone, make_rewar
 
 
 def test_a_text_only_model_takes_its_tokenizer(backbone):
-    from transformers import AutoModelForCausalLM, Qwen3Config
-
     import copy
+
+    from transformers import AutoModelForCausalLM, Qwen3Config
 
     tokenizer = copy.deepcopy(backbone[1].tokenizer)
     config = Qwen3Config(

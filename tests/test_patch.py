@@ -23,7 +23,9 @@ def test_patching_twice_is_patching_once(fresh):
     assert yojo.patch(model, processor, mode="isolated") is model
     assert yojo.patch(model) is model
     assert model.score is head and len(processor.tokenizer) == tokens
-    with pytest.raises(ValueError, match=r"patched already, with mode='isolated'.*again with mode='comparative'.*unpatch"):
+    with pytest.raises(
+        ValueError, match=r"patched already, with mode='isolated'.*again with mode='comparative'.*unpatch"
+    ):
         yojo.patch(model, processor, mode="comparative")
     yojo.unpatch(model)
     assert yojo.patch(model, processor, mode="comparative").yojo.config.mode == "comparative"

@@ -155,9 +155,7 @@ def _qwen3_vl(attention):
 
 
 def _molmo2(attention):
-    vision = dict(
-        hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=2, head_dim=8
-    )
+    vision = dict(hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=2, head_dim=8)
     text = TEXT | dict(vocab_size=VOCABULARY - 8, additional_vocab_size=16, head_dim=8)
     config = transformers.Molmo2Config(
         text_config=text,

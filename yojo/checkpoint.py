@@ -111,7 +111,9 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, **kwargs)
     dtype = dtype or getattr(torch, description["dtype"])
     base = model_class.from_pretrained(source, dtype=dtype, **kwargs)
     if base.config.model_type != description["model_type"]:
-        raise ValueError(f"{source} is a {base.config.model_type} model, the head was made for {description['model_type']}")
+        raise ValueError(
+            f"{source} is a {base.config.model_type} model, the head was made for {description['model_type']}"
+        )
     hidden_size = base.config.get_text_config().hidden_size
     if hidden_size != description["hidden_size"]:
         raise ValueError(f"the head was made for hidden size {description['hidden_size']}, {source} has {hidden_size}")
@@ -145,7 +147,9 @@ def _local(path):
 def _read_description(path):
     file = path / CONFIG_FILE
     if not file.is_file():
-        raise ValueError(f"{path} is no YOJO reward model: it has no {CONFIG_FILE} (RewardModel.save_pretrained makes one)")
+        raise ValueError(
+            f"{path} is no YOJO reward model: it has no {CONFIG_FILE} (RewardModel.save_pretrained makes one)"
+        )
     try:
         description = json.loads(file.read_text())
     except ValueError as error:

@@ -63,7 +63,9 @@ def score(
         _fail(str(error))
     if as_json:
         rows = [{"response": text, "score": value} for text, value in zip(response, scores, strict=True)]
-        typer.echo(json.dumps({"prompt": prompt, "image": str(image), "mode": reward_model.config.mode, "scores": rows}))
+        typer.echo(
+            json.dumps({"prompt": prompt, "image": str(image), "mode": reward_model.config.mode, "scores": rows})
+        )
         return
     for text, value in sorted(zip(response, scores, strict=True), key=lambda pair: -pair[1]):
         typer.echo(f"{value:+.4f}  {text}")
@@ -92,7 +94,9 @@ def info():
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(index)
-            typer.echo(f"cuda:{index}        {device.name}, {device.total_memory / 2**30:.0f} GiB, sm_{device.major}{device.minor}")
+            typer.echo(
+                f"cuda:{index}        {device.name}, {device.total_memory / 2**30:.0f} GiB, sm_{device.major}{device.minor}"
+            )
     else:
         typer.echo("cuda          no device")
     for name, (implementation, reason) in yojo_kernels.implementations().items():

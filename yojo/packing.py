@@ -262,7 +262,9 @@ class Collator:
             for branch in branches:
                 branch_ids = [token for n in branch for token in item.responses[n]]
                 ids.append(torch.tensor(branch_ids))
-                positions.append((item.next_position + torch.arange(len(branch_ids))).expand(item.positions.shape[0], -1))
+                positions.append(
+                    (item.next_position + torch.arange(len(branch_ids))).expand(item.positions.shape[0], -1)
+                )
                 blocks.append(torch.full((len(branch_ids),), -1))
                 for n in branch:
                     row += len(item.responses[n])

@@ -287,7 +287,9 @@ def _set_implementation(base, modules, name):
             raise RuntimeError(f"{type(base).__name__} did not take the attention implementation {name!r}")
     for key, config in others.items():
         if config._attn_implementation != before[key]:
-            raise RuntimeError(f"{type(base).__name__}: setting the decoder's attention changed {type(config).__name__}")
+            raise RuntimeError(
+                f"{type(base).__name__}: setting the decoder's attention changed {type(config).__name__}"
+            )
 
 
 # ---- separator ----

@@ -21,7 +21,7 @@ def implementations():
         dict: operation name -> (implementation, reason), both str.
     """
     reason = "plain PyTorch; this version has no Triton kernel for it"
-    return {name: ("reference", reason) for name in ("multi_response_attention", "score_head", "listwise_loss")}
+    return dict.fromkeys(("multi_response_attention", "score_head", "listwise_loss"), ("reference", reason))
 
 
 def multi_response_attention(
@@ -138,9 +138,7 @@ def score_head(hidden, rows, weight1, bias1, weight2, bias2, *, activation="silu
     if not scale > 0:
         raise ValueError(f"scale must be above 0, got {scale}")
     if _can_look_at(rows) and rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= hidden.shape[0]):
-        raise ValueError(
-            f"rows must lie in 0 <= row < {hidden.shape[0]}, got {int(rows.min())} to {int(rows.max())}"
-        )
+        raise ValueError(f"rows must lie in 0 <= row < {hidden.shape[0]}, got {int(rows.min())} to {int(rows.max())}")
     _check_impl(impl, "score_head")
     return reference.score_head(hidden, rows, weight1, bias1, weight2, bias2, activation=activation, scale=scale)
 
@@ -212,7 +210,9 @@ def _check_rankings(rankings, lengths, kind):
         raise ValueError(f"targets of kind 'soft' must be at least 0, got {float(rankings.min())}")
     if bool(((sums - 1).abs() > 1e-3).any()):
         sample = int((sums - 1).abs().argmax())
-        raise ValueError(f"targets of kind 'soft' must sum to 1 in every sample; sample {sample}: {float(sums[sample])}")
+        raise ValueError(
+            f"targets of kind 'soft' must sum to 1 in every sample; sample {sample}: {float(sums[sample])}"
+        )
 
 
 def _can_look_at(tensor):

@@ -34,7 +34,9 @@ def test_bfloat16_scores_are_near_and_repeat_to_the_bit(make_reward_model, examp
     assert all(map(torch.equal, first, second))
     on_cpu = yojo.RewardModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     error = max((a - b).abs().max() for a, b in zip(first, exact.score_many(examples), strict=True))
-    error_on_cpu = max((a - b).abs().max() for a, b in zip(on_cpu.score_many(examples), exact.score_many(examples)))
+    error_on_cpu = max(
+        (a - b).abs().max() for a, b in zip(on_cpu.score_many(examples), exact.score_many(examples), strict=True)
+    )
     assert error <= 2 * error_on_cpu  # no worse than twice what the same precision costs elsewhere
 
 

@@ -199,4 +199,12 @@ def _words():
     phrases = " ".join((*digits.QUESTIONS, *digits.TEMPLATES, *digits.WORDS)).replace("{n}", "").replace("{a}", "")
     signs = ["\n", *"0123456789", *".,!?:;-'\"()/&%+=*#", "user", "assistant", "system"]
     words = re.findall(TOKEN_PATTERN, phrases.lower() + COMMON_WORDS)
-    return list(dict.fromkeys([*signs, *words, *"s t d ll re ve m isn doesn don didn wasn aren won".split()]))
+    return list(
+        dict.fromkeys(
+            [
+                *signs,
+                *words,
+                *["s", "t", "d", "ll", "re", "ve", "m", "isn", "doesn", "don", "didn", "wasn", "aren", "won"],
+            ]
+        )
+    )

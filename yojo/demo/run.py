@@ -133,11 +133,11 @@ def measure(models, sample, count):
     Returns:
         dict: seconds (median), flops (torch's FlopCounterMode) and tokens, each a dict by variant.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     import random
 
-    image, digit = sample
+    from torch.utils.flop_counter import FlopCounterMode
+
+    image, _ = sample
     rng = random.Random(count)
     responses = [digits.caption(rng.randrange(10), rng) for _ in range(count)]
     example = yojo.Example(digits.PROMPT, responses, images=[image])
