@@ -18,7 +18,7 @@ app = typer.Typer(
 def demo(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("demo-out"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each mode.")] = 350,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each mode.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, data and order.")] = 0,
     save: Annotated[Path | None, typer.Option(help="Folder for the trained comparative reward model.")] = None,
 ):

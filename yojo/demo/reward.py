@@ -38,12 +38,14 @@ def make_examples(samples, count, seed):
     return examples
 
 
-def train(mode, *, steps=350, batch_size=32, learning_rate=3e-3, warmup=20, seed=0, log=None):
+def train(mode, *, start=None, steps=250, batch_size=32, learning_rate=1e-3, head_learning_rate=3e-3, seed=0, log=None):
     """Patch the tiny backbone and train LoRA, value head and the separator's embedding on digits.
 
     Args:
         mode: "comparative" or "isolated".
-        steps, batch_size, learning_rate: of the optimiser; AdamW, linear decay.
+        start: `yojo.RewardModel` of an earlier call, in either mode, whose weights to go on from; or None.
+        steps, batch_size: of the training.
+        learning_rate, head_learning_rate: of LoRA and of the value head; AdamW, warm-up, linear decay.
         seed: of weights, data and order.
         log: function (step, loss) called every 10 steps, or None.
 
@@ -54,21 +56,28 @@ def train(mode, *, steps=350, batch_size=32, learning_rate=3e-3, warmup=20, seed
     import time
 
     from peft import LoraConfig, get_peft_model
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainingArguments, get_linear_schedule_with_warmup
 
     torch.manual_seed(seed)
     model, processor = load_backbone()
     model = yojo.patch(model, processor, mode=mode)
-    separator = model.yojo.separator_id
     lora = LoraConfig(
-        r=32,
-        lora_alpha=32,
+        r=64,
+        lora_alpha=64,
         target_modules=LORA_TARGETS,
         modules_to_save=["score"],
-        trainable_token_indices={"embed_tokens": [separator]},
+        trainable_token_indices={"embed_tokens": [model.yojo.separator_id]},
     )
     model = get_peft_model(model, lora)
+    if start is not None:
+        model.load_state_dict(start.model.state_dict())
     train_samples, _ = digits.load_digits_split()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    head = [p for name, p in trained.items() if ".score." in name]
+    others = [p for name, p in trained.items() if ".score." not in name]
+    optimizer = torch.optim.AdamW(
+        [{"params": others, "lr": learning_rate}, {"params": head, "lr": head_learning_rate}], weight_decay=0.0
+    )
 
     class Log(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
@@ -82,8 +91,6 @@ def train(mode, *, steps=350, batch_size=32, learning_rate=3e-3, warmup=20, seed
                 output_dir=folder,
                 max_steps=steps,
                 per_device_train_batch_size=batch_size,
-                learning_rate=learning_rate,
-                warmup_steps=warmup,
                 max_grad_norm=1.0,
                 logging_steps=10,
                 save_strategy="no",
@@ -94,12 +101,13 @@ def train(mode, *, steps=350, batch_size=32, learning_rate=3e-3, warmup=20, seed
             ),
             train_dataset=make_examples(train_samples, steps * batch_size, seed),
             data_collator=yojo.Collator(processor, model),
+            optimizers=(optimizer, get_linear_schedule_with_warmup(optimizer, min(20, steps), steps)),
             callbacks=[Log()],
         )
         _be_quiet(trainer)
-        start = time.perf_counter()
+        started = time.perf_counter()
         trainer.train()
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - started
     return yojo.RewardModel(model.cpu().eval(), processor), seconds
 
 

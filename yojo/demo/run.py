@@ -14,14 +14,18 @@ from yojo.patch import unwrap
 COUNTS = (1, 2, 4, 8, 16)
 MODES = ("comparative", "isolated")
 
+# Isolated first: it learns to judge an answer by the image alone, and the comparative model goes on from there.
+STEPS = {"isolated": 250, "comparative": 150}
+COMPARATIVE_RATES = {"learning_rate": 5e-4, "head_learning_rate": 5e-4}
 
-def run(*, out="demo-out", json_file=None, steps=350, seed=0, save=None):
+
+def run(*, out="demo-out", json_file=None, steps=None, seed=0, save=None):
     """Run the demonstration and print what it finds.
 
     Args:
         out: folder for the picture.
         json_file: file for the figures, or None.
-        steps: training steps of each mode.
+        steps: training steps of each mode, `STEPS` by default.
         seed: of weights, data and order.
         save: folder for the comparative reward model, or None.
 
@@ -40,20 +44,23 @@ def run(*, out="demo-out", json_file=None, steps=350, seed=0, save=None):
     _, held_out = digits.load_digits_split()
     examples = reward.make_examples(held_out, len(held_out), seed + 1)
     models, accuracy, trained = {}, {}, {}
-    for mode in MODES:
+    plan = STEPS if steps is None else dict.fromkeys(STEPS, steps)
+    for mode, count in plan.items():
         with console.status(f"training LoRA and value head, {mode} mode") as status:
             models[mode], trained[mode] = reward.train(
                 mode,
-                steps=steps,
+                start=models.get("isolated"),
+                steps=count,
                 seed=seed,
-                log=lambda step, loss, mode=mode, status=status: status.update(
-                    f"training LoRA and value head, {mode} mode: step {step} of {steps}, loss {loss:.3f}"
+                log=lambda step, loss, mode=mode, status=status, count=count: status.update(
+                    f"training LoRA and value head, {mode} mode: step {step} of {count}, loss {loss:.3f}"
                 ),
+                **(COMPARATIVE_RATES if mode == "comparative" else {}),
             )
         scores = models[mode].score_many(examples)
         accuracy[mode] = reward.best_of_n(scores, examples)
         console.print(
-            f"{mode}: {steps} steps in {trained[mode]:.0f} s; best-of-{reward.RESPONSES} on {len(examples)} held-out "
+            f"{mode}: {count} steps in {trained[mode]:.0f} s; best-of-{reward.RESPONSES} on {len(examples)} held-out "
             f"images: {accuracy[mode]:.1%}"
         )
         if mode == "comparative":
@@ -77,7 +84,7 @@ def run(*, out="demo-out", json_file=None, steps=350, seed=0, save=None):
         "flops": {n: m["flops"] for n, m in measured.items()},
         "tokens": {n: m["tokens"] for n, m in measured.items()},
         "training_seconds": trained,
-        "training_steps": steps,
+        "training_steps": plan,
         "total_seconds": time.perf_counter() - start,
         "held_out_images": len(examples),
         "seed": seed,
