@@ -49,7 +49,7 @@ CHAT_TEMPLATE = """\
 # Words that people may well write about a picture of a digit. Pre-training never shows most of them, but a reward
 # model trained on sentences that use them can learn them, where a tokenizer without them would only see <unk>.
 COMMON_WORDS = """
-a about above across actually after again against agree all almost alone along already also although always am among an and
+a about above across actually after again against all almost alone along already also although always am among an and
 another answer any anyone anything appear appears are area around as ask at away back background bad be because become
 been before began begin behind being believe below best better between big black blue both bottom bright brown but by
 call called came can cannot caption centre center certain certainly change character child circle clear clearly close

@@ -130,7 +130,7 @@ def main(argv=None):
     """Build, train, evaluate and write the backbone."""
     parser = argparse.ArgumentParser(description="Pre-train the demonstration's backbone.")
     parser.add_argument("--out", type=Path, default=BACKBONE, help="folder to write to")
-    parser.add_argument("--steps", type=int, default=1500, help=f"training steps of {BATCH_SIZE} images")
+    parser.add_argument("--steps", type=int, default=1000, help=f"training steps of {BATCH_SIZE} images")
     options = parser.parse_args(argv)
 
     train_samples, held_out = digits.load_digits_split()

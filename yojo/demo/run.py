@@ -15,8 +15,8 @@ COUNTS = (1, 2, 4, 8, 16)
 MODES = ("comparative", "isolated")
 
 # Isolated first: it learns to judge an answer by the image alone, and the comparative model goes on from there.
-STEPS = {"isolated": 250, "comparative": 150}
-COMPARATIVE_RATES = {"learning_rate": 5e-4, "head_learning_rate": 5e-4}
+STEPS = {"isolated": 250, "comparative": 250}
+COMPARATIVE_RATES = {"learning_rate": 1e-3, "head_learning_rate": 1e-3}
 
 
 def run(*, out="demo-out", json_file=None, steps=None, seed=0, save=None):
@@ -215,7 +215,7 @@ def draw(examples, scores, path):
             width = 0.22 * (float(values[n]) - low) / max(high - low, 1e-9)
             axis.barh(line, width, left=0.0, height=0.55, color=colour)
             axis.text(0.24, line, f"{float(values[n]):+.2f}", va="center", family="monospace", fontsize=10)
-            axis.text(0.36, line, example.responses[n], va="center", fontsize=10, color="#1f2328")
+            axis.text(0.39, line, example.responses[n], va="center", fontsize=10, color="#1f2328")
             if right:
                 axis.text(-0.01, line, "right", va="center", ha="right", fontsize=8, color=colour)
         axis.set_xlim(-0.1, 1.0)
@@ -239,14 +239,15 @@ def _save(reward_model, folder):
 def _table(measured):
     from rich.table import Table
 
-    table = Table(title="N responses to one image: one pass against N single passes (this machine, tiny model)")
+    table = Table(title="One pass against N single passes")
     table.add_column("N", justify="right")
+    short = {"single": "single", "comparative": "comp.", "isolated": "isol."}
     for name in ("single", *MODES):
-        table.add_column(f"{name}\nms", justify="right")
+        table.add_column(f"{short[name]}\nms", justify="right")
     for name in MODES:
-        table.add_column(f"{name}\nfaster", justify="right")
+        table.add_column(f"{short[name]}\nfaster", justify="right")
     for name in MODES:
-        table.add_column(f"{name}\nFLOPs saved", justify="right")
+        table.add_column(f"{short[name]}\nfewer FLOPs", justify="right")
     for count, m in measured.items():
         seconds, flops = m["seconds"], m["flops"]
         table.add_row(
