@@ -15,7 +15,7 @@ COUNTS = (1, 2, 4, 8, 16)
 MODES = ("comparative", "isolated")
 
 # Isolated first: it learns to judge an answer by the image alone, and the comparative model goes on from there.
-STEPS = {"isolated": 250, "comparative": 250}
+STEPS = {"isolated": 350, "comparative": 200}
 COMPARATIVE_RATES = {"learning_rate": 1e-3, "head_learning_rate": 1e-3}
 
 
