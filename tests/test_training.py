@@ -132,10 +132,11 @@ def test_two_processes_give_the_gradient_of_the_whole_batch(tmp_path):
             assert yojo.patch(parallel) is parallel
             rank = dist.get_rank()
             parallel(**collator(examples[4 * rank : 4 * rank + 4])).loss.backward()
-            for name, p in model.named_parameters():
-                if name in whole:
-                    error = (p.grad - whole[name]).abs().max() / whole[name].abs().max().clamp(min=1e-6)
-                    assert error < 1e-3, (name, error)
+            # The last bias shifts all scores alike, so its gradient is zero but for the rounding of the others.
+            rounding = 8 * torch.finfo(torch.float32).eps * max(g.abs().max() for g in whole.values())
+            for name, gradient in whole.items():
+                error = (model.get_parameter(name).grad - gradient).abs().max()
+                assert error <= max(1e-4 * gradient.abs().max(), rounding), (name, error, rounding)
             dist.destroy_process_group()
             """
         )
