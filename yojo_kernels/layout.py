@@ -17,6 +17,13 @@ class Layout:
         branch: [T] int32, the branch of its sample each token belongs to; -1 for the prompt.
         position: [T] int32, logical positions, the ones a sliding window counts in.
         block: [T] int32, bidirectional block of each token, -1 = none; or None where there is no block at all.
+        block_span: [2, T] int32, first and last row of the tokens that share segment and block with each token (the
+            token's own row where it has no block); or None where there is no block at all.
+        sample_offsets: [S + 1] int32, sample s owns rows sample_offsets[s] to sample_offsets[s + 1].
+        prompt_ends: [S] int32, the row behind each prompt.
+        segment_offsets: [G + 1] int32, first row of every prompt and branch in row order, then T.
+        causal: whether no sample has more than one branch and no token a block, so that the mask without a window is
+            that of plain causal attention over each sample.
         prompt_lengths: S ints, tokens of each prompt.
         branch_lengths: S tuples of ints, tokens of each branch.
     """
@@ -25,8 +32,14 @@ class Layout:
     branch: torch.Tensor
     position: torch.Tensor
     block: torch.Tensor | None
+    block_span: torch.Tensor | None
+    sample_offsets: torch.Tensor
+    prompt_ends: torch.Tensor
+    segment_offsets: torch.Tensor
+    causal: bool
     prompt_lengths: tuple[int, ...]
     branch_lengths: tuple[tuple[int, ...], ...]
+    _tables: dict = dataclasses.field(default_factory=dict)  # tile tables made so far, by what they were made for
 
     @staticmethod
     def build(prompt_lengths, branch_lengths, *, bidirectional=None, positions=None, device=None):
@@ -69,22 +82,32 @@ class Layout:
             pieces += [(s, b, length, prompt) for b, length in enumerate(lengths)]
         table = torch.tensor(pieces, dtype=torch.int64).reshape(-1, 4)
         lengths = table[:, 2]
+        segment_ends = lengths.cumsum(0)
         num_tokens = int(lengths.sum())
         if num_tokens == 0:
             raise ValueError("prompt_lengths and branch_lengths hold no token: a layout needs at least one")
         sample, branch, length, first = table.repeat_interleave(lengths, dim=0).unbind(1)
-        starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        starts = (segment_ends - lengths).repeat_interleave(lengths)
         position = first + torch.arange(num_tokens) - starts
         if positions is not None:
             position = _per_token(positions, "positions", num_tokens)
         block = None if bidirectional is None else _per_token(bidirectional, "bidirectional", num_tokens)
         if block is not None and not (block >= 0).any():
             block = None
+        segment_offsets = torch.cat([segment_ends.new_zeros(1), segment_ends])
+        prompts_at = (table[:, 1] < 0).nonzero()[:, 0]
         layout = Layout(
             sample=sample.to(torch.int32),
             branch=branch.to(torch.int32),
             position=position.to(torch.int32),
             block=None if block is None else block.to(torch.int32),
+            block_span=None if block is None else _block_spans(block, lengths).to(torch.int32),
+            sample_offsets=segment_offsets[torch.cat([prompts_at, prompts_at.new_tensor([len(pieces)])])].to(
+                torch.int32
+            ),
+            prompt_ends=segment_ends[prompts_at].to(torch.int32),
+            segment_offsets=segment_offsets.to(torch.int32),
+            causal=block is None and max(map(len, branches)) <= 1,
             prompt_lengths=prompts,
             branch_lengths=branches,
         )
@@ -152,12 +175,36 @@ class Layout:
         """The same layout in page-locked memory; DataLoader(pin_memory=True) calls this."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def query_tiles(self, block_m, block_n, window=None):
+        """The table of query tiles (see `query_tiles` below), made on first use and kept."""
+        return self._table(torch.ops.yojo.query_tiles, (block_m, block_n, window or 0))
+
+    def key_tiles(self, block_m, block_n, extra, window=None):
+        """The tables of key tiles and of reductions (see `key_tiles` below), made on first use and kept."""
+        return self._table(torch.ops.yojo.key_tiles, (block_m, block_n, extra, window or 0))
+
+    def _table(self, make, settings):
+        name = (make.__name__, settings)
+        if name in self._tables:
+            return self._tables[name]
+        table = make(
+            self.sample_offsets, self.prompt_ends, self.segment_offsets, self.position, self.block_span, *settings
+        )
+        if not torch.compiler.is_compiling():
+            self._tables[name] = table
+        return table
+
     def _map(self, function):
         tensors = {
-            name: None if (tensor := getattr(self, name)) is None else function(tensor)
-            for name in ("sample", "branch", "position", "block")
+            field.name: function(value)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
         }
-        return dataclasses.replace(self, **tensors)
+        tables = {
+            name: function(table) if isinstance(table, torch.Tensor) else tuple(map(function, table))
+            for name, table in self._tables.items()
+        }
+        return dataclasses.replace(self, **tensors, _tables=tables)
 
     def __repr__(self):
         branches = sum(map(len, self.branch_lengths))
@@ -183,3 +230,254 @@ def _per_token(values, name, num_tokens):
             f"{name} must have shape [{num_tokens}], one entry per token of the row, got {list(values.shape)}"
         )
     return values
+
+
+def _block_spans(block, segment_lengths):
+    """[2, T]: first and last row of the tokens with each token's segment and block."""
+    rows = torch.arange(len(block))
+    segment = torch.arange(len(segment_lengths)).repeat_interleave(segment_lengths)
+    own = torch.where(block >= 0, block.to(torch.int64), 0)
+    # Tokens without a block are groups of their own, behind all blocks.
+    group = torch.where(block >= 0, segment * (own.max() + 1) + own, len(segment_lengths) * (own.max() + 1) + rows)
+    _, group = group.unique(return_inverse=True)
+    first = torch.full_like(rows, len(block)).scatter_reduce(0, group, rows, "amin")
+    last = torch.full_like(rows, -1).scatter_reduce(0, group, rows, "amax")
+    return torch.stack([first[group], last[group]])
+
+
+# ---- tile tables ----
+#
+# A kernel's program owns one tile of rows and walks over at most two runs of the other side. Tables say which, as int32
+# rows; they are made with tensor operations alone, in the device's memory or the host's, without ever asking a device
+# for a value. Their sizes are upper bounds from shapes; the rows beyond what is needed describe empty tiles.
+#
+# A run is (lo, end, full_lo, full_hi): steps lo, lo + STEP, ... below end, of which those numbered full_lo to full_hi
+# lie wholly inside the run and are visible as a whole (no mask is needed); all others are border steps.
+
+QUERY_COLUMNS = 10
+KEY_COLUMNS = 9
+SHORTEST_PIECE = 16  # steps below which a key tile's queries are not split further
+
+
+@torch.library.custom_op("yojo::query_tiles", mutates_args=())
+def query_tiles(
+    sample_offsets: torch.Tensor,
+    prompt_ends: torch.Tensor,
+    segment_offsets: torch.Tensor,
+    position: torch.Tensor,
+    block_span: torch.Tensor | None,
+    block_m: int,
+    block_n: int,
+    window: int,
+) -> torch.Tensor:
+    """Tiles of at most `block_m` queries of one sample, and the keys they see, heaviest first.
+
+    Args:
+        sample_offsets, prompt_ends, segment_offsets, position, block_span: as in `Layout`.
+        block_m: queries of a tile.
+        block_n: keys of a step.
+        window: sliding window, 0 for none.
+
+    Returns:
+        [T // block_m + S, 10] int32: start and end of the tile's queries (equal: an empty tile), then two runs of
+        keys, the prompt's and the own branches'. Rows between prompt and own branches are in neither.
+    """
+    num_tokens, num_samples = position.shape[0], prompt_ends.shape[0]
+    starts, ends, segments = sample_offsets[:-1], sample_offsets[1:], segment_offsets
+    sample, start_m, end_m = _cut(starts, ends, block_m, num_tokens // block_m + num_samples)
+    sample_start, prompt_end = starts[sample], prompt_ends[sample]
+    first, last = _segment_of(segments, start_m), _segment_of(segments, end_m - 1)
+    branch_start = torch.maximum(segments[first], prompt_end)
+    reach = end_m
+    if block_span is not None:
+        reach = torch.maximum(end_m, _over_rows(block_span[1], start_m, end_m, block_m, "amax") + 1)
+    prompt_lo, branch_lo = sample_start, branch_start
+    prompt_full_lo, branch_full_lo = prompt_lo, branch_lo
+    if window:
+        search = _PositionSearch(segments, position)
+        earliest = _over_rows(position, start_m, end_m, block_m, "amin") - window + 1
+        latest = _over_rows(position, start_m, end_m, block_m, "amax") - window + 1
+        prompt = _segment_of(segments, prompt_end - 1)
+        has_prompt = prompt_end > sample_start
+        prompt_lo = torch.where(has_prompt, search.first_up_to(prompt, earliest), sample_start)
+        prompt_full_lo = torch.where(has_prompt, search.last_from(prompt, latest), sample_start)
+        # With several branches in the tile the run starts in the first and is masked throughout.
+        alone = (first == last) & (start_m >= prompt_end)
+        branch_lo = torch.where(alone, search.first_up_to(first, earliest), branch_start)
+        branch_full_lo = torch.where(alone, search.last_from(first, latest), branch_start)
+    prompt_run = _run(
+        prompt_lo, torch.minimum(prompt_end, reach), prompt_full_lo, torch.minimum(prompt_end, start_m), block_n
+    )
+    branch_end = torch.where(end_m > prompt_end, reach, branch_lo)
+    alone = (first == last) & (start_m >= prompt_end)
+    branch_full_hi = torch.where(alone, start_m, branch_lo)
+    branch_run = _run(branch_lo, branch_end, branch_full_lo, branch_full_hi, block_n)
+    table = torch.stack([start_m, end_m, *prompt_run, *branch_run], dim=1)
+    table = torch.where((end_m > start_m)[:, None], table, 0)
+    steps = _steps(table[:, 2], table[:, 3], block_n) + _steps(table[:, 6], table[:, 7], block_n)
+    return table[steps.argsort(descending=True, stable=True)].to(torch.int32).contiguous()
+
+
+@query_tiles.register_fake
+def _(sample_offsets, prompt_ends, segment_offsets, position, block_span, block_m, block_n, window):
+    tiles = position.shape[0] // block_m + prompt_ends.shape[0]
+    return position.new_empty((tiles, QUERY_COLUMNS), dtype=torch.int32)
+
+
+@torch.library.custom_op("yojo::key_tiles", mutates_args=())
+def key_tiles(
+    sample_offsets: torch.Tensor,
+    prompt_ends: torch.Tensor,
+    segment_offsets: torch.Tensor,
+    position: torch.Tensor,
+    block_span: torch.Tensor | None,
+    block_m: int,
+    block_n: int,
+    extra: int,
+    window: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tiles of at most `block_n` keys of one prompt, or of one sample's branches, and the queries that see them.
+
+    Every response listens to the prompt, whose keys would keep a few programs busy long after all others are done:
+    the queries of a tile with more than its share of the steps are split into pieces, each an item of its own, whose
+    sums are added up afterwards in a fixed order.
+
+    Args:
+        sample_offsets, prompt_ends, segment_offsets, position, block_span: as in `Layout`.
+        block_m: queries of a step.
+        block_n: keys of a tile.
+        extra: a piece is at most 1 / extra of all steps (and never fewer than `SHORTEST_PIECE` steps).
+        window: sliding window, 0 for none.
+
+    Returns:
+        items: [T // block_n + 2 S + extra, 9] int32, heaviest first: start and end of the tile's keys (equal: an
+            empty item), the run of queries, first and last step of this piece, and the slot of its sums, -1 where
+            the tile is in one piece.
+        sums: [extra, 4] int32: start and end of a split tile's keys, its first slot and its number of pieces.
+    """
+    num_tokens, num_samples = position.shape[0], prompt_ends.shape[0]
+    segments = segment_offsets
+    parts = torch.stack([sample_offsets[:-1], prompt_ends], dim=1).flatten()
+    part_ends = torch.stack([prompt_ends, sample_offsets[1:]], dim=1).flatten()
+    part, start_n, end_n = _cut(parts, part_ends, block_n, num_tokens // block_n + 2 * num_samples)
+    in_prompt = part % 2 == 0
+    sample_end = sample_offsets[1:][part // 2]
+    first, last = _segment_of(segments, start_n), _segment_of(segments, end_n - 1)
+    lo, end = start_n, torch.where(in_prompt, sample_end, segments[last + 1])
+    full_hi = torch.where(first == last, end, end_n)
+    if block_span is not None:
+        lo = torch.minimum(lo, _over_rows(block_span[0], start_n, end_n, block_n, "amin"))
+    if window:
+        search = _PositionSearch(segments, position)
+        earliest = _over_rows(position, start_n, end_n, block_n, "amin") + window
+        latest = _over_rows(position, start_n, end_n, block_n, "amax") + window
+        full_hi = torch.where(first == last, search.first_up_to(first, earliest), end_n)
+        last_seen = torch.maximum(search.last_from(last, latest), end_n)
+        # A prompt's keys are heard in the branches too, wherever one starts within the window.
+        rows = torch.arange(num_tokens, device=position.device)
+        owner = torch.searchsorted(sample_offsets[1:].contiguous(), rows.to(torch.int32), right=True)
+        far = torch.iinfo(torch.int32).max
+        in_branch = torch.where(rows >= prompt_ends[owner], position, far)
+        nearest = torch.full((num_samples,), far, dtype=torch.int32, device=position.device)
+        nearest = nearest.scatter_reduce(0, owner, in_branch, "amin")
+        heard = in_prompt & (nearest[part // 2] < latest)
+        end = torch.where(heard, sample_end, last_seen)
+    run = _run(lo, end, end_n, full_hi, block_m)
+    table = torch.where((end_n > start_n)[:, None], torch.stack([start_n, end_n, *run], dim=1), 0)
+
+    steps = _steps(table[:, 2], table[:, 3], block_m)
+    longest = torch.clamp((steps.sum() + extra - 1) // extra, min=SHORTEST_PIECE)
+    pieces = (steps + longest - 1) // longest
+    piece_ends = pieces.cumsum(0)
+    item = torch.arange(table.shape[0] + extra, device=position.device)
+    tile = torch.searchsorted(piece_ends, item, right=True)
+    used = tile < table.shape[0]
+    tile = tile.clamp(max=table.shape[0] - 1)
+    piece = item - (piece_ends - pieces)[tile]
+    slots = torch.where(pieces > 1, pieces, 0)
+    first_slot = slots.cumsum(0) - slots
+    from_step = piece * longest
+    to_step = torch.minimum(from_step + longest, steps[tile])
+    slot = torch.where(pieces[tile] > 1, first_slot[tile] + piece, -1)
+    items = torch.cat([table[tile], torch.stack([from_step, to_step, slot], dim=1)], dim=1)
+    items = torch.where(used[:, None], items, 0)
+    order = torch.where(used, to_step - from_step, -1).argsort(descending=True, stable=True)
+    split = slots.argsort(descending=True, stable=True)[:extra]
+    sums = torch.stack([table[split, 0], table[split, 1], first_slot[split], slots[split]], dim=1)
+    sums = torch.nn.functional.pad(sums, (0, 0, 0, extra - sums.shape[0]))
+    return items[order].to(torch.int32).contiguous(), sums.to(torch.int32).contiguous()
+
+
+@key_tiles.register_fake
+def _(sample_offsets, prompt_ends, segment_offsets, position, block_span, block_m, block_n, extra, window):
+    tiles = position.shape[0] // block_n + 2 * prompt_ends.shape[0]
+    return (
+        position.new_empty((tiles + extra, KEY_COLUMNS), dtype=torch.int32),
+        position.new_empty((extra, 4), dtype=torch.int32),
+    )
+
+
+def _cut(starts, ends, size, count):
+    """Cut ranges into tiles of at most `size` rows: (range, start, end) of `count` tiles, empty ones behind."""
+    tiles = (ends - starts + size - 1) // size
+    tile_ends = tiles.cumsum(0)
+    index = torch.arange(count, device=starts.device)
+    owner = torch.searchsorted(tile_ends, index, right=True)
+    used = owner < starts.shape[0]
+    owner = owner.clamp(max=starts.shape[0] - 1)
+    start = starts[owner].to(torch.int64) + (index - (tile_ends - tiles)[owner]) * size
+    end = torch.minimum(start + size, ends[owner])
+    start = torch.where(used, start, starts[owner])
+    return owner, start, torch.where(used, end, start)
+
+
+def _segment_of(segment_offsets, rows):
+    """Index of the segment that holds each row; empty segments hold none."""
+    rows = rows.clamp(min=0).to(segment_offsets.dtype)
+    return (torch.searchsorted(segment_offsets, rows, right=True) - 1).clamp(max=segment_offsets.shape[0] - 2)
+
+
+def _over_rows(values, start, end, size, how):
+    """amin or amax of values over the rows start to end of each tile, at most `size` of them."""
+    rows = start[:, None] + torch.arange(size, device=values.device)
+    rows = torch.minimum(rows, torch.maximum(end - 1, start)[:, None]).clamp(max=values.shape[0] - 1)
+    return getattr(values[rows], how)(dim=1).to(torch.int64)
+
+
+def _run(lo, end, full_lo, full_hi, step):
+    """(lo, end, first full step, step behind the last full one)."""
+    end = torch.maximum(end, lo)
+    first = (full_lo - lo + step - 1) // step
+    behind = (torch.minimum(full_hi, end) - lo) // step
+    return lo, end, first, torch.maximum(first, behind)
+
+
+def _steps(lo, end, step):
+    return (end - lo + step - 1) // step
+
+
+class _PositionSearch:
+    """Finds rows by logical position in segments whose positions need not ascend."""
+
+    SEGMENT = 2**33  # above any difference of two positions: keeps segments apart in one sorted sequence
+
+    def __init__(self, segment_offsets, position):
+        rows = torch.arange(position.shape[0], device=position.device)
+        self.offsets = segment_offsets
+        self.least = position.min().to(torch.int64)
+        keys = _segment_of(segment_offsets, rows) * self.SEGMENT + (position - self.least)
+        self.ceiling = keys.cummax(0).values  # largest position up to each row
+        self.floor = keys.flip(0).cummin(0).values.flip(0).contiguous()  # smallest position from each row on
+
+    def first_up_to(self, segment, position):
+        """The first row of the segment at or above the position: all rows before it are below."""
+        return self._search(self.ceiling, segment, position)
+
+    def last_from(self, segment, position):
+        """The first row of the segment from which on all are at or above the position."""
+        return self._search(self.floor, segment, position)
+
+    def _search(self, keys, segment, position):
+        target = segment * self.SEGMENT + (position - self.least).clamp(min=0, max=self.SEGMENT - 1)
+        found = torch.searchsorted(keys, target)
+        return torch.minimum(torch.maximum(found, self.offsets[segment]), self.offsets[segment + 1])
