@@ -1,0 +1,647 @@
+"""Multi-response attention in Triton: forward, backward, and the torch operators around them.
+
+A program owns one tile of a table of `yojo_kernels.layout` (rows of one sample and one head) and walks over at most two
+runs of the other side: steps that are visible as a whole without a mask, then the steps at the borders with one. One
+online softmax goes over both runs. The backward follows FlashAttention-2 (Dao, arXiv:2307.08691): one kernel for the
+gradient of the queries, one for those of keys and values, each owning its output, so that nothing is added atomically
+and every launch gives the same bits.
+"""
+
+import math
+import weakref
+
+import torch
+import triton
+import triton.language as tl
+from torch.utils.flop_counter import register_flop_formula
+
+from yojo_kernels import tuning
+from yojo_kernels.layout import KEY_COLUMNS, QUERY_COLUMNS
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+MAX_HEAD_DIM = 256
+LOG2E = tl.constexpr(math.log2(math.e))
+LN2 = tl.constexpr(math.log(2.0))
+LOAD_QUERY_COLUMNS = tl.constexpr(QUERY_COLUMNS)
+LOAD_KEY_COLUMNS = tl.constexpr(KEY_COLUMNS)
+
+
+# ---- pieces of the kernels ----
+
+
+@triton.jit
+def _tanh(x):
+    # 1 - 2 / (e^2|x| + 1) loses small x to cancellation: there its series, exact to float32 below 1/4, is used.
+    size = tl.abs(x)
+    square = x * x
+    series = x * (1 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
+    decay = tl.exp2(size * (-2 * LOG2E))
+    far = (1 - decay) / (1 + decay)
+    return tl.where(size < 0.25, series, tl.where(x < 0, -far, far))
+
+
+@triton.jit
+def _load_rows(pointer, rows, stride, start, end, columns, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BOUND: tl.constexpr):
+    """Rows start + rows, zero from `end` on (looked at only where BOUND) and beyond the head dim."""
+    address = pointer + start.to(tl.int64) * stride + rows[:, None] * stride + columns[None, :]
+    if BOUND:
+        if BLOCK_D == HEAD_DIM:
+            return tl.load(address, mask=(start + rows < end)[:, None], other=0.0)
+        return tl.load(address, mask=(start + rows < end)[:, None] & (columns < HEAD_DIM)[None, :], other=0.0)
+    if BLOCK_D == HEAD_DIM:
+        return tl.load(address)
+    return tl.load(address, mask=(columns < HEAD_DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def _store_rows(pointer, value, rows, stride, start, end, columns, HEAD_DIM: tl.constexpr):
+    address = pointer + start.to(tl.int64) * stride + rows[:, None] * stride + columns[None, :]
+    tl.store(address, value.to(pointer.dtype.element_ty), mask=(start + rows < end)[:, None] & (columns < HEAD_DIM)[None, :])
+
+
+@triton.jit
+def _sees(q_row, k_row, branch_q, branch_k, position_q, position_k, block_q, block_k, window,
+          HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr):  # fmt: skip
+    """The mask rule of `Layout.visible` for tokens of one sample; all arguments broadcast against each other."""
+    seen = q_row >= k_row
+    if HAS_BLOCKS:
+        seen = seen | ((block_q == block_k) & (block_q >= 0))
+    seen = seen & ((branch_k < 0) | (branch_q == branch_k))
+    if HAS_WINDOW:
+        seen = seen & (position_q - position_k < window)
+    return seen
+
+
+@triton.jit
+def _load_ids(branch, position, block, start, rows, end, HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr):
+    row = start + rows
+    inside = row < end
+    branch = tl.load(branch + row, mask=inside, other=0)
+    if HAS_WINDOW:
+        position = tl.load(position + row, mask=inside, other=0)
+    else:
+        position = branch
+    if HAS_BLOCKS:
+        block = tl.load(block + row, mask=inside, other=-1)
+    else:
+        block = branch
+    return row, inside, branch, position, block
+
+
+@triton.jit
+def _step_start(i, lo_a, first_a, count_a, lo_b, first_b, STEP: tl.constexpr):
+    """First row of the i-th full step: those of run a, then those of run b."""
+    return tl.where(i < count_a, lo_a + (first_a + i) * STEP, lo_b + (first_b + i - count_a) * STEP)
+
+
+@triton.jit
+def _border_start(i, lo_a, end_a, from_a, to_a, count_a, lo_b, end_b, from_b, to_b, STEP: tl.constexpr):
+    """First row of the i-th border step and the end of its run: steps from_ to to_ of each run are full, not here."""
+    a = i < count_a
+    j = tl.where(a, i, i - count_a)
+    first = tl.where(a, from_a, from_b)
+    j += tl.where(j >= first, tl.where(a, to_a, to_b) - first, 0)
+    return tl.where(a, lo_a, lo_b) + j * STEP, tl.where(a, end_a, end_b)
+
+
+# ---- forward ----
+
+
+@triton.jit
+def _forward_step(q, k_head, v_head, stride_kt, stride_vt, start_n, end_n, columns, m, l, acc,
+                  q_row, branch_q, position_q, block_q, branch, position, block,
+                  scale, softcap, window,
+                  HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+                  HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+                  BORDER: tl.constexpr):  # fmt: skip
+    rows = tl.arange(0, BLOCK_N)
+    k = _load_rows(k_head, rows, stride_kt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, BORDER)
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
+    if HAS_SOFTCAP:
+        s = _tanh(s * (1 / (softcap * LOG2E))) * (softcap * LOG2E)
+    if BORDER:
+        k_row, inside, branch_k, position_k, block_k = _load_ids(
+            branch, position, block, start_n, rows, end_n, HAS_BLOCKS, HAS_WINDOW
+        )
+        seen = _sees(
+            q_row[:, None], k_row[None, :], branch_q[:, None], branch_k[None, :], position_q[:, None],
+            position_k[None, :], block_q[:, None], block_k[None, :], window, HAS_BLOCKS, HAS_WINDOW,
+        )  # fmt: skip
+        s = tl.where(seen & inside[None, :], s, float("-inf"))
+    m_new = tl.maximum(m, tl.max(s, 1))
+    if BORDER:
+        shift = tl.where(m_new == float("-inf"), 0.0, m_new)
+    else:
+        shift = m_new
+    p = tl.exp2(s - shift[:, None])
+    shrink = tl.exp2(m - shift)
+    l = l * shrink + tl.sum(p, 1)
+    acc = acc * shrink[:, None]
+    v = _load_rows(v_head, rows, stride_vt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, BORDER)
+    acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+    return m_new, l, acc
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_heads", "window"])
+def forward_kernel(q, k, v, out, lse, tiles, branch, position, block,
+                   stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
+                   num_tokens, num_heads, window, scale, softcap,
+                   GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+                   HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr):  # fmt: skip
+    """Output and log-sum-exp of BLOCK_M queries of one head; one program per tile and query head."""
+    head = tl.program_id(0) % num_heads
+    tile = tiles + (tl.program_id(0) // num_heads) * LOAD_QUERY_COLUMNS
+    start_m, end_m = tl.load(tile), tl.load(tile + 1)
+    if start_m >= end_m:
+        return
+    lo_a, end_a, from_a, to_a = tl.load(tile + 2), tl.load(tile + 3), tl.load(tile + 4), tl.load(tile + 5)
+    lo_b, end_b, from_b, to_b = tl.load(tile + 6), tl.load(tile + 7), tl.load(tile + 8), tl.load(tile + 9)
+    rows = tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, BLOCK_D)
+    head64 = head.to(tl.int64)
+    k_head = k + (head64 // GROUP) * stride_kh
+    v_head = v + (head64 // GROUP) * stride_vh
+    q_row, inside, branch_q, position_q, block_q = _load_ids(
+        branch, position, block, start_m, rows, end_m, HAS_BLOCKS, HAS_WINDOW
+    )
+    q_tile = _load_rows(q + head64 * stride_qh, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    l = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+
+    full_a, full_b = to_a - from_a, to_b - from_b
+    for i in range(0, full_a + full_b):
+        start_n = _step_start(i, lo_a, from_a, full_a, lo_b, from_b, BLOCK_N)
+        m, l, acc = _forward_step(
+            q_tile, k_head, v_head, stride_kt, stride_vt, start_n, start_n, columns, m, l, acc,
+            q_row, branch_q, position_q, block_q, branch, position, block, scale, softcap, window,
+            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False,
+        )  # fmt: skip
+    border_a = tl.cdiv(end_a - lo_a, BLOCK_N) - full_a
+    border_b = tl.cdiv(end_b - lo_b, BLOCK_N) - full_b
+    for i in range(0, border_a + border_b):
+        start_n, end_n = _border_start(i, lo_a, end_a, from_a, to_a, border_a, lo_b, end_b, from_b, to_b, BLOCK_N)
+        m, l, acc = _forward_step(
+            q_tile, k_head, v_head, stride_kt, stride_vt, start_n, end_n, columns, m, l, acc,
+            q_row, branch_q, position_q, block_q, branch, position, block, scale, softcap, window,
+            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True,
+        )  # fmt: skip
+
+    seeing = l > 0
+    acc = acc * tl.where(seeing, 1 / tl.where(seeing, l, 1.0), tl.where(l == l, 0.0, l))[:, None]
+    _store_rows(out + head64 * stride_oh, acc, rows, stride_ot, start_m, end_m, columns, HEAD_DIM)
+    log_sum = (m + tl.log2(l)) * LN2
+    tl.store(lse + head64 * num_tokens + q_row, log_sum, mask=inside)
+
+
+# ---- backward ----
+
+
+@triton.jit
+def _query_grad_step(q, do, k_head, v_head, stride_kt, stride_vt, start_n, end_n, columns, lse, delta, acc,
+                     q_row, branch_q, position_q, block_q, branch, position, block, scale, softcap, window,
+                     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+                     HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+                     BORDER: tl.constexpr):  # fmt: skip
+    rows = tl.arange(0, BLOCK_N)
+    k = _load_rows(k_head, rows, stride_kt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, BORDER)
+    v = _load_rows(v_head, rows, stride_vt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, BORDER)
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
+    if HAS_SOFTCAP:
+        capped = _tanh(s * (1 / (softcap * LOG2E)))
+        s = capped * (softcap * LOG2E)
+    p = tl.exp2(s - lse[:, None])
+    if BORDER:
+        k_row, inside, branch_k, position_k, block_k = _load_ids(
+            branch, position, block, start_n, rows, end_n, HAS_BLOCKS, HAS_WINDOW
+        )
+        seen = _sees(
+            q_row[:, None], k_row[None, :], branch_q[:, None], branch_k[None, :], position_q[:, None],
+            position_k[None, :], block_q[:, None], block_k[None, :], window, HAS_BLOCKS, HAS_WINDOW,
+        )  # fmt: skip
+        p = tl.where(seen & inside[None, :], p, 0.0)
+    ds = p * (tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+    if HAS_SOFTCAP:
+        ds = ds * (1 - capped * capped)
+    return tl.dot(ds.to(k.dtype), k, acc, input_precision=PRECISION)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_heads", "window"])
+def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, delta, tiles, branch, position, block,
+                      stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
+                      stride_dot, stride_doh, stride_dqt, stride_dqh, stride_dlset, stride_dlseh,
+                      num_tokens, num_heads, window, scale, softcap,
+                      GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+                      BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+                      HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+                      HAS_LSE_GRAD: tl.constexpr):  # fmt: skip
+    """Gradient of BLOCK_M queries of one head, and delta = sum(out * dout) - dlse for the other kernel."""
+    head = tl.program_id(0) % num_heads
+    tile = tiles + (tl.program_id(0) // num_heads) * LOAD_QUERY_COLUMNS
+    start_m, end_m = tl.load(tile), tl.load(tile + 1)
+    if start_m >= end_m:
+        return
+    lo_a, end_a, from_a, to_a = tl.load(tile + 2), tl.load(tile + 3), tl.load(tile + 4), tl.load(tile + 5)
+    lo_b, end_b, from_b, to_b = tl.load(tile + 6), tl.load(tile + 7), tl.load(tile + 8), tl.load(tile + 9)
+    rows = tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, BLOCK_D)
+    head64 = head.to(tl.int64)
+    k_head = k + (head64 // GROUP) * stride_kh
+    v_head = v + (head64 // GROUP) * stride_vh
+    q_row, inside, branch_q, position_q, block_q = _load_ids(
+        branch, position, block, start_m, rows, end_m, HAS_BLOCKS, HAS_WINDOW
+    )
+    out_tile = _load_rows(out + head64 * stride_oh, rows, stride_ot, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
+    do_tile = _load_rows(do + head64 * stride_doh, rows, stride_dot, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
+    sums = tl.sum(out_tile.to(tl.float32) * do_tile.to(tl.float32), 1)
+    if HAS_LSE_GRAD:
+        at = dlse + head64 * stride_dlseh + start_m.to(tl.int64) * stride_dlset + rows * stride_dlset
+        sums -= tl.load(at, mask=inside, other=0.0)
+    tl.store(delta + head64 * num_tokens + q_row, sums, mask=inside)
+    log_sum = tl.load(lse + head64 * num_tokens + q_row, mask=inside, other=float("inf"))
+    log_sum = tl.where(log_sum == float("-inf"), float("inf"), log_sum) * LOG2E
+    q_tile = _load_rows(q + head64 * stride_qh, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+
+    full_a, full_b = to_a - from_a, to_b - from_b
+    for i in range(0, full_a + full_b):
+        start_n = _step_start(i, lo_a, from_a, full_a, lo_b, from_b, BLOCK_N)
+        acc = _query_grad_step(
+            q_tile, do_tile, k_head, v_head, stride_kt, stride_vt, start_n, start_n, columns, log_sum, sums, acc,
+            q_row, branch_q, position_q, block_q, branch, position, block, scale, softcap, window,
+            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False,
+        )  # fmt: skip
+    border_a = tl.cdiv(end_a - lo_a, BLOCK_N) - full_a
+    border_b = tl.cdiv(end_b - lo_b, BLOCK_N) - full_b
+    for i in range(0, border_a + border_b):
+        start_n, end_n = _border_start(i, lo_a, end_a, from_a, to_a, border_a, lo_b, end_b, from_b, to_b, BLOCK_N)
+        acc = _query_grad_step(
+            q_tile, do_tile, k_head, v_head, stride_kt, stride_vt, start_n, end_n, columns, log_sum, sums, acc,
+            q_row, branch_q, position_q, block_q, branch, position, block, scale, softcap, window,
+            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True,
+        )  # fmt: skip
+    _store_rows(dq + head64 * stride_dqh, acc * scale, rows, stride_dqt, start_m, end_m, columns, HEAD_DIM)
+
+
+@triton.jit
+def _key_grad_step(k, v, q_head, do_head, lse_head, delta_head, stride_qt, stride_dot, start_m, end_m, columns,
+                   acc_k, acc_v, k_row, in_tile, branch_k, position_k, block_k, branch, position, block,
+                   scale, softcap, window,
+                   HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
+                   HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+                   BORDER: tl.constexpr):  # fmt: skip
+    # Scores are held transposed, keys down, so that they enter the two sums over queries as they are.
+    rows = tl.arange(0, BLOCK_M)
+    q = _load_rows(q_head, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, BORDER)
+    do = _load_rows(do_head, rows, stride_dot, start_m, end_m, columns, HEAD_DIM, BLOCK_D, BORDER)
+    if BORDER:
+        lse = tl.load(lse_head + start_m + rows, mask=start_m + rows < end_m, other=float("inf"))
+        delta = tl.load(delta_head + start_m + rows, mask=start_m + rows < end_m, other=0.0)
+    else:
+        lse = tl.load(lse_head + start_m + rows)
+        delta = tl.load(delta_head + start_m + rows)
+    lse = tl.where(lse == float("-inf"), float("inf"), lse) * LOG2E
+    s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E)
+    if HAS_SOFTCAP:
+        capped = _tanh(s * (1 / (softcap * LOG2E)))
+        s = capped * (softcap * LOG2E)
+    p = tl.exp2(s - lse[None, :])
+    if BORDER:
+        q_row, inside, branch_q, position_q, block_q = _load_ids(
+            branch, position, block, start_m, rows, end_m, HAS_BLOCKS, HAS_WINDOW
+        )
+        seen = _sees(
+            q_row[None, :], k_row[:, None], branch_q[None, :], branch_k[:, None], position_q[None, :],
+            position_k[:, None], block_q[None, :], block_k[:, None], window, HAS_BLOCKS, HAS_WINDOW,
+        )  # fmt: skip
+        p = tl.where(seen & inside[None, :] & in_tile[:, None], p, 0.0)
+    acc_v = tl.dot(p.to(do.dtype), do, acc_v, input_precision=PRECISION)
+    ds = p * (tl.dot(v, tl.trans(do), input_precision=PRECISION) - delta[None, :])
+    if HAS_SOFTCAP:
+        ds = ds * (1 - capped * capped)
+    acc_k = tl.dot(ds.to(q.dtype), q, acc_k, input_precision=PRECISION)
+    return acc_k, acc_v
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_heads", "num_slots", "window"])
+def key_grad_kernel(q, k, v, do, lse, delta, dk, dv, pieces, items, branch, position, block,
+                    stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dot, stride_doh,
+                    stride_dkt, stride_dkh, stride_dvt, stride_dvh,
+                    num_tokens, num_heads, num_slots, window, scale, softcap,
+                    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+                    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+                    HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr):  # fmt: skip
+    """Gradients of BLOCK_N keys and values of one key head, or the sums of one piece of their queries."""
+    head = tl.program_id(0) % num_heads
+    item = items + (tl.program_id(0) // num_heads) * LOAD_KEY_COLUMNS
+    start_n, end_n = tl.load(item), tl.load(item + 1)
+    if start_n >= end_n:
+        return
+    lo, end, from_full, to_full = tl.load(item + 2), tl.load(item + 3), tl.load(item + 4), tl.load(item + 5)
+    from_step, to_step, slot = tl.load(item + 6), tl.load(item + 7), tl.load(item + 8)
+    from_full = tl.minimum(tl.maximum(from_full, from_step), to_step)
+    to_full = tl.minimum(tl.maximum(to_full, from_full), to_step)
+    rows = tl.arange(0, BLOCK_N)
+    columns = tl.arange(0, BLOCK_D)
+    head64 = head.to(tl.int64)
+    k_row, in_tile, branch_k, position_k, block_k = _load_ids(
+        branch, position, block, start_n, rows, end_n, HAS_BLOCKS, HAS_WINDOW
+    )
+    k_tile = _load_rows(k + head64 * stride_kh, rows, stride_kt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, True)
+    v_tile = _load_rows(v + head64 * stride_vh, rows, stride_vt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, True)
+    acc_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    acc_v = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    for member in range(0, GROUP):
+        q_head = q + (head64 * GROUP + member) * stride_qh
+        do_head = do + (head64 * GROUP + member) * stride_doh
+        lse_head = lse + (head64 * GROUP + member) * num_tokens
+        delta_head = delta + (head64 * GROUP + member) * num_tokens
+        for i in range(from_full, to_full):
+            acc_k, acc_v = _key_grad_step(
+                k_tile, v_tile, q_head, do_head, lse_head, delta_head, stride_qt, stride_dot, lo + i * BLOCK_M, end,
+                columns, acc_k, acc_v, k_row, in_tile, branch_k, position_k, block_k, branch, position, block,
+                scale, softcap, window,
+                HEAD_DIM, BLOCK_D, BLOCK_M, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False,
+            )  # fmt: skip
+        for i in range(from_step, to_step - (to_full - from_full)):
+            step = tl.where(i < from_full, i, i + to_full - from_full)
+            acc_k, acc_v = _key_grad_step(
+                k_tile, v_tile, q_head, do_head, lse_head, delta_head, stride_qt, stride_dot, lo + step * BLOCK_M, end,
+                columns, acc_k, acc_v, k_row, in_tile, branch_k, position_k, block_k, branch, position, block,
+                scale, softcap, window,
+                HEAD_DIM, BLOCK_D, BLOCK_M, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True,
+            )  # fmt: skip
+    acc_k = acc_k * scale
+    if slot < 0:
+        _store_rows(dk + head64 * stride_dkh, acc_k, rows, stride_dkt, start_n, end_n, columns, HEAD_DIM)
+        _store_rows(dv + head64 * stride_dvh, acc_v, rows, stride_dvt, start_n, end_n, columns, HEAD_DIM)
+    else:
+        offsets = rows[:, None] * BLOCK_D + columns[None, :]
+        size = BLOCK_N * BLOCK_D
+        at = pieces + (head64 * num_slots + slot) * (2 * size)
+        tl.store(at + offsets, acc_k)
+        tl.store(at + size + offsets, acc_v)
+
+
+@triton.jit(do_not_specialize=["num_heads", "num_slots"])
+def sum_kernel(dk, dv, pieces, sums, stride_dkt, stride_dkh, stride_dvt, stride_dvh, num_heads, num_slots,
+               HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    """Adds up, first to last, the pieces of one split tile and key head."""
+    head = tl.program_id(0) % num_heads
+    entry = sums + (tl.program_id(0) // num_heads) * 4
+    start_n, end_n, slot, count = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 3)
+    if count == 0:
+        return
+    rows = tl.arange(0, BLOCK_N)
+    columns = tl.arange(0, BLOCK_D)
+    offsets = rows[:, None] * BLOCK_D + columns[None, :]
+    size = BLOCK_N * BLOCK_D
+    head64 = head.to(tl.int64)
+    acc_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    acc_v = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    for i in range(0, count):
+        at = pieces + (head64 * num_slots + slot + i) * (2 * size)
+        acc_k += tl.load(at + offsets)
+        acc_v += tl.load(at + size + offsets)
+    _store_rows(dk + head64 * stride_dkh, acc_k, rows, stride_dkt, start_n, end_n, columns, HEAD_DIM)
+    _store_rows(dv + head64 * stride_dvh, acc_v, rows, stride_dvt, start_n, end_n, columns, HEAD_DIM)
+
+
+# ---- operators ----
+
+
+def can_run(query):
+    """Why the kernels cannot run on this query, or None if they can."""
+    if query.dtype not in DTYPES:
+        return f"it takes bfloat16, float16 or float32, not {str(query.dtype).removeprefix('torch.')}"
+    if query.shape[2] > MAX_HEAD_DIM:
+        return f"it takes head dims up to {MAX_HEAD_DIM}, not {query.shape[2]}"
+    if query.device.type != "cuda" and not (query.device.type == "cpu" and INTERPRETED):
+        return f"it needs a CUDA device, not {query.device.type} (or TRITON_INTERPRET=1, set before the import, to try it)"
+    return None
+
+
+INTERPRETED = not isinstance(sum_kernel, triton.runtime.JITFunction)
+
+
+def multi_response_attention(query, key, value, layout, *, scale, window=None, softcap=None):
+    """As `yojo_kernels.multi_response_attention`, arguments checked; returns (output [T, Hq, D], lse [T, Hq])."""
+    head_dim, group = query.shape[2], query.shape[1] // key.shape[1]
+    forward = tuning.attention("forward", head_dim, query.dtype, query.device)
+    tables = [layout.query_tiles(forward.block_m, forward.block_n, window), None, None, None]
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        by_query = tuning.attention("query_grad", head_dim, query.dtype, query.device)
+        by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device)
+        extra = max(1, tuning.PIECES_PER_PROCESSOR * tuning.processors(query.device) // key.shape[1])
+        tables[1] = layout.query_tiles(by_query.block_m, by_query.block_n, window)
+        tables[2:] = layout.key_tiles(by_key.block_m, by_key.block_n, extra, window)
+    output, lse = torch.ops.yojo.attention(
+        query, key, value, layout.sample, layout.branch, layout.position, layout.block, *tables,
+        float(scale), window or 0, softcap or 0.0,
+    )  # fmt: skip
+    del group
+    return output, lse.t()
+
+
+def _rows_apart(tensor):
+    """The tensor as the kernels read it: entries of a row side by side; a copy only where they are not."""
+    return tensor if tensor.stride(2) == 1 else tensor.contiguous()
+
+
+def _constants(query, key, block, window, softcap, tile):
+    return {
+        "GROUP": query.shape[1] // key.shape[1],
+        "HEAD_DIM": query.shape[2],
+        "BLOCK_D": max(16, triton.next_power_of_2(query.shape[2])),
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "PRECISION": "ieee",
+        "HAS_BLOCKS": block is not None,
+        "HAS_WINDOW": window > 0,
+        "HAS_SOFTCAP": softcap > 0,
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+    }
+
+
+@torch.library.custom_op("yojo::attention", mutates_args=())
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sample: torch.Tensor,
+    branch: torch.Tensor,
+    position: torch.Tensor,
+    block: torch.Tensor | None,
+    tiles: torch.Tensor,
+    query_grad_tiles: torch.Tensor | None,
+    key_grad_items: torch.Tensor | None,
+    key_grad_sums: torch.Tensor | None,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    query, key, value = map(_rows_apart, (query, key, value))
+    num_tokens, num_heads, head_dim = query.shape
+    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    lse = torch.empty((num_heads, num_tokens), dtype=torch.float32, device=query.device)
+    tile = tuning.attention("forward", head_dim, query.dtype, query.device)
+    with _on(query.device):
+        forward_kernel[(tiles.shape[0] * num_heads,)](
+            query, key, value, output, lse, tiles, branch, position, branch if block is None else block,
+            *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
+            num_tokens, num_heads, window, scale, softcap,
+            **_constants(query, key, block, window, softcap, tile),
+        )  # fmt: skip
+    return output, lse
+
+
+@attention.register_fake
+def _(query, key, value, sample, branch, position, block, tiles, query_grad_tiles, key_grad_items, key_grad_sums,
+      scale, window, softcap):  # fmt: skip
+    return query.new_empty(query.shape), query.new_empty((query.shape[1], query.shape[0]), dtype=torch.float32)
+
+
+@torch.library.custom_op("yojo::attention_backward", mutates_args=())
+def attention_backward(
+    grad_output: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+    lse: torch.Tensor,
+    sample: torch.Tensor,
+    branch: torch.Tensor,
+    position: torch.Tensor,
+    block: torch.Tensor | None,
+    query_grad_tiles: torch.Tensor,
+    key_grad_items: torch.Tensor,
+    key_grad_sums: torch.Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    query, key, value, grad_output = map(_rows_apart, (query, key, value, grad_output))
+    num_tokens, num_heads, head_dim = query.shape
+    num_key_heads = key.shape[1]
+    # Not empty_like: a query that is a view of one fused projection would get its gaps, too.
+    grad_query, grad_key, grad_value = (
+        torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value)
+    )
+    delta = torch.empty_like(lse)
+    ids = (branch, position, branch if block is None else block)
+    by_query = tuning.attention("query_grad", head_dim, query.dtype, query.device)
+    by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device)
+    constants = _constants(query, key, block, window, softcap, by_key)
+    num_slots = 2 * key_grad_sums.shape[0]
+    pieces = torch.empty(
+        (num_key_heads, num_slots, 2, by_key.block_n, constants["BLOCK_D"]), dtype=torch.float32, device=query.device
+    )
+    with _on(query.device):
+        query_grad_kernel[(query_grad_tiles.shape[0] * num_heads,)](
+            query, key, value, output, grad_output, lse, lse if grad_lse is None else grad_lse, grad_query, delta,
+            query_grad_tiles, *ids,
+            *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
+            *grad_output.stride()[:2], *grad_query.stride()[:2],
+            *((0, 0) if grad_lse is None else reversed(grad_lse.stride())),
+            num_tokens, num_heads, window, scale, softcap,
+            HAS_LSE_GRAD=grad_lse is not None,
+            **_constants(query, key, block, window, softcap, by_query),
+        )  # fmt: skip
+        key_grad_kernel[(key_grad_items.shape[0] * num_key_heads,)](
+            query, key, value, grad_output, lse, delta, grad_key, grad_value, pieces, key_grad_items, *ids,
+            *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *grad_output.stride()[:2],
+            *grad_key.stride()[:2], *grad_value.stride()[:2],
+            num_tokens, num_key_heads, num_slots, window, scale, softcap,
+            **constants,
+        )  # fmt: skip
+        sum_kernel[(key_grad_sums.shape[0] * num_key_heads,)](
+            grad_key, grad_value, pieces, key_grad_sums, *grad_key.stride()[:2], *grad_value.stride()[:2],
+            num_key_heads, num_slots,
+            HEAD_DIM=head_dim, BLOCK_D=constants["BLOCK_D"], BLOCK_N=by_key.block_n, num_warps=8,
+        )  # fmt: skip
+    return grad_query, grad_key, grad_value
+
+
+@attention_backward.register_fake
+def _(grad_output, grad_lse, query, key, value, output, lse, sample, branch, position, block, query_grad_tiles,
+      key_grad_items, key_grad_sums, scale, window, softcap):  # fmt: skip
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (query, key, value))
+
+
+def _save(ctx, inputs, output):
+    *tensors, scale, window, softcap = inputs
+    query, key, value, sample, branch, position, block, _, *backward_tables = tensors
+    ctx.save_for_backward(query, key, value, *output, sample, branch, position, block, *backward_tables)
+    ctx.options = (scale, window, softcap)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_output, grad_lse):
+    none = (None,) * 11
+    if grad_output is None and grad_lse is None:
+        return None, None, None, *none
+    query, key, value, output, lse, *rest = ctx.saved_tensors
+    if grad_output is None:
+        grad_output = torch.zeros_like(output)
+    gradients = torch.ops.yojo.attention_backward(
+        grad_output, grad_lse, query, key, value, output, lse, *rest, *ctx.options
+    )
+    return *gradients, *none
+
+
+attention.register_autograd(_backward, setup_context=_save)
+
+
+def _on(device):
+    """Triton launches on the current device, whichever its tensors are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else torch.cuda.device(-1)
+
+
+# ---- floating-point operations ----
+
+_pairs_of = weakref.WeakKeyDictionary()  # sample tensor of a layout -> {window: visible pairs}
+
+
+def visible_pairs(sample, branch, position, block, window):
+    """How many (query, key) pairs are visible in a row: an int. Asks the device; for counting, not for running."""
+    if type(sample) is not torch.Tensor or sample.device.type == "meta":
+        return sample.shape[0] * (sample.shape[0] + 1) // 2  # no values to look at: one causal sequence
+    known = _pairs_of.setdefault(sample, {})
+    if window not in known:
+        known[window] = _count_pairs(sample.cpu(), branch.cpu(), position.cpu(), block, window)
+    return known[window]
+
+
+def _count_pairs(sample, branch, position, block, window):
+    from yojo_kernels.layout import sees
+
+    block = None if block is None else block.cpu()
+    total, start = 0, 0
+    for length in sample.unique_consecutive(return_counts=True)[1].tolist():
+        rows = slice(start, start + length)
+        start += length
+        if block is None and not window:
+            _, segments = branch[rows].unique_consecutive(return_counts=True)
+            prompt = int((branch[rows] < 0).sum())
+            total += int((segments * (segments + 1) // 2).sum()) + prompt * (length - prompt)
+            continue
+        for first in range(0, length, 1024):
+            queries = torch.arange(first, min(first + 1024, length))
+            total += int(sees(queries, branch[rows], position[rows], None if block is None else block[rows], window).sum())
+    return total
+
+
+@register_flop_formula(torch.ops.yojo.attention, get_raw=True)
+def _forward_flops(query, key, value, sample, branch, position, block, *rest, out_val=None, **kwargs):
+    window = rest[-2]
+    return 4 * query.shape[1] * query.shape[2] * visible_pairs(sample, branch, position, block, window)
+
+
+@register_flop_formula(torch.ops.yojo.attention_backward, get_raw=True)
+def _backward_flops(grad_output, grad_lse, query, key, value, output, lse, sample, branch, position, block, *rest, out_val=None, **kwargs):  # fmt: skip
+    # Five matrix products per pair: scores, dP, dQ, dK, dV (the second recomputation of the scores is not counted).
+    window = rest[-2]
+    return 10 * query.shape[1] * query.shape[2] * visible_pairs(sample, branch, position, block, window)
