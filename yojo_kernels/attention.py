@@ -7,6 +7,7 @@ gradient of the queries, one for those of keys and values, each owning its outpu
 and every launch gives the same bits.
 """
 
+import contextlib
 import math
 import weakref
 
@@ -16,12 +17,11 @@ import triton.language as tl
 from torch.utils.flop_counter import register_flop_formula
 
 from yojo_kernels import tuning
-from yojo_kernels.layout import KEY_COLUMNS, QUERY_COLUMNS
+from yojo_kernels.layout import KEY_COLUMNS, QUERY_COLUMNS, visible_to
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MAX_HEAD_DIM = 256
 LOG2E = tl.constexpr(math.log2(math.e))
-LN2 = tl.constexpr(math.log(2.0))
 LOAD_QUERY_COLUMNS = tl.constexpr(QUERY_COLUMNS)
 LOAD_KEY_COLUMNS = tl.constexpr(KEY_COLUMNS)
 
@@ -191,7 +191,7 @@ def forward_kernel(q, k, v, out, lse, tiles, branch, position, block,
     seeing = l > 0
     acc = acc * tl.where(seeing, 1 / tl.where(seeing, l, 1.0), tl.where(l == l, 0.0, l))[:, None]
     _store_rows(out + head64 * stride_oh, acc, rows, stride_ot, start_m, end_m, columns, HEAD_DIM)
-    log_sum = (m + tl.log2(l)) * LN2
+    log_sum = tl.where(seeing, m + tl.log2(tl.where(seeing, l, 1.0)), tl.where(l == l, float("-inf"), l))
     tl.store(lse + head64 * num_tokens + q_row, log_sum, mask=inside)
 
 
@@ -257,10 +257,10 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, delta, tiles, branch, pos
     sums = tl.sum(out_tile.to(tl.float32) * do_tile.to(tl.float32), 1)
     if HAS_LSE_GRAD:
         at = dlse + head64 * stride_dlseh + start_m.to(tl.int64) * stride_dlset + rows * stride_dlset
-        sums -= tl.load(at, mask=inside, other=0.0)
+        sums -= tl.load(at, mask=inside, other=0.0) * LOG2E
     tl.store(delta + head64 * num_tokens + q_row, sums, mask=inside)
     log_sum = tl.load(lse + head64 * num_tokens + q_row, mask=inside, other=float("inf"))
-    log_sum = tl.where(log_sum == float("-inf"), float("inf"), log_sum) * LOG2E
+    log_sum = tl.where(log_sum == float("-inf"), float("inf"), log_sum)
     q_tile = _load_rows(q + head64 * stride_qh, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
@@ -301,7 +301,7 @@ def _key_grad_step(k, v, q_head, do_head, lse_head, delta_head, stride_qt, strid
     else:
         lse = tl.load(lse_head + start_m + rows)
         delta = tl.load(delta_head + start_m + rows)
-    lse = tl.where(lse == float("-inf"), float("inf"), lse) * LOG2E
+    lse = tl.where(lse == float("-inf"), float("inf"), lse)
     s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E)
     if HAS_SOFTCAP:
         capped = _tanh(s * (1 / (softcap * LOG2E)))
@@ -427,7 +427,7 @@ INTERPRETED = not isinstance(sum_kernel, triton.runtime.JITFunction)
 
 def multi_response_attention(query, key, value, layout, *, scale, window=None, softcap=None):
     """As `yojo_kernels.multi_response_attention`, arguments checked; returns (output [T, Hq, D], lse [T, Hq])."""
-    head_dim, group = query.shape[2], query.shape[1] // key.shape[1]
+    head_dim = query.shape[2]
     forward = tuning.attention("forward", head_dim, query.dtype, query.device)
     tables = [layout.query_tiles(forward.block_m, forward.block_n, window), None, None, None]
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
@@ -440,8 +440,7 @@ def multi_response_attention(query, key, value, layout, *, scale, window=None, s
         query, key, value, layout.sample, layout.branch, layout.position, layout.block, *tables,
         float(scale), window or 0, softcap or 0.0,
     )  # fmt: skip
-    del group
-    return output, lse.t()
+    return output, lse.t() * math.log(2.0)
 
 
 def _rows_apart(tensor):
@@ -597,7 +596,7 @@ attention.register_autograd(_backward, setup_context=_save)
 
 def _on(device):
     """Triton launches on the current device, whichever its tensors are on."""
-    return torch.cuda.device(device) if device.type == "cuda" else torch.cuda.device(-1)
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 # ---- floating-point operations ----
@@ -616,8 +615,6 @@ def visible_pairs(sample, branch, position, block, window):
 
 
 def _count_pairs(sample, branch, position, block, window):
-    from yojo_kernels.layout import sees
-
     block = None if block is None else block.cpu()
     total, start = 0, 0
     for length in sample.unique_consecutive(return_counts=True)[1].tolist():
@@ -630,7 +627,8 @@ def _count_pairs(sample, branch, position, block, window):
             continue
         for first in range(0, length, 1024):
             queries = torch.arange(first, min(first + 1024, length))
-            total += int(sees(queries, branch[rows], position[rows], None if block is None else block[rows], window).sum())
+            block_of = None if block is None else block[rows]
+            total += int(visible_to(queries, sample[rows], branch[rows], position[rows], block_of, window).sum())
     return total
 
 

@@ -151,18 +151,10 @@ class Layout:
         Returns:
             [T, T] bool, queries down, keys across; [stop - start, stop - start] with a span.
         """
-        start, stop = span if span is not None else (0, self.num_tokens)
-        sample, branch, position = self.sample[start:stop], self.branch[start:stop], self.position[start:stop]
-        row = torch.arange(sample.shape[0], device=sample.device)
-        visible = row[:, None] >= row[None, :]
-        if self.block is not None:
-            block = self.block[start:stop]
-            visible = visible | ((block[:, None] == block[None, :]) & (block[:, None] >= 0))
-        visible = visible & (sample[:, None] == sample[None, :])
-        visible = visible & ((branch[None, :] < 0) | (branch[:, None] == branch[None, :]))
-        if window is not None:
-            visible = visible & (position[:, None] - position[None, :] < window)
-        return visible
+        rows = slice(*span) if span is not None else slice(0, self.num_tokens)
+        sample, branch, position = self.sample[rows], self.branch[rows], self.position[rows]
+        queries = torch.arange(sample.shape[0], device=sample.device)
+        return visible_to(queries, sample, branch, position, None if self.block is None else self.block[rows], window)
 
     def to(self, device, non_blocking=False):
         """The same layout on another device (itself if it is there already)."""
@@ -209,6 +201,19 @@ class Layout:
     def __repr__(self):
         branches = sum(map(len, self.branch_lengths))
         return f"Layout({self.num_tokens} tokens, {self.num_samples} samples, {branches} branches, {self.device})"
+
+
+def visible_to(queries, sample, branch, position, block, window):
+    """[Q, T] bool: which of T tokens each of the queries (rows among them, [Q]) sees; see `Layout.visible`."""
+    rows = torch.arange(sample.shape[0], device=sample.device)
+    visible = queries[:, None] >= rows[None, :]
+    if block is not None:
+        visible = visible | ((block[queries][:, None] == block[None, :]) & (block[None, :] >= 0))
+    visible = visible & (sample[queries][:, None] == sample[None, :])
+    visible = visible & ((branch[None, :] < 0) | (branch[queries][:, None] == branch[None, :]))
+    if window:
+        visible = visible & (position[queries][:, None] - position[None, :] < window)
+    return visible
 
 
 def _length(value, name, least):
