@@ -60,32 +60,15 @@ def _store_rows(pointer, value, rows, stride, start, end, columns, HEAD_DIM: tl.
 
 
 @triton.jit
-def _sees(q_row, k_row, branch_q, branch_k, position_q, position_k, block_q, block_k, window,
-          HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr):  # fmt: skip
-    """The mask rule of `Layout.visible` for tokens of one sample; all arguments broadcast against each other."""
-    seen = q_row >= k_row
-    if HAS_BLOCKS:
-        seen = seen | ((block_q == block_k) & (block_q >= 0))
-    seen = seen & ((branch_k < 0) | (branch_q == branch_k))
-    if HAS_WINDOW:
-        seen = seen & (position_q - position_k < window)
-    return seen
-
-
-@triton.jit
-def _load_ids(branch, position, block, start, rows, end, HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr):
+def _load_ids(position, block, start, rows, end, HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr):
+    """Logical position and block of rows start + rows; what is not needed is not loaded."""
     row = start + rows
-    inside = row < end
-    branch = tl.load(branch + row, mask=inside, other=0)
+    position_of, block_of = row, row
     if HAS_WINDOW:
-        position = tl.load(position + row, mask=inside, other=0)
-    else:
-        position = branch
+        position_of = tl.load(position + row, mask=row < end, other=0)
     if HAS_BLOCKS:
-        block = tl.load(block + row, mask=inside, other=-1)
-    else:
-        block = branch
-    return row, inside, branch, position, block
+        block_of = tl.load(block + row, mask=row < end, other=-1)
+    return row, position_of, block_of
 
 
 @triton.jit
@@ -109,7 +92,7 @@ def _border_start(i, lo_a, end_a, from_a, to_a, count_a, lo_b, end_b, from_b, to
 
 @triton.jit
 def _forward_step(q, k_head, v_head, stride_kt, stride_vt, start_n, end_n, columns, m, l, acc,
-                  q_row, branch_q, position_q, block_q, branch, position, block,
+                  low, q_row, own_end, position_q, block_q, position, block,
                   scale, softcap, window,
                   HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
                   HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
@@ -120,14 +103,16 @@ def _forward_step(q, k_head, v_head, stride_kt, stride_vt, start_n, end_n, colum
     if HAS_SOFTCAP:
         s = _tanh(s * (1 / (softcap * LOG2E))) * (softcap * LOG2E)
     if BORDER:
-        k_row, inside, branch_k, position_k, block_k = _load_ids(
-            branch, position, block, start_n, rows, end_n, HAS_BLOCKS, HAS_WINDOW
-        )
-        seen = _sees(
-            q_row[:, None], k_row[None, :], branch_q[:, None], branch_k[None, :], position_q[:, None],
-            position_k[None, :], block_q[:, None], block_k[None, :], window, HAS_BLOCKS, HAS_WINDOW,
-        )  # fmt: skip
-        s = tl.where(seen & inside[None, :], s, float("-inf"))
+        k_row, position_k, block_k = _load_ids(position, block, start_n, rows, end_n, HAS_BLOCKS, HAS_WINDOW)
+        if HAS_BLOCKS:
+            together = (block_k[None, :] == block_q[:, None]) & (k_row[None, :] < own_end[:, None])
+            seen = ((k_row[None, :] <= q_row[:, None]) | together) & (k_row < end_n)[None, :]
+        else:
+            seen = k_row[None, :] <= tl.minimum(q_row, end_n - 1)[:, None]
+        seen = seen & (k_row[None, :] >= low[:, None])
+        if HAS_WINDOW:
+            seen = seen & (position_q[:, None] - position_k[None, :] < window)
+        s = tl.where(seen, s, float("-inf"))
     m_new = tl.maximum(m, tl.max(s, 1))
     if BORDER:
         shift = tl.where(m_new == float("-inf"), 0.0, m_new)
@@ -143,7 +128,7 @@ def _forward_step(q, k_head, v_head, stride_kt, stride_vt, start_n, end_n, colum
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_heads", "window"])
-def forward_kernel(q, k, v, out, lse, tiles, branch, position, block,
+def forward_kernel(q, k, v, out, lse, tiles, bounds, position, block,
                    stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
                    num_tokens, num_heads, window, scale, softcap,
                    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -162,9 +147,6 @@ def forward_kernel(q, k, v, out, lse, tiles, branch, position, block,
     head64 = head.to(tl.int64)
     k_head = k + (head64 // GROUP) * stride_kh
     v_head = v + (head64 // GROUP) * stride_vh
-    q_row, inside, branch_q, position_q, block_q = _load_ids(
-        branch, position, block, start_m, rows, end_m, HAS_BLOCKS, HAS_WINDOW
-    )
     q_tile = _load_rows(q + head64 * stride_qh, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
@@ -175,16 +157,23 @@ def forward_kernel(q, k, v, out, lse, tiles, branch, position, block,
         start_n = _step_start(i, lo_a, from_a, full_a, lo_b, from_b, BLOCK_N)
         m, l, acc = _forward_step(
             q_tile, k_head, v_head, stride_kt, stride_vt, start_n, start_n, columns, m, l, acc,
-            q_row, branch_q, position_q, block_q, branch, position, block, scale, softcap, window,
+            rows, rows, rows, rows, rows, position, block, scale, softcap, window,
             HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False,
         )  # fmt: skip
+    q_row, position_q, block_q = _load_ids(position, block, start_m, rows, end_m, HAS_BLOCKS, HAS_WINDOW)
+    block_q = tl.where(block_q < 0, -2, block_q)  # tokens without a block are in no block together
+    own_start = tl.load(bounds + q_row, mask=q_row < end_m, other=0)
+    own_end = q_row
+    if HAS_BLOCKS:
+        own_end = tl.load(bounds + num_tokens + q_row, mask=q_row < end_m, other=0)
     border_a = tl.cdiv(end_a - lo_a, BLOCK_N) - full_a
     border_b = tl.cdiv(end_b - lo_b, BLOCK_N) - full_b
     for i in range(0, border_a + border_b):
         start_n, end_n = _border_start(i, lo_a, end_a, from_a, to_a, border_a, lo_b, end_b, from_b, to_b, BLOCK_N)
+        low = tl.where(i < border_a, 0, own_start)
         m, l, acc = _forward_step(
             q_tile, k_head, v_head, stride_kt, stride_vt, start_n, end_n, columns, m, l, acc,
-            q_row, branch_q, position_q, block_q, branch, position, block, scale, softcap, window,
+            low, q_row, own_end, position_q, block_q, position, block, scale, softcap, window,
             HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True,
         )  # fmt: skip
 
@@ -192,7 +181,7 @@ def forward_kernel(q, k, v, out, lse, tiles, branch, position, block,
     acc = acc * tl.where(seeing, 1 / tl.where(seeing, l, 1.0), tl.where(l == l, 0.0, l))[:, None]
     _store_rows(out + head64 * stride_oh, acc, rows, stride_ot, start_m, end_m, columns, HEAD_DIM)
     log_sum = tl.where(seeing, m + tl.log2(tl.where(seeing, l, 1.0)), tl.where(l == l, float("-inf"), l))
-    tl.store(lse + head64 * num_tokens + q_row, log_sum, mask=inside)
+    tl.store(lse + head64 * num_tokens + q_row, log_sum, mask=q_row < end_m)
 
 
 # ---- backward ----
@@ -200,7 +189,7 @@ def forward_kernel(q, k, v, out, lse, tiles, branch, position, block,
 
 @triton.jit
 def _query_grad_step(q, do, k_head, v_head, stride_kt, stride_vt, start_n, end_n, columns, lse, delta, acc,
-                     q_row, branch_q, position_q, block_q, branch, position, block, scale, softcap, window,
+                     low, q_row, own_end, position_q, block_q, position, block, scale, softcap, window,
                      HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
                      HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
                      BORDER: tl.constexpr):  # fmt: skip
@@ -213,14 +202,16 @@ def _query_grad_step(q, do, k_head, v_head, stride_kt, stride_vt, start_n, end_n
         s = capped * (softcap * LOG2E)
     p = tl.exp2(s - lse[:, None])
     if BORDER:
-        k_row, inside, branch_k, position_k, block_k = _load_ids(
-            branch, position, block, start_n, rows, end_n, HAS_BLOCKS, HAS_WINDOW
-        )
-        seen = _sees(
-            q_row[:, None], k_row[None, :], branch_q[:, None], branch_k[None, :], position_q[:, None],
-            position_k[None, :], block_q[:, None], block_k[None, :], window, HAS_BLOCKS, HAS_WINDOW,
-        )  # fmt: skip
-        p = tl.where(seen & inside[None, :], p, 0.0)
+        k_row, position_k, block_k = _load_ids(position, block, start_n, rows, end_n, HAS_BLOCKS, HAS_WINDOW)
+        if HAS_BLOCKS:
+            together = (block_k[None, :] == block_q[:, None]) & (k_row[None, :] < own_end[:, None])
+            seen = ((k_row[None, :] <= q_row[:, None]) | together) & (k_row < end_n)[None, :]
+        else:
+            seen = k_row[None, :] <= tl.minimum(q_row, end_n - 1)[:, None]
+        seen = seen & (k_row[None, :] >= low[:, None])
+        if HAS_WINDOW:
+            seen = seen & (position_q[:, None] - position_k[None, :] < window)
+        p = tl.where(seen, p, 0.0)
     ds = p * (tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta[:, None])
     if HAS_SOFTCAP:
         ds = ds * (1 - capped * capped)
@@ -228,7 +219,7 @@ def _query_grad_step(q, do, k_head, v_head, stride_kt, stride_vt, start_n, end_n
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_heads", "window"])
-def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, delta, tiles, branch, position, block,
+def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, delta, tiles, bounds, position, block,
                       stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
                       stride_dot, stride_doh, stride_dqt, stride_dqh, stride_dlset, stride_dlseh,
                       num_tokens, num_heads, window, scale, softcap,
@@ -249,17 +240,15 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, delta, tiles, branch, pos
     head64 = head.to(tl.int64)
     k_head = k + (head64 // GROUP) * stride_kh
     v_head = v + (head64 // GROUP) * stride_vh
-    q_row, inside, branch_q, position_q, block_q = _load_ids(
-        branch, position, block, start_m, rows, end_m, HAS_BLOCKS, HAS_WINDOW
-    )
+    inside = start_m + rows < end_m
     out_tile = _load_rows(out + head64 * stride_oh, rows, stride_ot, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
     do_tile = _load_rows(do + head64 * stride_doh, rows, stride_dot, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
     sums = tl.sum(out_tile.to(tl.float32) * do_tile.to(tl.float32), 1)
     if HAS_LSE_GRAD:
         at = dlse + head64 * stride_dlseh + start_m.to(tl.int64) * stride_dlset + rows * stride_dlset
         sums -= tl.load(at, mask=inside, other=0.0) * LOG2E
-    tl.store(delta + head64 * num_tokens + q_row, sums, mask=inside)
-    log_sum = tl.load(lse + head64 * num_tokens + q_row, mask=inside, other=float("inf"))
+    tl.store(delta + head64 * num_tokens + start_m + rows, sums, mask=inside)
+    log_sum = tl.load(lse + head64 * num_tokens + start_m + rows, mask=inside, other=float("inf"))
     log_sum = tl.where(log_sum == float("-inf"), float("inf"), log_sum)
     q_tile = _load_rows(q + head64 * stride_qh, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -269,16 +258,23 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, delta, tiles, branch, pos
         start_n = _step_start(i, lo_a, from_a, full_a, lo_b, from_b, BLOCK_N)
         acc = _query_grad_step(
             q_tile, do_tile, k_head, v_head, stride_kt, stride_vt, start_n, start_n, columns, log_sum, sums, acc,
-            q_row, branch_q, position_q, block_q, branch, position, block, scale, softcap, window,
+            rows, rows, rows, rows, rows, position, block, scale, softcap, window,
             HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False,
         )  # fmt: skip
+    q_row, position_q, block_q = _load_ids(position, block, start_m, rows, end_m, HAS_BLOCKS, HAS_WINDOW)
+    block_q = tl.where(block_q < 0, -2, block_q)  # tokens without a block are in no block together
+    own_start = tl.load(bounds + q_row, mask=q_row < end_m, other=0)
+    own_end = q_row
+    if HAS_BLOCKS:
+        own_end = tl.load(bounds + num_tokens + q_row, mask=q_row < end_m, other=0)
     border_a = tl.cdiv(end_a - lo_a, BLOCK_N) - full_a
     border_b = tl.cdiv(end_b - lo_b, BLOCK_N) - full_b
     for i in range(0, border_a + border_b):
         start_n, end_n = _border_start(i, lo_a, end_a, from_a, to_a, border_a, lo_b, end_b, from_b, to_b, BLOCK_N)
+        low = tl.where(i < border_a, 0, own_start)
         acc = _query_grad_step(
             q_tile, do_tile, k_head, v_head, stride_kt, stride_vt, start_n, end_n, columns, log_sum, sums, acc,
-            q_row, branch_q, position_q, block_q, branch, position, block, scale, softcap, window,
+            low, q_row, own_end, position_q, block_q, position, block, scale, softcap, window,
             HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True,
         )  # fmt: skip
     _store_rows(dq + head64 * stride_dqh, acc * scale, rows, stride_dqt, start_m, end_m, columns, HEAD_DIM)
@@ -286,7 +282,7 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, delta, tiles, branch, pos
 
 @triton.jit
 def _key_grad_step(k, v, q_head, do_head, lse_head, delta_head, stride_qt, stride_dot, start_m, end_m, columns,
-                   acc_k, acc_v, k_row, in_tile, branch_k, position_k, block_k, branch, position, block,
+                   acc_k, acc_v, k_row, own_start, own_end, heard_end, position_k, block_k, position, block,
                    scale, softcap, window,
                    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
                    HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
@@ -308,14 +304,14 @@ def _key_grad_step(k, v, q_head, do_head, lse_head, delta_head, stride_qt, strid
         s = capped * (softcap * LOG2E)
     p = tl.exp2(s - lse[None, :])
     if BORDER:
-        q_row, inside, branch_q, position_q, block_q = _load_ids(
-            branch, position, block, start_m, rows, end_m, HAS_BLOCKS, HAS_WINDOW
-        )
-        seen = _sees(
-            q_row[None, :], k_row[:, None], branch_q[None, :], branch_k[:, None], position_q[None, :],
-            position_k[:, None], block_q[None, :], block_k[:, None], window, HAS_BLOCKS, HAS_WINDOW,
-        )  # fmt: skip
-        p = tl.where(seen & inside[None, :] & in_tile[:, None], p, 0.0)
+        q_row, position_q, block_q = _load_ids(position, block, start_m, rows, end_m, HAS_BLOCKS, HAS_WINDOW)
+        seen = (q_row[None, :] >= k_row[:, None]) & (q_row[None, :] < heard_end[:, None])
+        if HAS_BLOCKS:
+            together = (block_q[None, :] == block_k[:, None]) & (q_row[None, :] >= own_start[:, None])
+            seen = seen | (together & (q_row[None, :] < own_end[:, None]))
+        if HAS_WINDOW:
+            seen = seen & (position_q[None, :] - position_k[:, None] < window)
+        p = tl.where(seen, p, 0.0)
     acc_v = tl.dot(p.to(do.dtype), do, acc_v, input_precision=PRECISION)
     ds = p * (tl.dot(v, tl.trans(do), input_precision=PRECISION) - delta[None, :])
     if HAS_SOFTCAP:
@@ -325,7 +321,7 @@ def _key_grad_step(k, v, q_head, do_head, lse_head, delta_head, stride_qt, strid
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_heads", "num_slots", "window"])
-def key_grad_kernel(q, k, v, do, lse, delta, dk, dv, pieces, items, branch, position, block,
+def key_grad_kernel(q, k, v, do, lse, delta, dk, dv, pieces, items, bounds, position, block,
                     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dot, stride_doh,
                     stride_dkt, stride_dkh, stride_dvt, stride_dvh,
                     num_tokens, num_heads, num_slots, window, scale, softcap,
@@ -345,9 +341,13 @@ def key_grad_kernel(q, k, v, do, lse, delta, dk, dv, pieces, items, branch, posi
     rows = tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_D)
     head64 = head.to(tl.int64)
-    k_row, in_tile, branch_k, position_k, block_k = _load_ids(
-        branch, position, block, start_n, rows, end_n, HAS_BLOCKS, HAS_WINDOW
-    )
+    k_row, position_k, block_k = _load_ids(position, block, start_n, rows, end_n, HAS_BLOCKS, HAS_WINDOW)
+    block_k = tl.where(block_k < 0, -2, block_k)  # tokens without a block are in no block together
+    heard_end = tl.load(bounds + 2 * num_tokens + k_row, mask=k_row < end_n, other=0)
+    own_start, own_end = k_row, k_row
+    if HAS_BLOCKS:
+        own_start = tl.load(bounds + k_row, mask=k_row < end_n, other=0)
+        own_end = tl.load(bounds + num_tokens + k_row, mask=k_row < end_n, other=0)
     k_tile = _load_rows(k + head64 * stride_kh, rows, stride_kt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, True)
     v_tile = _load_rows(v + head64 * stride_vh, rows, stride_vt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, True)
     acc_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -360,7 +360,7 @@ def key_grad_kernel(q, k, v, do, lse, delta, dk, dv, pieces, items, branch, posi
         for i in range(from_full, to_full):
             acc_k, acc_v = _key_grad_step(
                 k_tile, v_tile, q_head, do_head, lse_head, delta_head, stride_qt, stride_dot, lo + i * BLOCK_M, end,
-                columns, acc_k, acc_v, k_row, in_tile, branch_k, position_k, block_k, branch, position, block,
+                columns, acc_k, acc_v, k_row, own_start, own_end, heard_end, position_k, block_k, position, block,
                 scale, softcap, window,
                 HEAD_DIM, BLOCK_D, BLOCK_M, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False,
             )  # fmt: skip
@@ -368,7 +368,7 @@ def key_grad_kernel(q, k, v, do, lse, delta, dk, dv, pieces, items, branch, posi
             step = tl.where(i < from_full, i, i + to_full - from_full)
             acc_k, acc_v = _key_grad_step(
                 k_tile, v_tile, q_head, do_head, lse_head, delta_head, stride_qt, stride_dot, lo + step * BLOCK_M, end,
-                columns, acc_k, acc_v, k_row, in_tile, branch_k, position_k, block_k, branch, position, block,
+                columns, acc_k, acc_v, k_row, own_start, own_end, heard_end, position_k, block_k, position, block,
                 scale, softcap, window,
                 HEAD_DIM, BLOCK_D, BLOCK_M, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True,
             )  # fmt: skip
@@ -437,7 +437,7 @@ def multi_response_attention(query, key, value, layout, *, scale, window=None, s
         tables[1] = layout.query_tiles(by_query.block_m, by_query.block_n, window)
         tables[2:] = layout.key_tiles(by_key.block_m, by_key.block_n, extra, window)
     output, lse = torch.ops.yojo.attention(
-        query, key, value, layout.sample, layout.branch, layout.position, layout.block, *tables,
+        query, key, value, layout.sample, layout.branch, layout.bounds, layout.position, layout.block, *tables,
         float(scale), window or 0, softcap or 0.0,
     )  # fmt: skip
     return output, lse.t() * math.log(2.0)
@@ -471,6 +471,7 @@ def attention(
     value: torch.Tensor,
     sample: torch.Tensor,
     branch: torch.Tensor,
+    bounds: torch.Tensor,
     position: torch.Tensor,
     block: torch.Tensor | None,
     tiles: torch.Tensor,
@@ -488,7 +489,7 @@ def attention(
     tile = tuning.attention("forward", head_dim, query.dtype, query.device)
     with _on(query.device):
         forward_kernel[(tiles.shape[0] * num_heads,)](
-            query, key, value, output, lse, tiles, branch, position, branch if block is None else block,
+            query, key, value, output, lse, tiles, bounds, position, position if block is None else block,
             *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
             num_tokens, num_heads, window, scale, softcap,
             **_constants(query, key, block, window, softcap, tile),
@@ -497,7 +498,7 @@ def attention(
 
 
 @attention.register_fake
-def _(query, key, value, sample, branch, position, block, tiles, query_grad_tiles, key_grad_items, key_grad_sums,
+def _(query, key, value, sample, branch, bounds, position, block, tiles, query_grad_tiles, key_grad_items, key_grad_sums,
       scale, window, softcap):  # fmt: skip
     return query.new_empty(query.shape), query.new_empty((query.shape[1], query.shape[0]), dtype=torch.float32)
 
@@ -513,6 +514,7 @@ def attention_backward(
     lse: torch.Tensor,
     sample: torch.Tensor,
     branch: torch.Tensor,
+    bounds: torch.Tensor,
     position: torch.Tensor,
     block: torch.Tensor | None,
     query_grad_tiles: torch.Tensor,
@@ -530,7 +532,7 @@ def attention_backward(
         torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value)
     )
     delta = torch.empty_like(lse)
-    ids = (branch, position, branch if block is None else block)
+    ids = (bounds, position, position if block is None else block)
     by_query = tuning.attention("query_grad", head_dim, query.dtype, query.device)
     by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device)
     constants = _constants(query, key, block, window, softcap, by_key)
@@ -565,21 +567,21 @@ def attention_backward(
 
 
 @attention_backward.register_fake
-def _(grad_output, grad_lse, query, key, value, output, lse, sample, branch, position, block, query_grad_tiles,
+def _(grad_output, grad_lse, query, key, value, output, lse, sample, branch, bounds, position, block, query_grad_tiles,
       key_grad_items, key_grad_sums, scale, window, softcap):  # fmt: skip
     return tuple(tensor.new_empty(tensor.shape) for tensor in (query, key, value))
 
 
 def _save(ctx, inputs, output):
     *tensors, scale, window, softcap = inputs
-    query, key, value, sample, branch, position, block, _, *backward_tables = tensors
-    ctx.save_for_backward(query, key, value, *output, sample, branch, position, block, *backward_tables)
+    query, key, value, sample, branch, bounds, position, block, _, *backward_tables = tensors
+    ctx.save_for_backward(query, key, value, *output, sample, branch, bounds, position, block, *backward_tables)
     ctx.options = (scale, window, softcap)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad_output, grad_lse):
-    none = (None,) * 11
+    none = (None,) * 12
     if grad_output is None and grad_lse is None:
         return None, None, None, *none
     query, key, value, output, lse, *rest = ctx.saved_tensors
@@ -633,13 +635,13 @@ def _count_pairs(sample, branch, position, block, window):
 
 
 @register_flop_formula(torch.ops.yojo.attention, get_raw=True)
-def _forward_flops(query, key, value, sample, branch, position, block, *rest, out_val=None, **kwargs):
+def _forward_flops(query, key, value, sample, branch, bounds, position, block, *rest, out_val=None, **kwargs):
     window = rest[-2]
     return 4 * query.shape[1] * query.shape[2] * visible_pairs(sample, branch, position, block, window)
 
 
 @register_flop_formula(torch.ops.yojo.attention_backward, get_raw=True)
-def _backward_flops(grad_output, grad_lse, query, key, value, output, lse, sample, branch, position, block, *rest, out_val=None, **kwargs):  # fmt: skip
+def _backward_flops(grad_output, grad_lse, query, key, value, output, lse, sample, branch, bounds, position, block, *rest, out_val=None, **kwargs):  # fmt: skip
     # Five matrix products per pair: scores, dP, dQ, dK, dV (the second recomputation of the scores is not counted).
     window = rest[-2]
     return 10 * query.shape[1] * query.shape[2] * visible_pairs(sample, branch, position, block, window)

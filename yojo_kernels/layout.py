@@ -22,6 +22,8 @@ class Layout:
         sample_offsets: [S + 1] int32, sample s owns rows sample_offsets[s] to sample_offsets[s + 1].
         prompt_ends: [S] int32, the row behind each prompt.
         segment_offsets: [G + 1] int32, first row of every prompt and branch in row order, then T.
+        bounds: [3, T] int32, for each token: first row of its prompt or branch, the row behind it, and the row behind
+            the last token that may see it (of its branch; of the whole sample for a prompt's).
         causal: whether no sample has more than one branch and no token a block, so that the mask without a window is
             that of plain causal attention over each sample.
         prompt_lengths: S ints, tokens of each prompt.
@@ -36,6 +38,7 @@ class Layout:
     sample_offsets: torch.Tensor
     prompt_ends: torch.Tensor
     segment_offsets: torch.Tensor
+    bounds: torch.Tensor
     causal: bool
     prompt_lengths: tuple[int, ...]
     branch_lengths: tuple[tuple[int, ...], ...]
@@ -87,7 +90,7 @@ class Layout:
         if num_tokens == 0:
             raise ValueError("prompt_lengths and branch_lengths hold no token: a layout needs at least one")
         sample, branch, length, first = table.repeat_interleave(lengths, dim=0).unbind(1)
-        starts = (segment_ends - lengths).repeat_interleave(lengths)
+        starts, ends = (segment_ends - lengths).repeat_interleave(lengths), segment_ends.repeat_interleave(lengths)
         position = first + torch.arange(num_tokens) - starts
         if positions is not None:
             position = _per_token(positions, "positions", num_tokens)
@@ -96,17 +99,17 @@ class Layout:
             block = None
         segment_offsets = torch.cat([segment_ends.new_zeros(1), segment_ends])
         prompts_at = (table[:, 1] < 0).nonzero()[:, 0]
+        sample_ends = segment_ends[torch.cat([prompts_at[1:] - 1, prompts_at.new_tensor([len(pieces) - 1])])]
         layout = Layout(
             sample=sample.to(torch.int32),
             branch=branch.to(torch.int32),
             position=position.to(torch.int32),
             block=None if block is None else block.to(torch.int32),
             block_span=None if block is None else _block_spans(block, lengths).to(torch.int32),
-            sample_offsets=segment_offsets[torch.cat([prompts_at, prompts_at.new_tensor([len(pieces)])])].to(
-                torch.int32
-            ),
+            sample_offsets=torch.cat([sample_ends.new_zeros(1), sample_ends]).to(torch.int32),
             prompt_ends=segment_ends[prompts_at].to(torch.int32),
             segment_offsets=segment_offsets.to(torch.int32),
+            bounds=torch.stack([starts, ends, torch.where(branch < 0, sample_ends[sample], ends)]).to(torch.int32),
             causal=block is None and max(map(len, branches)) <= 1,
             prompt_lengths=prompts,
             branch_lengths=branches,
