@@ -21,6 +21,7 @@ from yojo_kernels.layout import KEY_COLUMNS, QUERY_COLUMNS, visible_to
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MAX_HEAD_DIM = 256
+SUM_WARPS = 8
 LOG2E = tl.constexpr(math.log2(math.e))
 LOAD_QUERY_COLUMNS = tl.constexpr(QUERY_COLUMNS)
 LOAD_KEY_COLUMNS = tl.constexpr(KEY_COLUMNS)
@@ -448,11 +449,12 @@ def _rows_apart(tensor):
     return tensor if tensor.stride(2) == 1 else tensor.contiguous()
 
 
-def _constants(query, key, block, window, softcap, tile):
+def constants(head_dim, group, tile, block=None, window=0, softcap=0.0):
+    """What the kernels are compiled for, launch options included. Nothing here may change from batch to batch."""
     return {
-        "GROUP": query.shape[1] // key.shape[1],
-        "HEAD_DIM": query.shape[2],
-        "BLOCK_D": max(16, triton.next_power_of_2(query.shape[2])),
+        "GROUP": group,
+        "HEAD_DIM": head_dim,
+        "BLOCK_D": tuning.padded(head_dim),
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "PRECISION": "ieee",
@@ -492,7 +494,7 @@ def attention(
             query, key, value, output, lse, tiles, bounds, position, position if block is None else block,
             *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
             num_tokens, num_heads, window, scale, softcap,
-            **_constants(query, key, block, window, softcap, tile),
+            **constants(head_dim, num_heads // key.shape[1], tile, block, window, softcap),
         )  # fmt: skip
     return output, lse
 
@@ -526,7 +528,7 @@ def attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     query, key, value, grad_output = map(_rows_apart, (query, key, value, grad_output))
     num_tokens, num_heads, head_dim = query.shape
-    num_key_heads = key.shape[1]
+    num_key_heads, group = key.shape[1], query.shape[1] // key.shape[1]
     # Not empty_like: a query that is a view of one fused projection would get its gaps, too.
     grad_query, grad_key, grad_value = (
         torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value)
@@ -535,10 +537,9 @@ def attention_backward(
     ids = (bounds, position, position if block is None else block)
     by_query = tuning.attention("query_grad", head_dim, query.dtype, query.device)
     by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device)
-    constants = _constants(query, key, block, window, softcap, by_key)
     num_slots = 2 * key_grad_sums.shape[0]
     pieces = torch.empty(
-        (num_key_heads, num_slots, 2, by_key.block_n, constants["BLOCK_D"]), dtype=torch.float32, device=query.device
+        (num_key_heads, num_slots, 2, by_key.block_n, tuning.padded(head_dim)), dtype=torch.float32, device=query.device
     )
     with _on(query.device):
         query_grad_kernel[(query_grad_tiles.shape[0] * num_heads,)](
@@ -549,19 +550,19 @@ def attention_backward(
             *((0, 0) if grad_lse is None else reversed(grad_lse.stride())),
             num_tokens, num_heads, window, scale, softcap,
             HAS_LSE_GRAD=grad_lse is not None,
-            **_constants(query, key, block, window, softcap, by_query),
+            **constants(head_dim, group, by_query, block, window, softcap),
         )  # fmt: skip
         key_grad_kernel[(key_grad_items.shape[0] * num_key_heads,)](
             query, key, value, grad_output, lse, delta, grad_key, grad_value, pieces, key_grad_items, *ids,
             *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *grad_output.stride()[:2],
             *grad_key.stride()[:2], *grad_value.stride()[:2],
             num_tokens, num_key_heads, num_slots, window, scale, softcap,
-            **constants,
+            **constants(head_dim, group, by_key, block, window, softcap),
         )  # fmt: skip
         sum_kernel[(key_grad_sums.shape[0] * num_key_heads,)](
             grad_key, grad_value, pieces, key_grad_sums, *grad_key.stride()[:2], *grad_value.stride()[:2],
             num_key_heads, num_slots,
-            HEAD_DIM=head_dim, BLOCK_D=constants["BLOCK_D"], BLOCK_N=by_key.block_n, num_warps=8,
+            HEAD_DIM=head_dim, BLOCK_D=tuning.padded(head_dim), BLOCK_N=by_key.block_n, num_warps=SUM_WARPS,
         )  # fmt: skip
     return grad_query, grad_key, grad_value
 
