@@ -1,7 +1,6 @@
 """Tile shapes, warps and pipeline stages of the kernels, per head dim, dtype and chip, each with where it comes from."""
 
 import contextlib
-import functools
 import typing
 
 import torch
@@ -14,18 +13,76 @@ class Tile(typing.NamedTuple):
     block_n: int
     num_warps: int
     num_stages: int
-    source: str = ""
 
 
 CHIPS = (80, 90, 100, 120)  # compute capabilities that have tables
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes a program may have
 PIECES_PER_PROCESSOR = 4  # the queries of the prompt's keys are split until a piece is a quarter of a processor's share
-INTERPRETER = Tile(16, 16, 1, 1, "the smallest tiles: many of them even in the short rows an interpreter can take")
+INTERPRETER = Tile(16, 16, 1, 1)  # the smallest tiles: many of them even in the short rows an interpreter can take
+
+# (kernel, bits of the dtype, chip) -> {largest padded head dim: tile}. None of these has been timed yet. They are the
+# largest tiles, starting from those FlexAttention uses on Hopper (forward 128x64, backward 64x128), that the compiler
+# fits into registers without spilling in a loop; `python -m yojo_kernels.aot` shows it for each.
+TILES = {
+    ("forward", 16, 80): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 4, 2)},
+    ("forward", 16, 90): {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 3), 256: Tile(128, 32, 8, 3)},
+    ("forward", 16, 100): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 2)},
+    ("forward", 16, 120): {64: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 32, 4, 1)},
+    ("query_grad", 16, 80): {64: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 32, 8, 2)},
+    ("query_grad", 16, 90): {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 2)},
+    ("query_grad", 16, 100): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 1)},
+    ("query_grad", 16, 120): {64: Tile(128, 32, 8, 2), 128: Tile(64, 32, 8, 2), 256: Tile(32, 16, 4, 1)},
+    ("key_grad", 16, 80): {64: Tile(32, 64, 8, 2), 128: Tile(32, 64, 8, 2), 256: Tile(16, 32, 4, 1)},
+    ("key_grad", 16, 90): {64: Tile(64, 128, 8, 2), 128: Tile(32, 128, 8, 2), 256: Tile(16, 64, 8, 2)},
+    ("key_grad", 16, 100): {64: Tile(64, 128, 8, 2), 128: Tile(32, 128, 8, 2), 256: Tile(16, 64, 8, 2)},
+    ("key_grad", 16, 120): {64: Tile(32, 64, 8, 2), 128: Tile(32, 64, 8, 1), 256: Tile(16, 32, 4, 1)},
+    # float32 multiplies without tensor cores, exactly: small tiles, or the products alone would fill the registers.
+    **{("forward", 32, chip): {64: Tile(32, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
+    **{("query_grad", 32, chip): {64: Tile(32, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
+    **{("key_grad", 32, chip): {64: Tile(16, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
+}  # fmt: skip
+
 _forced = {}
 
 
 def padded(head_dim):
     """The head dim as the kernels hold it, a power of two of at least 16."""
     return max(16, 1 << (head_dim - 1).bit_length())
-TABLE={}
-def tile(kernel, head_dim, dtype, chip): return TABLE[kernel,dtype,head_dim,chip]
+
+
+def tile(kernel, head_dim, dtype, chip):
+    """The tile of a kernel ("forward", "query_grad" or "key_grad") for a head dim, a dtype and one of `CHIPS`."""
+    tiles = TILES[kernel, dtype.itemsize * 8, chip]
+    return tiles[min(size for size in tiles if size >= padded(head_dim))]
+
+
+def chip_of(device):
+    """Which of `CHIPS` a CUDA device is launched like."""
+    major, minor = torch.cuda.get_device_capability(device)
+    if major == 8 and minor in (6, 9):
+        return 120  # as little shared memory, the same matrix instructions
+    return {8: 80, 9: 90, 10: 100, 11: 100}.get(major, 120)
+
+
+def attention(kernel, head_dim, dtype, device):
+    """The tile that a kernel is launched with on a device."""
+    if kernel in _forced:
+        return _forced[kernel]
+    return tile(kernel, head_dim, dtype, chip_of(device)) if device.type == "cuda" else INTERPRETER
+
+
+@contextlib.contextmanager
+def forced(**tiles):
+    """Within it, kernels run with these tiles (forward=, query_grad=, key_grad=) instead: for tests and for tuning."""
+    before = dict(_forced)
+    _forced.update(tiles)
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+def processors(device):
+    """Multiprocessors of a device; 4 for one that has none."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
