@@ -1,5 +1,7 @@
 """Operations on packed multi-response rows: attention, value head and loss; tensors in, tensors out."""
 
+import functools
+import logging
 import math
 
 import torch
@@ -9,19 +11,55 @@ from yojo_kernels.layout import Layout
 
 __all__ = ["Layout", "implementations", "listwise_loss", "multi_response_attention", "score_head"]
 
+log = logging.getLogger(__name__)
+
 IMPLEMENTATIONS = ("auto", "reference", "triton")
 LOSS_KINDS = ("best", "plackett_luce", "bradley_terry", "soft")
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def implementations():
+def implementations(device=None):
     """Which implementation `impl="auto"` runs for each operation, and why.
+
+    Args:
+        device: where the tensors are; by default the first CUDA device, or the CPU where there is none.
 
     Returns:
         dict: operation name -> (implementation, reason), both str.
     """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     reason = "plain PyTorch; this version has no Triton kernel for it"
-    return dict.fromkeys(("multi_response_attention", "score_head", "listwise_loss"), ("reference", reason))
+    table = dict.fromkeys(("multi_response_attention", "score_head", "listwise_loss"), ("reference", reason))
+    table["multi_response_attention"] = _choose_attention(lambda attention: attention.obstacle_on(device))
+    return table
+
+
+def _choose_attention(obstacle):
+    """(implementation, reason) of attention under impl="auto"; obstacle asks the kernels why they cannot run.
+
+    The kernel runs wherever it can, except under Triton's interpreter, which is there to test kernels: it is asked for
+    by name. Flash attention and torch's own causal attention could take rows that are causal as they stand
+    (`layout.causal`, no window); neither has been measured against the kernel yet, so neither is chosen.
+    """
+    attention = _attention()
+    if isinstance(attention, str):
+        return "reference", f"plain PyTorch; {attention}"
+    if attention.INTERPRETED:
+        return "reference", "plain PyTorch; the Triton kernel is interpreted here: ask for it with impl='triton'"
+    reason = obstacle(attention)
+    if reason is not None:
+        return "reference", f"plain PyTorch; the Triton kernel cannot run: {reason}"
+    return "triton", "the Triton kernel"
+
+
+@functools.cache
+def _attention():
+    """The module of the kernels, or why it cannot be had: Triton has no wheels for some systems."""
+    try:
+        from yojo_kernels import attention
+    except ImportError as error:
+        return f"the Triton kernel cannot be imported: {error}"
+    return attention
 
 
 def multi_response_attention(
@@ -80,10 +118,8 @@ def multi_response_attention(
         raise ValueError(f"softcap must be above 0, or None for no cap, got {softcap}")
     if scale is None:
         scale = 1.0 / math.sqrt(query.shape[2])
-    _check_impl(impl, "multi_response_attention")
-    output, lse = reference.multi_response_attention(
-        query, key, value, layout, scale=scale, window=window, softcap=softcap
-    )
+    run = _attention_implementation(impl, query)
+    output, lse = run(query, key, value, layout, scale=scale, window=window, softcap=softcap)
     return (output, lse) if return_lse else output
 
 
@@ -238,6 +274,23 @@ def _check_integers(name, tensor, device):
         raise ValueError(f"{name} must have 1 dimension, got shape {list(tensor.shape)}")
     if tensor.device != device:
         raise ValueError(f"{name} must be on {device}, got {tensor.device}")
+
+
+def _attention_implementation(impl, query):
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+    if impl == "triton":
+        attention = _attention()
+        reason = attention if isinstance(attention, str) else attention.obstacle(query)
+        if reason is not None:
+            raise ValueError(f"impl='triton' cannot run multi_response_attention: {reason}; use 'auto' or 'reference'")
+        return attention.multi_response_attention
+    if impl == "reference":
+        return reference.multi_response_attention
+    name, reason = _choose_attention(lambda attention: attention.obstacle(query))
+    if not torch.compiler.is_compiling():
+        log.debug("multi_response_attention: %s (%s)", name, reason)
+    return _attention().multi_response_attention if name == "triton" else reference.multi_response_attention
 
 
 def _check_impl(impl, name):

@@ -412,15 +412,22 @@ def sum_kernel(dk, dv, pieces, sums, stride_dkt, stride_dkh, stride_dvt, stride_
 # ---- operators ----
 
 
-def can_run(query):
-    """Why the kernels cannot run on this query, or None if they can."""
+def obstacle(query):
+    """Why the kernels cannot run on this query, as half a sentence; None where they can."""
     if query.dtype not in DTYPES:
         return f"it takes bfloat16, float16 or float32, not {str(query.dtype).removeprefix('torch.')}"
     if query.shape[2] > MAX_HEAD_DIM:
         return f"it takes head dims up to {MAX_HEAD_DIM}, not {query.shape[2]}"
-    if query.device.type != "cuda" and not (query.device.type == "cpu" and INTERPRETED):
-        return f"it needs a CUDA device, not {query.device.type} (or TRITON_INTERPRET=1, set before the import, to try it)"
-    return None
+    return obstacle_on(query.device)
+
+
+def obstacle_on(device):
+    """Why the kernels cannot run on a device, as half a sentence; None where they can."""
+    if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0):
+        return None
+    if device.type == "cpu" and INTERPRETED:
+        return None
+    return f"it needs an NVIDIA GPU of compute capability 8.0 or more, not {device} (TRITON_INTERPRET=1 emulates one)"
 
 
 INTERPRETED = not isinstance(sum_kernel, triton.runtime.JITFunction)
