@@ -1,0 +1,137 @@
+"""The attention kernels, interpreted, against the reference: values and every gradient, on hundreds of random rows."""
+
+import pytest
+import torch
+from attention_cases import check, random_case, run
+
+from yojo_kernels import Layout, attention, layout, multi_response_attention, tuning
+
+TILES = (
+    tuning.Tile(16, 16, 1, 1),
+    tuning.Tile(32, 16, 1, 1),
+    tuning.Tile(16, 32, 1, 1),
+    tuning.Tile(64, 64, 1, 1),
+)
+
+
+@pytest.fixture(autouse=True)
+def poison():
+    """Uninitialised memory is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_these_tests_run_the_kernels():
+    assert attention.INTERPRETED
+    assert torch.empty(3).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("seeds", range(15))
+def test_results_are_as_exact_as_the_reference(dtype, seeds, monkeypatch):
+    monkeypatch.setattr(layout, "SHORTEST_PIECE", 2)
+    for seed in range(10 * seeds, 10 * seeds + 10):
+        tile = TILES[seed % len(TILES)]
+        with tuning.forced(forward=tile, query_grad=tile, key_grad=TILES[(seed + 1) % len(TILES)]):
+            check(attention.multi_response_attention, random_case(seed), dtype)
+
+
+@pytest.mark.parametrize("dim", [16, 64, 72, 80, 96, 128, 256])
+def test_head_dims(dim):
+    check(attention.multi_response_attention, random_case(7, head_dims=(dim,)), torch.float32)
+
+
+def test_many_heads_share_one():
+    case = random_case(3)
+    q, k, v, grad, grad_lse = case["tensors"]
+    size, dim = q.shape[0], q.shape[2]
+    case["tensors"] = [torch.randn(size, 7, dim), k[:, :1], v[:, :1], torch.randn(size, 7, dim), torch.randn(size, 7)]
+    check(attention.multi_response_attention, case, torch.float32)
+
+
+def test_inputs_may_be_views_of_one_projection():
+    case = random_case(5)
+    case["options"] = {"scale": 0.3, "window": None, "softcap": None}
+    size = case["layout"].num_tokens
+    fused = torch.randn(size, 4 + 2 + 2, 16, dtype=torch.float32)
+    views = [fused[:, :4], fused[:, 4:6], fused[:, 6:]]
+    heads_first = [view.transpose(0, 1).contiguous().transpose(0, 1) for view in views]
+    grads = [torch.randn(size, 4, 16), torch.randn(size, 4)]
+    case["tensors"] = [*views, *grads]
+    expected = run(attention.multi_response_attention, {**case, "tensors": [*(v.clone() for v in views), *grads]}, torch.float32)
+    for inputs in (views, heads_first):
+        got = run(attention.multi_response_attention, {**case, "tensors": [*inputs, *grads]}, torch.float32)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_nan_in_one_sample_stays_there():
+    row = Layout.build([9, 21, 5], [[3], [7, 30], [20]])
+    tensors = [torch.randn(95, heads, 16) for heads in (2, 1, 1, 2)]
+    clean = run(attention.multi_response_attention, {"layout": row, "options": {"scale": 0.25}, "tensors": [*tensors, torch.randn(95, 2)]}, torch.float32)  # fmt: skip
+    for tensor in tensors:
+        tensor[12:70] = float("nan")
+    dirty = run(attention.multi_response_attention, {"layout": row, "options": {"scale": 0.25}, "tensors": [*tensors, torch.zeros(95, 2)]}, torch.float32)  # fmt: skip
+    outside = torch.cat([torch.arange(12), torch.arange(70, 95)])
+    assert torch.equal(clean[0][outside], dirty[0][outside]) and torch.equal(clean[1][outside], dirty[1][outside])
+    assert all(grad[outside].isfinite().all() for grad in dirty[2:])
+    assert dirty[0][12:70].isnan().all()
+
+
+def test_launches_agree_to_the_bit(monkeypatch):
+    monkeypatch.setattr(layout, "SHORTEST_PIECE", 2)
+    case = random_case(11)
+    first, second = (run(attention.multi_response_attention, case, torch.float32) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4])
+def test_registered_as_torch_expects(seed):
+    case = random_case(seed, longest=12)
+    q, k, v = (tensor.float().requires_grad_() for tensor in case["tensors"][:3])
+    row = case["layout"]
+    tables = (row.query_tiles(16, 16), row.query_tiles(16, 16), *row.key_tiles(16, 16, 4))
+    ids = (row.sample, row.branch, row.bounds, row.position, row.block)
+    torch.library.opcheck(torch.ops.yojo.attention, (q, k, v, *ids, *tables, 0.3, 0, 0.0))
+
+
+def test_compiles_once_for_all_lengths():
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    @torch.compile(fullgraph=True, dynamic=True, backend=backend)
+    def attend(q, k, v, row):
+        return multi_response_attention(q, k, v, row, window=9, impl="triton")
+
+    for prompts, branches in (([20], [[5, 6]]), ([31, 4], [[5, 6, 9], [2]]), ([17, 2, 9], [[8], [4, 4], [7, 1]])):
+        row = Layout.build(prompts, branches)
+        q, k, v = (torch.randn(row.num_tokens, heads, 16, requires_grad=True) for heads in (2, 1, 1))
+        expected = multi_response_attention(q, k, v, row, window=9, impl="triton")
+        got = attend(q, k, v, row)
+        assert torch.equal(got, expected)
+        a = torch.autograd.grad(got.sum(), (q, k, v))
+        b = torch.autograd.grad(expected.sum(), (q, k, v))
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert len(compiled) == 1
+
+
+def test_flops_are_those_of_the_visible_pairs():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for blocks, window in ((None, None), ([0] * 8 + [-1] * 30, None), (None, 4)):
+        row = Layout.build([10, 3], [[8, 5], [12]], bidirectional=blocks)
+        q, k, v = (torch.randn(38, heads, 16, requires_grad=True) for heads in (4, 2, 2))
+        with FlopCounterMode(display=False) as counter:
+            multi_response_attention(q, k, v, row, window=window, impl="triton").sum().backward()
+        assert counter.get_total_flops() == 14 * 4 * 16 * int(row.visible(window).sum())
+
+
+def test_what_cannot_run_is_refused():
+    row = Layout.build([4], [[2]])
+    with pytest.raises(ValueError, match="takes bfloat16, float16 or float32, not float64"):
+        multi_response_attention(*[torch.zeros(6, 1, 16, dtype=torch.float64)] * 3, row, impl="triton")
+    with pytest.raises(ValueError, match="head dims up to 256, not 264"):
+        multi_response_attention(*[torch.zeros(6, 1, 264)] * 3, row, impl="triton")
