@@ -6,14 +6,15 @@ PYTHON ?= .venv/bin/python
 SETUP := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/ready)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: demo test setup lint bench gpu-test gpu-bench clean
+.PHONY: demo test setup lint bench kernels gpu-test gpu-bench clean
 
 demo: $(SETUP)
 	$(PYTHON) -m yojo.cli demo $(ARGS)
 
 # One thread per worker: the models are tiny, and threads that wait for each other are slower than none.
 test: $(SETUP)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests --ignore=tests/gpu -n auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests --ignore=tests/gpu --ignore=tests/interpreted -n auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/interpreted -n auto --dist worksteal $(ARGS)
 
 setup: .venv/ready
 
@@ -29,6 +30,10 @@ lint: $(SETUP)
 
 bench: $(SETUP)
 	$(PYTHON) -m pytest bench --benchmark-only $(ARGS)
+
+# Compiles the kernels for every chip, without a GPU: registers, spills, shared memory, tensor-core instructions.
+kernels: $(SETUP)
+	$(PYTHON) -m yojo_kernels.aot $(ARGS)
 
 gpu-test: $(SETUP)
 	$(PYTHON) -m pytest tests/gpu $(ARGS)

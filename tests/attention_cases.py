@@ -37,7 +37,7 @@ def random_case(seed, longest=30, head_dims=(8, 16, 20, 32, 72)):
 
 def run(function, case, dtype, compute=None):
     """output, lse and the gradients of q, k and v, of a case rounded to `dtype` and computed in `compute`."""
-    inputs = [tensor.to(dtype).to(compute or dtype) for tensor in case["tensors"]]
+    inputs = [tensor.detach().to(dtype).to(compute or dtype) for tensor in case["tensors"]]
     q, k, v = (tensor.requires_grad_() for tensor in inputs[:3])
     output, lse = function(q, k, v, case["layout"], **case["options"])
     grads = torch.autograd.grad([output, lse], [q, k, v], [inputs[3], inputs[4].to(lse.dtype)])
@@ -72,12 +72,21 @@ def rounding(case, dtype):
 
 
 def check(function, case, dtype):
-    """Fail unless every error is at most twice that of the reference in the same dtype, but for rounding."""
+    """Fail unless the errors are at most twice those of the reference in the same dtype.
+
+    So for the root mean square of each result, but for `rounding`. The worst single entry of a small tensor is a draw
+    of luck: it is granted in addition the half unit in the last place that storing it in the dtype may cost.
+    """
     exact = run(reference.multi_response_attention, case, dtype, torch.float64)
     peer = run(reference.multi_response_attention, case, dtype)
     ours = run(function, case, dtype)
     for name, truth, there, here, unit in zip(
         ("output", "lse", "grad q", "grad k", "grad v"), exact, peer, ours, rounding(case, dtype), strict=True
     ):
-        error, allowed = (here.double() - truth).abs().max().item(), (there.double() - truth).abs().max().item()
-        assert error <= 2 * allowed + unit, f"{name}: error {error:.2e}, the reference's {allowed:.2e}, unit {unit:.2e}"
+        assert here.isfinite().all(), f"{name} is not finite"
+        error, allowed = here.double() - truth, there.double() - truth
+        for how, one, other, more in (
+            ("root mean square", error.square().mean().sqrt(), allowed.square().mean().sqrt(), 0.0),
+            ("largest", error.abs().max(), allowed.abs().max(), torch.finfo(dtype).eps / 2 * truth.abs().max()),
+        ):
+            assert one <= 2 * other + unit + more, f"{name}: {how} error {one:.2e}, the reference's {other:.2e}"

@@ -9,12 +9,12 @@ and every launch gives the same bits.
 
 import contextlib
 import math
-import weakref
 
 import torch
 import triton
 import triton.language as tl
 from torch.utils.flop_counter import register_flop_formula
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from yojo_kernels import tuning
 from yojo_kernels.layout import KEY_COLUMNS, QUERY_COLUMNS, visible_to
@@ -611,7 +611,7 @@ def _on(device):
 
 # ---- floating-point operations ----
 
-_pairs_of = weakref.WeakKeyDictionary()  # sample tensor of a layout -> {window: visible pairs}
+_pairs_of = WeakTensorKeyDictionary()  # sample tensor of a layout -> {window: visible pairs}
 
 
 def visible_pairs(sample, branch, position, block, window):
