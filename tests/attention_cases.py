@@ -23,7 +23,13 @@ def random_case(seed, longest=30, head_dims=(8, 16, 20, 32, 72)):
         positions = [rng.randint(0, size) for _ in range(size)]
     key_heads, group = rng.choice([(1, 1), (2, 2), (1, 3), (2, 1), (1, 4)])
     dim = rng.choice(head_dims)
-    shapes = [(key_heads * group, dim), (key_heads, dim), (key_heads, dim), (key_heads * group, dim), (key_heads * group,)]
+    shapes = [
+        (key_heads * group, dim),
+        (key_heads, dim),
+        (key_heads, dim),
+        (key_heads * group, dim),
+        (key_heads * group,),
+    ]
     return {
         "layout": Layout.build(prompts, branches, bidirectional=blocks, positions=positions),
         "options": {
@@ -67,7 +73,13 @@ def rounding(case, dtype):
     ds = p * (dp + delta.t()[:, :, None]) * abs(options["scale"])
     dk = torch.einsum("hqk,qhd->khd", ds, q.abs()).unflatten(1, (-1, group)).sum(2)
     dv = torch.einsum("hqk,qhd->khd", p, grad.abs()).unflatten(1, (-1, group)).sum(2)
-    sums = [torch.einsum("hqk,khd->qhd", p, v.abs()), size.amax(-1).t(), torch.einsum("hqk,khd->qhd", ds, k.abs()), dk, dv]
+    sums = [
+        torch.einsum("hqk,khd->qhd", p, v.abs()),
+        size.amax(-1).t(),
+        torch.einsum("hqk,khd->qhd", ds, k.abs()),
+        dk,
+        dv,
+    ]
     return [torch.finfo(torch.float32).eps * total.max().item() for total in sums]
 
 

@@ -193,7 +193,9 @@ def _inner_loops(instructions):
     return [instructions[start : end + 1] for start, end in inner]
 
 
-def configurations(chips=tuning.CHIPS, dtypes=attention.DTYPES, head_dims=HEAD_DIMS, kernels=KERNELS, features=tuple(FEATURES)):
+def configurations(
+    chips=tuning.CHIPS, dtypes=attention.DTYPES, head_dims=HEAD_DIMS, kernels=KERNELS, features=tuple(FEATURES)
+):
     """Arguments of `compile_kernel` for all that can be launched, once each."""
     return [
         (kernel, chip, dtype, head_dim, feature)

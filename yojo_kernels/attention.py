@@ -42,7 +42,9 @@ def _tanh(x):
 
 
 @triton.jit
-def _load_rows(pointer, rows, stride, start, end, columns, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BOUND: tl.constexpr):
+def _load_rows(
+    pointer, rows, stride, start, end, columns, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BOUND: tl.constexpr
+):
     """Rows start + rows, zero from `end` on (looked at only where BOUND) and beyond the head dim."""
     address = pointer + start.to(tl.int64) * stride + rows[:, None] * stride + columns[None, :]
     if BOUND:
@@ -57,7 +59,9 @@ def _load_rows(pointer, rows, stride, start, end, columns, HEAD_DIM: tl.constexp
 @triton.jit
 def _store_rows(pointer, value, rows, stride, start, end, columns, HEAD_DIM: tl.constexpr):
     address = pointer + start.to(tl.int64) * stride + rows[:, None] * stride + columns[None, :]
-    tl.store(address, value.to(pointer.dtype.element_ty), mask=(start + rows < end)[:, None] & (columns < HEAD_DIM)[None, :])
+    tl.store(
+        address, value.to(pointer.dtype.element_ty), mask=(start + rows < end)[:, None] & (columns < HEAD_DIM)[None, :]
+    )
 
 
 @triton.jit
@@ -92,7 +96,7 @@ def _border_start(i, lo_a, end_a, from_a, to_a, count_a, lo_b, end_b, from_b, to
 
 
 @triton.jit
-def _forward_step(q, k_head, v_head, stride_kt, stride_vt, start_n, end_n, columns, m, l, acc,
+def _forward_step(q, k_head, v_head, stride_kt, stride_vt, start_n, end_n, columns, m, total, acc,
                   low, q_row, own_end, position_q, block_q, position, block,
                   scale, softcap, window,
                   HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
@@ -121,11 +125,11 @@ def _forward_step(q, k_head, v_head, stride_kt, stride_vt, start_n, end_n, colum
         shift = m_new
     p = tl.exp2(s - shift[:, None])
     shrink = tl.exp2(m - shift)
-    l = l * shrink + tl.sum(p, 1)
+    total = total * shrink + tl.sum(p, 1)
     acc = acc * shrink[:, None]
     v = _load_rows(v_head, rows, stride_vt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, BORDER)
     acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
-    return m_new, l, acc
+    return m_new, total, acc
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_heads", "window"])
@@ -150,14 +154,14 @@ def forward_kernel(q, k, v, out, lse, tiles, bounds, position, block,
     v_head = v + (head64 // GROUP) * stride_vh
     q_tile = _load_rows(q + head64 * stride_qh, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
     full_a, full_b = to_a - from_a, to_b - from_b
     for i in range(0, full_a + full_b):
         start_n = _step_start(i, lo_a, from_a, full_a, lo_b, from_b, BLOCK_N)
-        m, l, acc = _forward_step(
-            q_tile, k_head, v_head, stride_kt, stride_vt, start_n, start_n, columns, m, l, acc,
+        m, total, acc = _forward_step(
+            q_tile, k_head, v_head, stride_kt, stride_vt, start_n, start_n, columns, m, total, acc,
             rows, rows, rows, rows, rows, position, block, scale, softcap, window,
             HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False,
         )  # fmt: skip
@@ -172,16 +176,16 @@ def forward_kernel(q, k, v, out, lse, tiles, bounds, position, block,
     for i in range(0, border_a + border_b):
         start_n, end_n = _border_start(i, lo_a, end_a, from_a, to_a, border_a, lo_b, end_b, from_b, to_b, BLOCK_N)
         low = tl.where(i < border_a, 0, own_start)
-        m, l, acc = _forward_step(
-            q_tile, k_head, v_head, stride_kt, stride_vt, start_n, end_n, columns, m, l, acc,
+        m, total, acc = _forward_step(
+            q_tile, k_head, v_head, stride_kt, stride_vt, start_n, end_n, columns, m, total, acc,
             low, q_row, own_end, position_q, block_q, position, block, scale, softcap, window,
             HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True,
         )  # fmt: skip
 
-    seeing = l > 0
-    acc = acc * tl.where(seeing, 1 / tl.where(seeing, l, 1.0), tl.where(l == l, 0.0, l))[:, None]
+    seeing = total > 0
+    acc = acc * tl.where(seeing, 1 / tl.where(seeing, total, 1.0), tl.where(total == total, 0.0, total))[:, None]
     _store_rows(out + head64 * stride_oh, acc, rows, stride_ot, start_m, end_m, columns, HEAD_DIM)
-    log_sum = tl.where(seeing, m + tl.log2(tl.where(seeing, l, 1.0)), tl.where(l == l, float("-inf"), l))
+    log_sum = tl.where(seeing, m + tl.log2(tl.where(seeing, total, 1.0)), tl.where(total == total, float("-inf"), total))
     tl.store(lse + head64 * num_tokens + q_row, log_sum, mask=q_row < end_m)
 
 

@@ -59,7 +59,9 @@ def test_inputs_may_be_views_of_one_projection():
     heads_first = [view.transpose(0, 1).contiguous().transpose(0, 1) for view in views]
     grads = [torch.randn(size, 4, 16), torch.randn(size, 4)]
     case["tensors"] = [*views, *grads]
-    expected = run(attention.multi_response_attention, {**case, "tensors": [*(v.clone() for v in views), *grads]}, torch.float32)
+    expected = run(
+        attention.multi_response_attention, {**case, "tensors": [*(v.clone() for v in views), *grads]}, torch.float32
+    )
     for inputs in (views, heads_first):
         got = run(attention.multi_response_attention, {**case, "tensors": [*inputs, *grads]}, torch.float32)
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
@@ -106,7 +108,11 @@ def test_compiles_once_for_all_lengths():
     def attend(q, k, v, row):
         return multi_response_attention(q, k, v, row, window=9, impl="triton")
 
-    for prompts, branches in (([20, 3], [[5, 6], [4]]), ([31, 4], [[5, 6, 9], [2]]), ([17, 2, 9], [[8], [4, 4], [7, 1]])):
+    for prompts, branches in (
+        ([20, 3], [[5, 6], [4]]),
+        ([31, 4], [[5, 6, 9], [2]]),
+        ([17, 2, 9], [[8], [4, 4], [7, 1]]),
+    ):
         row = Layout.build(prompts, branches)
         q, k, v = (torch.randn(row.num_tokens, heads, 16, requires_grad=True) for heads in (2, 1, 1))
         expected = multi_response_attention(q, k, v, row, window=9, impl="triton")
