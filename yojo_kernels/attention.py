@@ -185,7 +185,9 @@ def forward_kernel(q, k, v, out, lse, tiles, bounds, position, block,
     seeing = total > 0
     acc = acc * tl.where(seeing, 1 / tl.where(seeing, total, 1.0), tl.where(total == total, 0.0, total))[:, None]
     _store_rows(out + head64 * stride_oh, acc, rows, stride_ot, start_m, end_m, columns, HEAD_DIM)
-    log_sum = tl.where(seeing, m + tl.log2(tl.where(seeing, total, 1.0)), tl.where(total == total, float("-inf"), total))
+    log_sum = tl.where(
+        seeing, m + tl.log2(tl.where(seeing, total, 1.0)), tl.where(total == total, float("-inf"), total)
+    )
     tl.store(lse + head64 * num_tokens + q_row, log_sum, mask=q_row < end_m)
 
 

@@ -179,15 +179,13 @@ class Layout:
         return self._table(torch.ops.yojo.key_tiles, (block_m, block_n, extra, window or 0))
 
     def _table(self, make, settings):
+        fields = self.sample_offsets, self.prompt_ends, self.segment_offsets, self.position, self.block_span
+        if torch.compiler.is_compiling():  # a compiler must not see what happens to be kept; it merges equal calls
+            return make(*fields, *settings)
         name = (make.__name__, settings)
-        if name in self._tables:
-            return self._tables[name]
-        table = make(
-            self.sample_offsets, self.prompt_ends, self.segment_offsets, self.position, self.block_span, *settings
-        )
-        if not torch.compiler.is_compiling():
-            self._tables[name] = table
-        return table
+        if name not in self._tables:
+            self._tables[name] = make(*fields, *settings)
+        return self._tables[name]
 
     def _map(self, function):
         tensors = {
@@ -298,27 +296,28 @@ def query_tiles(
     branch_start = torch.maximum(segments[first], prompt_end)
     reach = end_m
     if block_span is not None:
-        reach = torch.maximum(end_m, _over_rows(block_span[1], start_m, end_m, block_m, "amax") + 1)
+        reach = torch.maximum(end_m, _over_rows(block_span[1], start_m, end_m, block_m).amax(1) + 1)
+    # Only the rows of one branch share keys of a branch.
+    alone = (first == last) & (start_m >= prompt_end)
     prompt_lo, branch_lo = sample_start, branch_start
     prompt_full_lo, branch_full_lo = prompt_lo, branch_lo
     if window:
         search = _PositionSearch(segments, position)
-        earliest = _over_rows(position, start_m, end_m, block_m, "amin") - window + 1
-        latest = _over_rows(position, start_m, end_m, block_m, "amax") - window + 1
+        positions = _over_rows(position, start_m, end_m, block_m)
+        earliest, latest = positions.amin(1) - window + 1, positions.amax(1) - window + 1
         prompt = _segment_of(segments, prompt_end - 1)
         has_prompt = prompt_end > sample_start
         prompt_lo = torch.where(has_prompt, search.first_up_to(prompt, earliest), sample_start)
         prompt_full_lo = torch.where(has_prompt, search.last_from(prompt, latest), sample_start)
         # With several branches in the tile the run starts in the first and is masked throughout.
-        alone = (first == last) & (start_m >= prompt_end)
         branch_lo = torch.where(alone, search.first_up_to(first, earliest), branch_start)
         branch_full_lo = torch.where(alone, search.last_from(first, latest), branch_start)
+    # Up to the first query's own row, keys come before all queries.
     prompt_run = _run(
-        prompt_lo, torch.minimum(prompt_end, reach), prompt_full_lo, torch.minimum(prompt_end, start_m), block_n
+        prompt_lo, torch.minimum(prompt_end, reach), prompt_full_lo, torch.minimum(prompt_end, start_m + 1), block_n
     )
     branch_end = torch.where(end_m > prompt_end, reach, branch_lo)
-    alone = (first == last) & (start_m >= prompt_end)
-    branch_full_hi = torch.where(alone, start_m, branch_lo)
+    branch_full_hi = torch.where(alone, start_m + 1, branch_lo)
     branch_run = _run(branch_lo, branch_end, branch_full_lo, branch_full_hi, block_n)
     table = torch.stack([start_m, end_m, *prompt_run, *branch_run], dim=1)
     table = torch.where((end_m > start_m)[:, None], table, 0)
@@ -364,33 +363,32 @@ def key_tiles(
         sums: [extra, 4] int32: start and end of a split tile's keys, its first slot and its number of pieces.
     """
     num_tokens, num_samples = position.shape[0], prompt_ends.shape[0]
-    segments = segment_offsets
+    segments, sample_ends = segment_offsets, sample_offsets[1:].contiguous()
     parts = torch.stack([sample_offsets[:-1], prompt_ends], dim=1).flatten()
-    part_ends = torch.stack([prompt_ends, sample_offsets[1:]], dim=1).flatten()
+    part_ends = torch.stack([prompt_ends, sample_ends], dim=1).flatten()
     part, start_n, end_n = _cut(parts, part_ends, block_n, num_tokens // block_n + 2 * num_samples)
     in_prompt = part % 2 == 0
-    sample_end = sample_offsets[1:][part // 2]
+    sample_end = sample_ends[part // 2]
     first, last = _segment_of(segments, start_n), _segment_of(segments, end_n - 1)
     lo, end = start_n, torch.where(in_prompt, sample_end, segments[last + 1])
-    full_hi = torch.where(first == last, end, end_n)
+    # From the last key's own row on, queries come after all keys.
+    full_lo, full_hi = end_n - 1, torch.where(first == last, end, lo)
     if block_span is not None:
-        lo = torch.minimum(lo, _over_rows(block_span[0], start_n, end_n, block_n, "amin"))
+        lo = torch.minimum(lo, _over_rows(block_span[0], start_n, end_n, block_n).amin(1))
     if window:
         search = _PositionSearch(segments, position)
-        earliest = _over_rows(position, start_n, end_n, block_n, "amin") + window
-        latest = _over_rows(position, start_n, end_n, block_n, "amax") + window
-        full_hi = torch.where(first == last, search.first_up_to(first, earliest), end_n)
+        positions = _over_rows(position, start_n, end_n, block_n)
+        earliest, latest = positions.amin(1) + window, positions.amax(1) + window
+        full_hi = torch.where(first == last, search.first_up_to(first, earliest), lo)
         last_seen = torch.maximum(search.last_from(last, latest), end_n)
         # A prompt's keys are heard in the branches too, wherever one starts within the window.
-        rows = torch.arange(num_tokens, device=position.device)
-        owner = torch.searchsorted(sample_offsets[1:].contiguous(), rows.to(torch.int32), right=True)
-        far = torch.iinfo(torch.int32).max
-        in_branch = torch.where(rows >= prompt_ends[owner], position, far)
-        nearest = torch.full((num_samples,), far, dtype=torch.int32, device=position.device)
-        nearest = nearest.scatter_reduce(0, owner, in_branch, "amin")
+        owner = torch.searchsorted(sample_ends, segments[:-1], right=True).clamp(max=num_samples - 1)
+        is_branch = (segments[:-1] >= prompt_ends[owner]) & (segments[1:] > segments[:-1])
+        nearest = torch.where(is_branch, search.least(), search.FAR)
+        nearest = nearest.new_full((num_samples,), search.FAR).scatter_reduce(0, owner, nearest, "amin")
         heard = in_prompt & (nearest[part // 2] < latest)
         end = torch.where(heard, sample_end, last_seen)
-    run = _run(lo, end, end_n, full_hi, block_m)
+    run = _run(lo, end, full_lo, full_hi, block_m)
     table = torch.where((end_n > start_n)[:, None], torch.stack([start_n, end_n, *run], dim=1), 0)
 
     steps = _steps(table[:, 2], table[:, 3], block_m)
@@ -445,11 +443,11 @@ def _segment_of(segment_offsets, rows):
     return (torch.searchsorted(segment_offsets, rows, right=True) - 1).clamp(max=segment_offsets.shape[0] - 2)
 
 
-def _over_rows(values, start, end, size, how):
-    """amin or amax of values over the rows start to end of each tile, at most `size` of them."""
-    rows = start[:, None] + torch.arange(size, device=values.device)
-    rows = torch.minimum(rows, torch.maximum(end - 1, start)[:, None]).clamp(max=values.shape[0] - 1)
-    return getattr(values[rows], how)(dim=1).to(torch.int64)
+def _over_rows(values, start, end, size):
+    """[tiles, size] int64: the values of each tile's rows, the last one's again where there are fewer than `size`."""
+    last = torch.maximum(end - 1, start).clamp(max=values.shape[0] - 1)
+    rows = torch.minimum(start[:, None] + torch.arange(size, device=values.device), last[:, None])
+    return values[rows].to(torch.int64)
 
 
 def _run(lo, end, full_lo, full_hi, step):
@@ -467,15 +465,22 @@ def _steps(lo, end, step):
 class _PositionSearch:
     """Finds rows by logical position in segments whose positions need not ascend."""
 
-    SEGMENT = 2**33  # above any difference of two positions: keeps segments apart in one sorted sequence
+    FAR = 2**32  # beyond every position and window
+    SEGMENT = 2 * FAR  # keeps segments apart in one sorted sequence
 
     def __init__(self, segment_offsets, position):
-        rows = torch.arange(position.shape[0], device=position.device)
+        ends = segment_offsets[1:].to(torch.int64)
+        ended = ends.new_zeros(position.shape[0] + 1).scatter_add(0, ends, torch.ones_like(ends))
+        keys = torch.add(position, ended.cumsum(0)[:-1], alpha=self.SEGMENT)
         self.offsets = segment_offsets
-        self.least = position.min().to(torch.int64)
-        keys = _segment_of(segment_offsets, rows) * self.SEGMENT + (position - self.least)
         self.ceiling = keys.cummax(0).values  # largest position up to each row
-        self.floor = keys.flip(0).cummin(0).values.flip(0).contiguous()  # smallest position from each row on
+        # Smallest position from each row on. (cummin is many times slower than cummax on a CPU.)
+        self.floor = keys.neg().flip(0).cummax(0).values.flip(0).neg()
+
+    def least(self):
+        """The smallest position of each segment; of an empty one, anything."""
+        segment = torch.arange(self.offsets.shape[0] - 1, device=self.offsets.device)
+        return self.floor[self.offsets[:-1].clamp(max=self.floor.shape[0] - 1)] - segment * self.SEGMENT
 
     def first_up_to(self, segment, position):
         """The first row of the segment at or above the position: all rows before it are below."""
@@ -486,6 +491,6 @@ class _PositionSearch:
         return self._search(self.floor, segment, position)
 
     def _search(self, keys, segment, position):
-        target = segment * self.SEGMENT + (position - self.least).clamp(min=0, max=self.SEGMENT - 1)
+        target = segment * self.SEGMENT + position.clamp(min=-self.FAR, max=self.FAR - 1)
         found = torch.searchsorted(keys, target)
         return torch.minimum(torch.maximum(found, self.offsets[segment]), self.offsets[segment + 1])
