@@ -35,12 +35,12 @@ def row_of(prompts, branches, heads=(8, 2), dim=128, dtype=torch.bfloat16):
 
 def test_a_thousand_launches_agree_to_the_bit():
     layout, inputs = row_of([5000, 300], [[200] * 7, [31, 64, 129]])
-    grad = None
+    grad = first = None
     for _ in range(1000):
         output, lse = multi_response_attention(*inputs, layout, return_lse=True, impl="triton")
         grad = torch.randn_like(output) if grad is None else grad
         results = [output, lse, *torch.autograd.grad(output, inputs, grad)]
-        first = results if _ == 0 else first
+        first = first or results
         assert all(torch.equal(a, b) for a, b in zip(results, first, strict=True))
 
 
