@@ -1,12 +1,13 @@
 """Operations on packed multi-response rows: attention, value head and loss; tensors in, tensors out."""
 
+import dataclasses
 import functools
 import logging
 import math
 
 import torch
 
-from yojo_kernels import reference
+from yojo_kernels import causal, reference, tuning
 from yojo_kernels.layout import Layout
 
 __all__ = ["Layout", "implementations", "listwise_loss", "multi_response_attention", "score_head"]
@@ -25,31 +26,78 @@ def implementations(device=None):
         device: where the tensors are; by default the first CUDA device, or the CPU where there is none.
 
     Returns:
-        dict: operation name -> (implementation, reason), both str.
+        dict: operation name -> (implementation, reason), both str. Attention has a second entry for rows that are
+        causal as they stand (bfloat16 of head dim 128; comparative mode without blocks and windows).
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    reason = "plain PyTorch; this version has no Triton kernel for it"
-    table = dict.fromkeys(("multi_response_attention", "score_head", "listwise_loss"), ("reference", reason))
-    table["multi_response_attention"] = _choose_attention(lambda attention: attention.obstacle_on(device))
-    return table
+    usual = AttentionCall(device, torch.bfloat16, 128)
+    plain = ("reference", "plain PyTorch; this version has no Triton kernel for it")
+    return {
+        "multi_response_attention": choose_attention(usual),
+        "multi_response_attention, causal rows": choose_attention(dataclasses.replace(usual, causal=True)),
+        "score_head": plain,
+        "listwise_loss": plain,
+    }
 
 
-def _choose_attention(obstacle):
-    """(implementation, reason) of attention under impl="auto"; obstacle asks the kernels why they cannot run.
+@dataclasses.dataclass(frozen=True)
+class AttentionCall:
+    """What `choose_attention` looks at.
 
-    The kernel runs wherever it can, except under Triton's interpreter, which is there to test kernels: it is asked for
-    by name. Flash attention and torch's own causal attention could take rows that are causal as they stand
-    (`layout.causal`, no window); neither has been measured against the kernel yet, so neither is chosen.
+    Attributes:
+        device, dtype, head_dim: of the query.
+        causal: whether the row is causal as it stands: `layout.causal`, and no window.
+        num_samples: samples of the row.
+        lse: whether the log-sum-exp is wanted.
+        softcap: whether there is a soft cap.
+        gradients: whether a backward may follow.
+        compiling: whether torch.compile is tracing the call.
     """
-    attention = _attention()
-    if isinstance(attention, str):
-        return "reference", f"plain PyTorch; {attention}"
-    if attention.INTERPRETED:
+
+    device: torch.device
+    dtype: torch.dtype
+    head_dim: int
+    causal: bool = False
+    num_samples: int = 1
+    lse: bool = False
+    softcap: bool = False
+    gradients: bool = False
+    compiling: bool = False
+
+
+def choose_attention(call):
+    """(implementation, reason) of attention under impl="auto": the one place where this is decided.
+
+    - "reference" where the Triton kernel cannot run, and under Triton's interpreter, which is there for tests.
+    - "flash" for causal rows where flash attention is installed.
+    - "varlen" or "sdpa", torch's own, for causal rows that are only scored, where `tuning.CAUSAL` says that they were
+      measured to be faster: their backward does not give the same bits twice.
+    - "triton" for everything else; under torch.compile always, so that one graph serves all lengths and layouts.
+    """
+    kernels = _attention()
+    if isinstance(kernels, str):
+        return "reference", f"plain PyTorch; {kernels}"
+    if kernels.INTERPRETED:
         return "reference", "plain PyTorch; the Triton kernel is interpreted here: ask for it with impl='triton'"
-    reason = obstacle(attention)
+    reason = kernels.obstacle(call.device, call.dtype, call.head_dim)
     if reason is not None:
         return "reference", f"plain PyTorch; the Triton kernel cannot run: {reason}"
-    return "triton", "the Triton kernel"
+    if not call.causal:
+        return "triton", "the Triton kernel"
+    if call.compiling:
+        return "triton", "the Triton kernel: one compiled graph for causal rows and all others"
+    if call.lse or call.dtype not in causal.DTYPES or call.head_dim % 8:
+        return "triton", "the Triton kernel: flash attention takes 16-bit rows of head dim 8, 16, ... without their LSE"
+    found = causal.flash_function(tuning.capability(call.device))
+    if found is not None:
+        return "flash", f"{found[1]}: the row is causal as it stands"
+    faster = tuning.CAUSAL.get((tuning.chip_of(call.device), tuning.padded(call.head_dim)))
+    possible = not call.gradients and not call.softcap
+    if faster == "varlen" and possible and causal.has_torch_varlen():
+        return "varlen", "torch's varlen attention: the row is causal as it stands, and it was measured to be faster"
+    if faster is not None and possible and call.num_samples == 1:
+        return "sdpa", "torch's SDPA: the row is causal as it stands, and it was measured to be faster"
+    return "triton", "the Triton kernel: flash attention is not installed, and torch's own was not measured faster"
 
 
 @functools.cache
@@ -89,6 +137,8 @@ def multi_response_attention(
         TypeError: an argument of the wrong type, or dtypes that differ.
         ValueError: shapes, devices or options that do not fit; an `impl` that cannot run here.
     """
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         _check_float(name, tensor, 3, "[tokens, heads, head dim]")
         if tensor.dtype != query.dtype:
@@ -118,7 +168,25 @@ def multi_response_attention(
         raise ValueError(f"softcap must be above 0, or None for no cap, got {softcap}")
     if scale is None:
         scale = 1.0 / math.sqrt(query.shape[2])
-    run = _attention_implementation(impl, query)
+    if impl == "auto":
+        compiling = torch.compiler.is_compiling()
+        call = AttentionCall(
+            device=query.device,
+            dtype=query.dtype,
+            head_dim=query.shape[2],
+            causal=not compiling and layout.causal and window is None,
+            num_samples=1 if compiling else layout.num_samples,
+            lse=return_lse,
+            softcap=softcap is not None,
+            gradients=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)),
+            compiling=compiling,
+        )
+        name, reason = choose_attention(call)
+        if not compiling:
+            log.debug("multi_response_attention: %s (%s)", name, reason)
+    else:
+        name = impl
+    run = _attention_implementation(name, query)
     output, lse = run(query, key, value, layout, scale=scale, window=window, softcap=softcap)
     return (output, lse) if return_lse else output
 
@@ -276,21 +344,16 @@ def _check_integers(name, tensor, device):
         raise ValueError(f"{name} must be on {device}, got {tensor.device}")
 
 
-def _attention_implementation(impl, query):
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
-    if impl == "triton":
-        attention = _attention()
-        reason = attention if isinstance(attention, str) else attention.obstacle(query)
-        if reason is not None:
-            raise ValueError(f"impl='triton' cannot run multi_response_attention: {reason}; use 'auto' or 'reference'")
-        return attention.multi_response_attention
-    if impl == "reference":
+def _attention_implementation(name, query):
+    if name == "reference":
         return reference.multi_response_attention
-    name, reason = _choose_attention(lambda attention: attention.obstacle(query))
-    if not torch.compiler.is_compiling():
-        log.debug("multi_response_attention: %s (%s)", name, reason)
-    return _attention().multi_response_attention if name == "triton" else reference.multi_response_attention
+    if name in ("flash", "varlen", "sdpa"):
+        return getattr(causal, name)
+    kernels = _attention()
+    reason = kernels if isinstance(kernels, str) else kernels.obstacle(query.device, query.dtype, query.shape[2])
+    if reason is not None:
+        raise ValueError(f"impl='triton' cannot run multi_response_attention: {reason}; use 'auto' or 'reference'")
+    return kernels.multi_response_attention
 
 
 def _check_impl(impl, name):

@@ -33,7 +33,7 @@ FEATURES = {
     "all": {"HAS_BLOCKS": True, "HAS_WINDOW": True, "HAS_SOFTCAP": True, "HAS_LSE_GRAD": True},
 }
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-FLOATS = ("lse", "dlse", "delta", "pieces")
+FLOATS = ("lse", "dlse", "stats", "pieces")
 TABLES = ("tiles", "items", "sums", "bounds", "position", "block")
 
 

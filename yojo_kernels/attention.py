@@ -23,6 +23,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MAX_HEAD_DIM = 256
 SUM_WARPS = 8
 LOG2E = tl.constexpr(math.log2(math.e))
+LN2 = tl.constexpr(math.log(2))
 LOAD_QUERY_COLUMNS = tl.constexpr(QUERY_COLUMNS)
 LOAD_KEY_COLUMNS = tl.constexpr(KEY_COLUMNS)
 
@@ -104,9 +105,11 @@ def _forward_step(q, k_head, v_head, stride_kt, stride_vt, start_n, end_n, colum
                   BORDER: tl.constexpr):  # fmt: skip
     rows = tl.arange(0, BLOCK_N)
     k = _load_rows(k_head, rows, stride_kt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, BORDER)
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+    factor = scale * LOG2E
     if HAS_SOFTCAP:
-        s = _tanh(s * (1 / (softcap * LOG2E))) * (softcap * LOG2E)
+        s = _tanh(s * (scale / softcap))
+        factor = softcap * LOG2E
     if BORDER:
         k_row, position_k, block_k = _load_ids(position, block, start_n, rows, end_n, HAS_BLOCKS, HAS_WINDOW)
         if HAS_BLOCKS:
@@ -117,13 +120,15 @@ def _forward_step(q, k_head, v_head, stride_kt, stride_vt, start_n, end_n, colum
         seen = seen & (k_row[None, :] >= low[:, None])
         if HAS_WINDOW:
             seen = seen & (position_q[:, None] - position_k[None, :] < window)
-        s = tl.where(seen, s, float("-inf"))
-    m_new = tl.maximum(m, tl.max(s, 1))
-    if BORDER:
+        s = tl.where(seen, s * factor, float("-inf"))
+        m_new = tl.maximum(m, tl.max(s, 1))
         shift = tl.where(m_new == float("-inf"), 0.0, m_new)
+        p = tl.exp2(s - shift[:, None])
     else:
+        # Only the largest is scaled by itself, all others within the multiply-add below: scale must not be negative.
+        m_new = tl.maximum(m, tl.max(s, 1) * factor)
         shift = m_new
-    p = tl.exp2(s - shift[:, None])
+        p = tl.exp2(s * factor - shift[:, None])
     shrink = tl.exp2(m - shift)
     total = total * shrink + tl.sum(p, 1)
     acc = acc * shrink[:, None]
@@ -185,9 +190,8 @@ def forward_kernel(q, k, v, out, lse, tiles, bounds, position, block,
     seeing = total > 0
     acc = acc * tl.where(seeing, 1 / tl.where(seeing, total, 1.0), tl.where(total == total, 0.0, total))[:, None]
     _store_rows(out + head64 * stride_oh, acc, rows, stride_ot, start_m, end_m, columns, HEAD_DIM)
-    log_sum = tl.where(
-        seeing, m + tl.log2(tl.where(seeing, total, 1.0)), tl.where(total == total, float("-inf"), total)
-    )
+    log_sum = (m + tl.log2(tl.where(seeing, total, 1.0))) * LN2
+    log_sum = tl.where(seeing, log_sum, tl.where(total == total, float("-inf"), total))
     tl.store(lse + head64 * num_tokens + q_row, log_sum, mask=q_row < end_m)
 
 
@@ -226,7 +230,7 @@ def _query_grad_step(q, do, k_head, v_head, stride_kt, stride_vt, start_n, end_n
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_heads", "window"])
-def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, delta, tiles, bounds, position, block,
+def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, stats, tiles, bounds, position, block,
                       stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
                       stride_dot, stride_doh, stride_dqt, stride_dqh, stride_dlset, stride_dlseh,
                       num_tokens, num_heads, window, scale, softcap,
@@ -234,7 +238,11 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, delta, tiles, bounds, pos
                       BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
                       HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
                       HAS_LSE_GRAD: tl.constexpr):  # fmt: skip
-    """Gradient of BLOCK_M queries of one head, and delta = sum(out * dout) - dlse for the other kernel."""
+    """Gradient of BLOCK_M queries of one head, and what the other kernel needs of each query.
+
+    stats is [2, heads, tokens]: lse to base 2, inf where a query sees nothing, so that exp2(score - lse) is 0 there;
+    and delta = sum(out * dout) - dlse.
+    """
     head = tl.program_id(0) % num_heads
     tile = tiles + (tl.program_id(0) // num_heads) * LOAD_QUERY_COLUMNS
     start_m, end_m = tl.load(tile), tl.load(tile + 1)
@@ -253,10 +261,12 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, delta, tiles, bounds, pos
     sums = tl.sum(out_tile.to(tl.float32) * do_tile.to(tl.float32), 1)
     if HAS_LSE_GRAD:
         at = dlse + head64 * stride_dlseh + start_m.to(tl.int64) * stride_dlset + rows * stride_dlset
-        sums -= tl.load(at, mask=inside, other=0.0) * LOG2E
-    tl.store(delta + head64 * num_tokens + start_m + rows, sums, mask=inside)
-    log_sum = tl.load(lse + head64 * num_tokens + start_m + rows, mask=inside, other=float("inf"))
+        sums -= tl.load(at, mask=inside, other=0.0)
+    log_sum = tl.load(lse + head64 * num_tokens + start_m + rows, mask=inside, other=float("inf")) * LOG2E
     log_sum = tl.where(log_sum == float("-inf"), float("inf"), log_sum)
+    stats += head64 * num_tokens + start_m + rows
+    tl.store(stats, log_sum, mask=inside)
+    tl.store(stats + num_heads.to(tl.int64) * num_tokens, sums, mask=inside)
     q_tile = _load_rows(q + head64 * stride_qh, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
@@ -304,7 +314,6 @@ def _key_grad_step(k, v, q_head, do_head, lse_head, delta_head, stride_qt, strid
     else:
         lse = tl.load(lse_head + start_m + rows)
         delta = tl.load(delta_head + start_m + rows)
-    lse = tl.where(lse == float("-inf"), float("inf"), lse)
     s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E)
     if HAS_SOFTCAP:
         capped = _tanh(s * (1 / (softcap * LOG2E)))
@@ -328,7 +337,7 @@ def _key_grad_step(k, v, q_head, do_head, lse_head, delta_head, stride_qt, strid
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_heads", "num_slots", "window"])
-def key_grad_kernel(q, k, v, do, lse, delta, dk, dv, pieces, items, bounds, position, block,
+def key_grad_kernel(q, k, v, do, stats, dk, dv, pieces, items, bounds, position, block,
                     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dot, stride_doh,
                     stride_dkt, stride_dkh, stride_dvt, stride_dvh,
                     num_tokens, num_heads, num_slots, window, scale, softcap,
@@ -362,8 +371,8 @@ def key_grad_kernel(q, k, v, do, lse, delta, dk, dv, pieces, items, bounds, posi
     for member in range(0, GROUP):
         q_head = q + (head64 * GROUP + member) * stride_qh
         do_head = do + (head64 * GROUP + member) * stride_doh
-        lse_head = lse + (head64 * GROUP + member) * num_tokens
-        delta_head = delta + (head64 * GROUP + member) * num_tokens
+        lse_head = stats + (head64 * GROUP + member) * num_tokens
+        delta_head = lse_head + num_heads.to(tl.int64) * GROUP * num_tokens
         for i in range(from_full, to_full):
             acc_k, acc_v = _key_grad_step(
                 k_tile, v_tile, q_head, do_head, lse_head, delta_head, stride_qt, stride_dot, lo + i * BLOCK_M, end,
@@ -418,18 +427,13 @@ def sum_kernel(dk, dv, pieces, sums, stride_dkt, stride_dkh, stride_dvt, stride_
 # ---- operators ----
 
 
-def obstacle(query):
-    """Why the kernels cannot run on this query, as half a sentence; None where they can."""
-    if query.dtype not in DTYPES:
-        return f"it takes bfloat16, float16 or float32, not {str(query.dtype).removeprefix('torch.')}"
-    if query.shape[2] > MAX_HEAD_DIM:
-        return f"it takes head dims up to {MAX_HEAD_DIM}, not {query.shape[2]}"
-    return obstacle_on(query.device)
-
-
-def obstacle_on(device):
-    """Why the kernels cannot run on a device, as half a sentence; None where they can."""
-    if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0):
+def obstacle(device, dtype, head_dim):
+    """Why the kernels cannot run on such tensors, as half a sentence; None where they can."""
+    if dtype not in DTYPES:
+        return f"it takes bfloat16, float16 or float32, not {str(dtype).removeprefix('torch.')}"
+    if head_dim > MAX_HEAD_DIM:
+        return f"it takes head dims up to {MAX_HEAD_DIM}, not {head_dim}"
+    if device.type == "cuda" and torch.version.hip is None and tuning.capability(device) >= (8, 0):
         return None
     if device.type == "cpu" and INTERPRETED:
         return None
@@ -454,7 +458,7 @@ def multi_response_attention(query, key, value, layout, *, scale, window=None, s
         query, key, value, layout.sample, layout.branch, layout.bounds, layout.position, layout.block, *tables,
         float(scale), window or 0, softcap or 0.0,
     )  # fmt: skip
-    return output, lse.t() * math.log(2.0)
+    return output, lse.t()
 
 
 def _rows_apart(tensor):
@@ -502,6 +506,8 @@ def attention(
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty((num_heads, num_tokens), dtype=torch.float32, device=query.device)
     tile = tuning.attention("forward", head_dim, query.dtype, query.device)
+    if scale < 0:
+        query, scale = -query, -scale
     with _on(query.device):
         forward_kernel[(tiles.shape[0] * num_heads,)](
             query, key, value, output, lse, tiles, bounds, position, position if block is None else block,
@@ -546,7 +552,7 @@ def attention_backward(
     grad_query, grad_key, grad_value = (
         torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value)
     )
-    delta = torch.empty_like(lse)
+    stats = torch.empty((2, num_heads, num_tokens), dtype=torch.float32, device=query.device)
     ids = (bounds, position, position if block is None else block)
     by_query = tuning.attention("query_grad", head_dim, query.dtype, query.device)
     by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device)
@@ -556,7 +562,7 @@ def attention_backward(
     )
     with _on(query.device):
         query_grad_kernel[(query_grad_tiles.shape[0] * num_heads,)](
-            query, key, value, output, grad_output, lse, lse if grad_lse is None else grad_lse, grad_query, delta,
+            query, key, value, output, grad_output, lse, lse if grad_lse is None else grad_lse, grad_query, stats,
             query_grad_tiles, *ids,
             *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
             *grad_output.stride()[:2], *grad_query.stride()[:2],
@@ -566,7 +572,7 @@ def attention_backward(
             **constants(head_dim, group, by_query, block, window, softcap),
         )  # fmt: skip
         key_grad_kernel[(key_grad_items.shape[0] * num_key_heads,)](
-            query, key, value, grad_output, lse, delta, grad_key, grad_value, pieces, key_grad_items, *ids,
+            query, key, value, grad_output, stats, grad_key, grad_value, pieces, key_grad_items, *ids,
             *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *grad_output.stride()[:2],
             *grad_key.stride()[:2], *grad_value.stride()[:2],
             num_tokens, num_key_heads, num_slots, window, scale, softcap,

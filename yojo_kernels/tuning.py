@@ -42,6 +42,10 @@ TILES = {
     **{("key_grad", 32, chip): {64: Tile(16, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
 }  # fmt: skip
 
+# (chip, padded head dim) -> "varlen" or "sdpa", where torch's own attention was measured to be faster than the kernel on
+# rows that are causal as they stand, forward only. Not measured on any chip yet, so the kernel takes them.
+CAUSAL = {}
+
 _forced = {}
 
 
@@ -56,9 +60,21 @@ def tile(kernel, head_dim, dtype, chip):
     return tiles[min(size for size in tiles if size >= padded(head_dim))]
 
 
+@torch.compiler.assume_constant_result
+def capability(device):
+    """Compute capability (major, minor) of a CUDA device."""
+    return torch.cuda.get_device_capability(device)
+
+
+@torch.compiler.assume_constant_result
+def processors(device):
+    """Multiprocessors of a device; 4 for one that has none."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
 def chip_of(device):
     """Which of `CHIPS` a CUDA device is launched like."""
-    major, minor = torch.cuda.get_device_capability(device)
+    major, minor = capability(device)
     if major == 8 and minor in (6, 9):
         return 120  # as little shared memory, the same matrix instructions
     return {8: 80, 9: 90, 10: 100, 11: 100}.get(major, 120)
@@ -81,8 +97,3 @@ def forced(**tiles):
     finally:
         _forced.clear()
         _forced.update(before)
-
-
-def processors(device):
-    """Multiprocessors of a device; 4 for one that has none."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

@@ -1,0 +1,164 @@
+"""What impl="auto" picks, and that the kernels of others, where it picks them, get what they need."""
+
+import logging
+import sys
+import types
+
+import pytest
+import torch
+
+from yojo_kernels import AttentionCall, Layout, causal, choose_attention, multi_response_attention, tuning
+
+HOPPER = torch.device("cuda", 0)
+
+
+def usual(**changes):
+    return AttentionCall(**({"device": HOPPER, "dtype": torch.bfloat16, "head_dim": 128, "causal": True} | changes))
+
+
+@pytest.fixture(autouse=True)
+def hopper(monkeypatch):
+    """Every device is a Hopper GPU without flash attention."""
+    monkeypatch.setattr(tuning, "capability", lambda device: (9, 0))
+    for package in ("flash_attn", "flash_attn_interface"):
+        monkeypatch.setitem(sys.modules, package, None)
+    causal.flash_function.cache_clear()
+    yield
+    causal.flash_function.cache_clear()
+
+
+def install(monkeypatch, package, function):
+    monkeypatch.setitem(sys.modules, package, types.SimpleNamespace(flash_attn_varlen_func=function))
+    causal.flash_function.cache_clear()
+
+
+def test_the_kernel_takes_what_is_not_causal(monkeypatch):
+    install(monkeypatch, "flash_attn", lambda: None)
+    assert choose_attention(usual(causal=False)) == ("triton", "the Triton kernel")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lse": True}, {"dtype": torch.float32}, {"head_dim": 20}, {"compiling": True}, {"causal": False}]
+)
+def test_flash_attention_takes_only_what_it_can(monkeypatch, changes):
+    install(monkeypatch, "flash_attn", lambda: None)
+    name, reason = choose_attention(usual())
+    assert name == "flash" and "FlashAttention-2" in reason
+    assert choose_attention(usual(**changes))[0] == "triton"
+
+
+def test_flash_attention_3_goes_first_on_hopper_alone(monkeypatch):
+    install(monkeypatch, "flash_attn", lambda: None)
+    install(monkeypatch, "flash_attn_interface", lambda: None)
+    assert "FlashAttention-3" in choose_attention(usual())[1]
+    monkeypatch.setattr(tuning, "capability", lambda device: (8, 0))
+    assert "FlashAttention-2" in choose_attention(usual())[1]
+
+
+def test_a_flash_attention_that_does_not_load_is_none(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_attn", types.SimpleNamespace())  # no varlen function: a broken build
+    causal.flash_function.cache_clear()
+    assert choose_attention(usual())[0] == "triton"
+
+
+def test_torchs_own_attention_needs_a_measurement(monkeypatch):
+    assert tuning.CAUSAL == {} and choose_attention(usual())[0] == "triton"
+    monkeypatch.setitem(tuning.CAUSAL, (90, 128), "varlen")
+    assert choose_attention(usual(num_samples=3))[0] == "varlen"
+    for changes in ({"gradients": True}, {"softcap": True}, {"head_dim": 64}):
+        assert choose_attention(usual(**changes))[0] == "triton"
+    monkeypatch.setitem(tuning.CAUSAL, (90, 128), "sdpa")
+    assert choose_attention(usual())[0] == "sdpa" and choose_attention(usual(num_samples=3))[0] == "triton"
+
+
+def test_a_chip_without_kernels_gets_the_reference(monkeypatch):
+    monkeypatch.setattr(tuning, "capability", lambda device: (7, 5))
+    name, reason = choose_attention(usual())
+    assert name == "reference" and "compute capability 8.0" in reason
+
+
+# ---- the calls themselves, with functions that stand in for CUDA kernels ----
+
+
+def packed_causal(query, key, value, offsets, scale):
+    """Causal attention over packed sequences in plain PyTorch."""
+    pieces = []
+    for start, stop in zip(offsets.tolist(), offsets.tolist()[1:], strict=False):
+        q, k, v = (tensor[start:stop].transpose(0, 1) for tensor in (query, key, value))
+        pieces.append(
+            torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        )
+    return torch.cat(pieces, dim=1).transpose(0, 1)
+
+
+def case(prompts, branches):
+    layout = Layout.build(prompts, branches)
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(layout.num_tokens, heads, 16, generator=generator) for heads in (4, 2, 2)]
+    return layout, [tensor.bfloat16() for tensor in tensors]
+
+
+def check(got, inputs, layout, **options):
+    exact = multi_response_attention(*[tensor.double() for tensor in inputs], layout, impl="reference", **options)
+    peer = multi_response_attention(*inputs, layout, impl="reference", **options)
+    assert (got - exact).abs().max() <= 2 * (peer - exact).abs().max()
+
+
+@pytest.fixture()
+def on_cpu(monkeypatch):
+    """CPU tensors pass for tensors of a GPU."""
+    from yojo_kernels import attention
+
+    monkeypatch.setattr(attention, "obstacle", lambda *call: None)
+
+
+@pytest.mark.parametrize("returns_lse", [False, True])
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_flash_attention_is_asked_for_the_samples(monkeypatch, on_cpu, caplog, softcap, returns_lse):
+    asked = {}
+
+    def function(q, k, v, **options):
+        asked.update(options)
+        output = packed_causal(q, k, v, options["cu_seqlens_q"], options["softmax_scale"])
+        return (output, None) if returns_lse else output
+
+    install(monkeypatch, "flash_attn", function)
+    layout, inputs = case([30, 0, 7], [[12], [5], []])
+    with caplog.at_level(logging.DEBUG, "yojo_kernels"):
+        output = multi_response_attention(*inputs, layout, scale=0.3, softcap=softcap)
+    assert "multi_response_attention: flash (FlashAttention-2" in caplog.text
+    if softcap is None:
+        check(output, inputs, layout, scale=0.3)
+    assert asked["causal"] and asked["deterministic"] and asked.get("softcap") == softcap
+    assert asked["cu_seqlens_k"].tolist() == [0, 42, 47, 54] and asked["cu_seqlens_k"].dtype == torch.int32
+    assert asked["max_seqlen_q"] == asked["max_seqlen_k"] == 42
+
+
+@pytest.mark.parametrize("branches, options", [([[3, 4]], {}), ([[7]], {"window": 5})])
+def test_flash_attention_is_not_asked_for_other_rows(monkeypatch, on_cpu, branches, options):
+    install(monkeypatch, "flash_attn", lambda *arguments, **options: pytest.fail("the row is not causal"))
+    chosen = []
+    monkeypatch.setattr("yojo_kernels.attention.multi_response_attention", lambda *a, **o: chosen.append(1) or (0, 0))
+    layout, inputs = case([9], branches)
+    multi_response_attention(*inputs, layout, **options)
+    assert chosen
+
+
+def test_sdpa_gets_a_row_of_one_sample(monkeypatch, on_cpu):
+    monkeypatch.setitem(tuning.CAUSAL, (90, 16), "sdpa")
+    layout, inputs = case([30], [[12]])
+    check(multi_response_attention(*inputs, layout), inputs, layout)
+
+
+def test_varlen_gets_the_samples(monkeypatch, on_cpu):
+    from torch.nn.attention import varlen
+
+    def function(query, key, value, q_offsets, k_offsets, longest_q, longest_k, *, scale, window_size, enable_gqa):
+        assert window_size == (-1, 0) and enable_gqa and longest_q == longest_k == 42 and q_offsets is k_offsets
+        return packed_causal(query, key, value, q_offsets, scale)
+
+    causal._varlen_parameters()  # of the real function
+    monkeypatch.setattr(varlen, "varlen_attn", function)
+    monkeypatch.setitem(tuning.CAUSAL, (90, 16), "varlen")
+    layout, inputs = case([30, 4], [[12], [5]])
+    check(multi_response_attention(*inputs, layout), inputs, layout)
