@@ -268,11 +268,41 @@ def test_the_cases_reach_what_they_are_for(monkeypatch):
 
 def test_long_rows_are_split_by_the_default_rule():
     layout = Layout.build([3000, 100], [[200] * 10, [50] * 4])
-    items, sums = layout.key_tiles(64, 64, 8)
+    items, sums = layout.key_tiles(64, 64, 66)
     weights = (items[:, 7] - items[:, 6]).tolist()
-    assert sums[:, 3].any() and max(weights) <= max(layouts.SHORTEST_PIECE, -(-sum(weights) // 8))
+    assert sums[:, 3].any() and max(weights) == -(-sum(weights) // 66) > layouts.SHORTEST_PIECE
     short = Layout.build([300], [[200]]).key_tiles(64, 64, 1000)
     assert not short[1][:, 3].any()  # no tile has more than SHORTEST_PIECE steps
+
+
+def test_a_block_needs_no_mask_inside():
+    """An image whose tokens see each other: its tiles are full, above the diagonal as well."""
+    layout = Layout.build([96], [[16]], bidirectional=[-1] * 16 + [0] * 64 + [-1] * 32)
+    tiles = {row[0]: row for row in used_tiles(layout.query_tiles(16, 16).numpy())}
+    items = {row[0]: row for row in used_tiles(layout.key_tiles(16, 16, 1)[0].numpy())}
+    for start in range(16, 80, 16):
+        assert tiles[start][2:6] == [0, 80, 0, 5]  # all keys up to the block's end, every step of them full
+        assert items[start][2:6] == [16, 112, 0, 6]  # all queries from the block's start on
+    assert tiles[0][2:6] == [0, 16, 0, 0]
+
+
+def test_a_picture_shows_full_border_and_skipped_tiles(tmp_path):
+    from PIL import Image
+
+    from yojo_kernels import picture
+
+    layout = Layout.build([20], [[9, 14]], bidirectional=[0] * 7 + [-1] * 36)
+    layout.plot(tmp_path / "layout.png", block_m=8, block_n=4, window=30)
+    assert min(Image.open(tmp_path / "layout.png").size) > 500
+    classes, shares = picture._classes(layout, torch.arange(43), 8, 4, 30)
+    visible = layout.visible(30).numpy()
+    full, border = classes == picture.FULL, (classes == picture.VISIBLE) | (classes == picture.MASKED)
+    assert visible[full].all() and not visible[classes == picture.SKIPPED].any()
+    assert ((classes == picture.VISIBLE) == (visible & ~full)).all()
+    assert np.allclose(shares[:2], (full.mean(), border.mean())) and min(shares) > 0
+    Layout.build([3000], [[40] * 30]).plot(tmp_path / "long.png")
+    with pytest.raises(ValueError, match="block_n must be at least 1, got 0"):
+        layout.plot(tmp_path / "x.png", block_n=0)
 
 
 # ---- tables as tensors ----
@@ -302,10 +332,10 @@ def test_tables_move_with_their_layout(monkeypatch):
     layout = build()
     tables = list(all_tables(layout))
     assert all(table.dtype == torch.int32 and table.is_contiguous() for table in tables)
-    for name in ("query_tiles", "key_tiles"):  # nothing is made anew from here on
+    for name in ("query_tiles", "key_tiles", "position_extremes"):  # nothing is made anew from here on
         monkeypatch.setattr(torch.ops.yojo, name, types.SimpleNamespace(__name__=name))
     copy = pickle.loads(pickle.dumps(layout))
-    assert len(copy._tables) == len(layout._tables) == 2 * len(SETTINGS)
+    assert len(copy._tables) == len(layout._tables) == 2 * len(SETTINGS) + 1  # and the searchable positions
     assert all(torch.equal(one, other) for one, other in zip(all_tables(copy), tables, strict=True))
     moved = list(all_tables(layout.to("meta")))
     assert [table.shape for table in moved] == [table.shape for table in tables]
@@ -323,6 +353,7 @@ def arguments(layout, *settings):
         layout.segment_offsets,
         layout.position,
         layout.block_span,
+        torch.ops.yojo.position_extremes(layout.segment_offsets, layout.position) if settings[-1] else None,
         *settings,
     )
 
@@ -335,10 +366,11 @@ def test_operators_are_well_formed(window, blocks):
         (torch.ops.yojo.query_tiles, (16, 8, window)),
         (torch.ops.yojo.key_tiles, (8, 16, 4, window)),
     ):
-        torch.library.opcheck(operator.default, arguments(layout, *settings))
-        made = operator(*arguments(layout, *settings))
+        given = arguments(layout, *settings)
+        torch.library.opcheck(operator.default, given)
+        made = operator(*given)
         with FakeTensorMode() as mode:
-            fake = [a if not isinstance(a, torch.Tensor) else mode.from_tensor(a) for a in arguments(layout, *settings)]
+            fake = [a if not isinstance(a, torch.Tensor) else mode.from_tensor(a) for a in given]
             promised = operator(*fake)
         made, promised = ((t,) if isinstance(t, torch.Tensor) else t for t in (made, promised))
         assert [(t.shape, t.dtype, t.stride()) for t in made] == [(t.shape, t.dtype, t.stride()) for t in promised]

@@ -17,8 +17,9 @@ class Layout:
         branch: [T] int32, the branch of its sample each token belongs to; -1 for the prompt.
         position: [T] int32, logical positions, the ones a sliding window counts in.
         block: [T] int32, bidirectional block of each token, -1 = none; or None where there is no block at all.
-        block_span: [2, T] int32, first and last row of the tokens that share segment and block with each token (the
-            token's own row where it has no block); or None where there is no block at all.
+        block_span: [4, T] int32, first and last row of the tokens that share segment and block with each token, then
+            first and last row of the unbroken run of them that it stands in (the token's own row where it has no
+            block); or None where there is no block at all.
         sample_offsets: [S + 1] int32, sample s owns rows sample_offsets[s] to sample_offsets[s + 1].
         prompt_ends: [S] int32, the row behind each prompt.
         segment_offsets: [G + 1] int32, first row of every prompt and branch in row order, then T.
@@ -170,22 +171,54 @@ class Layout:
         """The same layout in page-locked memory; DataLoader(pin_memory=True) calls this."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def plot(self, path, block_m=128, block_n=64, window=None):
+        """Draw the mask and the tiles that the attention kernel makes of it: full, border and skipped.
+
+        Args:
+            path: file to write; its ending says the format (.png, .svg, ...).
+            block_m: queries of a tile, at least 1; the kernel's own on a Hopper GPU by default.
+            block_n: keys of a tile, at least 1.
+            window: sliding window in logical positions, at least 1, or None.
+
+        Rows of more than 1,500 tokens are drawn by 1,500 of them. Needs matplotlib (ImportError without it).
+
+        Example:
+            >>> Layout.build([40], [[20, 30]]).plot("layout.png", block_m=16, block_n=16)
+        """
+        from yojo_kernels.picture import plot
+
+        for name, size in (("block_m", block_m), ("block_n", block_n), ("window", window)):
+            if size is not None and size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        plot(self, path, block_m, block_n, window)
+
     def query_tiles(self, block_m, block_n, window=None):
         """The table of query tiles (see `query_tiles` below), made on first use and kept."""
-        return self._table(torch.ops.yojo.query_tiles, (block_m, block_n, window or 0))
+        return self._tiles(torch.ops.yojo.query_tiles, (block_m, block_n, window or 0))
 
     def key_tiles(self, block_m, block_n, extra, window=None):
         """The tables of key tiles and of reductions (see `key_tiles` below), made on first use and kept."""
-        return self._table(torch.ops.yojo.key_tiles, (block_m, block_n, extra, window or 0))
+        return self._tiles(torch.ops.yojo.key_tiles, (block_m, block_n, extra, window or 0))
 
-    def _table(self, make, settings):
-        fields = self.sample_offsets, self.prompt_ends, self.segment_offsets, self.position, self.block_span
+    def _tiles(self, make, settings):
+        extremes = None
+        if settings[-1]:  # a window
+            extremes = self._kept(torch.ops.yojo.position_extremes, (self.segment_offsets, self.position), ())
+        fields = self.sample_offsets, self.prompt_ends, self.segment_offsets, self.position, self.block_span, extremes
+        return self._kept(make, fields, settings)
+
+    def _kept(self, make, tensors, settings):
         if torch.compiler.is_compiling():  # a compiler must not see what happens to be kept; it merges equal calls
-            return make(*fields, *settings)
+            return make(*tensors, *settings)
         name = (make.__name__, settings)
-        if name not in self._tables:
-            self._tables[name] = make(*fields, *settings)
-        return self._tables[name]
+        if name in self._tables:
+            return self._tables[name]
+        with torch.inference_mode(False):  # scoring may make what training will save for backward
+            table = make(*tensors, *settings)
+        # What a CUDA graph makes holds nothing before the graph is replayed, and lies in memory that is the graph's own.
+        if not (table[0].is_cuda and torch.cuda.is_current_stream_capturing()):
+            self._tables[name] = table
+        return table
 
     def _map(self, function):
         tensors = {
@@ -239,7 +272,7 @@ def _per_token(values, name, num_tokens):
 
 
 def _block_spans(block, segment_lengths):
-    """[2, T]: first and last row of the tokens with each token's segment and block."""
+    """[4, T]: first and last row of the tokens with each token's segment and block, and of the run it stands in."""
     rows = torch.arange(len(block))
     segment = torch.arange(len(segment_lengths)).repeat_interleave(segment_lengths)
     own = torch.where(block >= 0, block.to(torch.int64), 0)
@@ -248,7 +281,12 @@ def _block_spans(block, segment_lengths):
     _, group = group.unique(return_inverse=True)
     first = torch.full_like(rows, len(block)).scatter_reduce(0, group, rows, "amin")
     last = torch.full_like(rows, -1).scatter_reduce(0, group, rows, "amax")
-    return torch.stack([first[group], last[group]])
+    run_starts = torch.ones_like(block, dtype=torch.bool)
+    run_starts[1:] = group[1:] != group[:-1]
+    run = run_starts.cumsum(0) - 1
+    run_start = run_starts.nonzero()[:, 0]
+    run_last = torch.cat([run_start[1:], run_start.new_tensor([len(block)])]) - 1
+    return torch.stack([first[group], last[group], run_start[run], run_last[run]])
 
 
 # ---- tile tables ----
@@ -272,6 +310,7 @@ def query_tiles(
     segment_offsets: torch.Tensor,
     position: torch.Tensor,
     block_span: torch.Tensor | None,
+    position_extremes: torch.Tensor | None,
     block_m: int,
     block_n: int,
     window: int,
@@ -280,6 +319,7 @@ def query_tiles(
 
     Args:
         sample_offsets, prompt_ends, segment_offsets, position, block_span: as in `Layout`.
+        position_extremes: what the operator of that name makes; None where there is no window.
         block_m: queries of a tile.
         block_n: keys of a step.
         window: sliding window, 0 for none.
@@ -294,15 +334,17 @@ def query_tiles(
     sample_start, prompt_end = starts[sample], prompt_ends[sample]
     first, last = _segment_of(segments, start_m), _segment_of(segments, end_m - 1)
     branch_start = torch.maximum(segments[first], prompt_end)
-    reach = end_m
+    reach, shared = end_m, start_m + 1  # up to the first query's own row, keys come before all queries
     if block_span is not None:
         reach = torch.maximum(end_m, _over_rows(block_span[1], start_m, end_m, block_m).amax(1) + 1)
+        run_end = block_span[3, start_m.clamp(max=num_tokens - 1)] + 1
+        shared = torch.where(run_end >= end_m, run_end, shared)  # queries of one block see it to its end
     # Only the rows of one branch share keys of a branch.
     alone = (first == last) & (start_m >= prompt_end)
     prompt_lo, branch_lo = sample_start, branch_start
     prompt_full_lo, branch_full_lo = prompt_lo, branch_lo
     if window:
-        search = _PositionSearch(segments, position)
+        search = _PositionSearch(segments, position_extremes)
         positions = _over_rows(position, start_m, end_m, block_m)
         earliest, latest = positions.amin(1) - window + 1, positions.amax(1) - window + 1
         prompt = _segment_of(segments, prompt_end - 1)
@@ -312,12 +354,11 @@ def query_tiles(
         # With several branches in the tile the run starts in the first and is masked throughout.
         branch_lo = torch.where(alone, search.first_up_to(first, earliest), branch_start)
         branch_full_lo = torch.where(alone, search.last_from(first, latest), branch_start)
-    # Up to the first query's own row, keys come before all queries.
     prompt_run = _run(
-        prompt_lo, torch.minimum(prompt_end, reach), prompt_full_lo, torch.minimum(prompt_end, start_m + 1), block_n
+        prompt_lo, torch.minimum(prompt_end, reach), prompt_full_lo, torch.minimum(prompt_end, shared), block_n
     )
     branch_end = torch.where(end_m > prompt_end, reach, branch_lo)
-    branch_full_hi = torch.where(alone, start_m + 1, branch_lo)
+    branch_full_hi = torch.where(alone, shared, branch_lo)
     branch_run = _run(branch_lo, branch_end, branch_full_lo, branch_full_hi, block_n)
     table = torch.stack([start_m, end_m, *prompt_run, *branch_run], dim=1)
     table = torch.where((end_m > start_m)[:, None], table, 0)
@@ -326,7 +367,7 @@ def query_tiles(
 
 
 @query_tiles.register_fake
-def _(sample_offsets, prompt_ends, segment_offsets, position, block_span, block_m, block_n, window):
+def _(sample_offsets, prompt_ends, segment_offsets, position, block_span, position_extremes, block_m, block_n, window):
     tiles = position.shape[0] // block_m + prompt_ends.shape[0]
     return position.new_empty((tiles, QUERY_COLUMNS), dtype=torch.int32)
 
@@ -338,6 +379,7 @@ def key_tiles(
     segment_offsets: torch.Tensor,
     position: torch.Tensor,
     block_span: torch.Tensor | None,
+    position_extremes: torch.Tensor | None,
     block_m: int,
     block_n: int,
     extra: int,
@@ -351,6 +393,7 @@ def key_tiles(
 
     Args:
         sample_offsets, prompt_ends, segment_offsets, position, block_span: as in `Layout`.
+        position_extremes: what the operator of that name makes; None where there is no window.
         block_m: queries of a step.
         block_n: keys of a tile.
         extra: a piece is at most 1 / extra of all steps (and never fewer than `SHORTEST_PIECE` steps).
@@ -375,8 +418,10 @@ def key_tiles(
     full_lo, full_hi = end_n - 1, torch.where(first == last, end, lo)
     if block_span is not None:
         lo = torch.minimum(lo, _over_rows(block_span[0], start_n, end_n, block_n).amin(1))
+        run_start = block_span[2, (end_n - 1).clamp(min=0)].to(torch.int64)
+        full_lo = torch.where(run_start <= start_n, run_start, full_lo)  # keys of one block are seen from its start on
     if window:
-        search = _PositionSearch(segments, position)
+        search = _PositionSearch(segments, position_extremes)
         positions = _over_rows(position, start_n, end_n, block_n)
         earliest, latest = positions.amin(1) + window, positions.amax(1) + window
         full_hi = torch.where(first == last, search.first_up_to(first, earliest), lo)
@@ -384,8 +429,8 @@ def key_tiles(
         # A prompt's keys are heard in the branches too, wherever one starts within the window.
         owner = torch.searchsorted(sample_ends, segments[:-1], right=True).clamp(max=num_samples - 1)
         is_branch = (segments[:-1] >= prompt_ends[owner]) & (segments[1:] > segments[:-1])
-        nearest = torch.where(is_branch, search.least(), search.FAR)
-        nearest = nearest.new_full((num_samples,), search.FAR).scatter_reduce(0, owner, nearest, "amin")
+        nearest = torch.where(is_branch, search.least(), FAR)
+        nearest = nearest.new_full((num_samples,), FAR).scatter_reduce(0, owner, nearest, "amin")
         heard = in_prompt & (nearest[part // 2] < latest)
         end = torch.where(heard, sample_end, last_seen)
     run = _run(lo, end, full_lo, full_hi, block_m)
@@ -415,7 +460,8 @@ def key_tiles(
 
 
 @key_tiles.register_fake
-def _(sample_offsets, prompt_ends, segment_offsets, position, block_span, block_m, block_n, extra, window):
+def _(sample_offsets, prompt_ends, segment_offsets, position, block_span, position_extremes, block_m, block_n, extra,
+      window):  # fmt: skip
     tiles = position.shape[0] // block_n + 2 * prompt_ends.shape[0]
     return (
         position.new_empty((tiles + extra, KEY_COLUMNS), dtype=torch.int32),
@@ -462,25 +508,44 @@ def _steps(lo, end, step):
     return (end - lo + step - 1) // step
 
 
+FAR = 2**32  # beyond every position and window
+SEGMENT = 2 * FAR  # keeps segments apart in one sorted sequence
+
+
+@torch.library.custom_op("yojo::position_extremes", mutates_args=())
+def position_extremes(segment_offsets: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """Positions made searchable: they need not ascend within a segment, their running extremes do.
+
+    Args:
+        segment_offsets, position: as in `Layout`.
+
+    Returns:
+        [2, T] int64, ascending: the largest position of the segment up to each row, and the smallest from each row
+        on, each plus `SEGMENT` times the number of the segment.
+    """
+    ends = segment_offsets[1:].to(torch.int64)
+    ended = ends.new_zeros(position.shape[0] + 1).scatter_add(0, ends, torch.ones_like(ends))
+    keys = torch.add(position, ended.cumsum(0)[:-1], alpha=SEGMENT)
+    # cummin is many times slower than cummax on a CPU.
+    return torch.stack([keys.cummax(0).values, keys.neg().flip(0).cummax(0).values.flip(0).neg()])
+
+
+@position_extremes.register_fake
+def _(segment_offsets, position):
+    return position.new_empty((2, position.shape[0]), dtype=torch.int64)
+
+
 class _PositionSearch:
     """Finds rows by logical position in segments whose positions need not ascend."""
 
-    FAR = 2**32  # beyond every position and window
-    SEGMENT = 2 * FAR  # keeps segments apart in one sorted sequence
-
-    def __init__(self, segment_offsets, position):
-        ends = segment_offsets[1:].to(torch.int64)
-        ended = ends.new_zeros(position.shape[0] + 1).scatter_add(0, ends, torch.ones_like(ends))
-        keys = torch.add(position, ended.cumsum(0)[:-1], alpha=self.SEGMENT)
+    def __init__(self, segment_offsets, extremes):
         self.offsets = segment_offsets
-        self.ceiling = keys.cummax(0).values  # largest position up to each row
-        # Smallest position from each row on. (cummin is many times slower than cummax on a CPU.)
-        self.floor = keys.neg().flip(0).cummax(0).values.flip(0).neg()
+        self.ceiling, self.floor = extremes
 
     def least(self):
         """The smallest position of each segment; of an empty one, anything."""
         segment = torch.arange(self.offsets.shape[0] - 1, device=self.offsets.device)
-        return self.floor[self.offsets[:-1].clamp(max=self.floor.shape[0] - 1)] - segment * self.SEGMENT
+        return self.floor[self.offsets[:-1].clamp(max=self.floor.shape[0] - 1)] - segment * SEGMENT
 
     def first_up_to(self, segment, position):
         """The first row of the segment at or above the position: all rows before it are below."""
@@ -491,6 +556,6 @@ class _PositionSearch:
         return self._search(self.floor, segment, position)
 
     def _search(self, keys, segment, position):
-        target = segment * self.SEGMENT + position.clamp(min=-self.FAR, max=self.FAR - 1)
+        target = segment * SEGMENT + position.clamp(min=-FAR, max=FAR - 1)
         found = torch.searchsorted(keys, target)
         return torch.minimum(torch.maximum(found, self.offsets[segment]), self.offsets[segment + 1])
