@@ -1,4 +1,4 @@
-"""Options of the benchmarks, and result lines in the one schema that all of them share."""
+"""Options of the benchmarks, and the result lines that they write (`bench/schema.py`)."""
 
 import datetime
 import json
@@ -7,39 +7,31 @@ import subprocess
 import pytest
 import torch
 
-FIELDS = [
-    "bench",
-    "variant",
-    "impl",
-    "fuse",
-    "pass",
-    "mode",
-    "model",
-    "dtype",
-    "responses",
-    "prompt_tokens",
-    "response_tokens",
-    "head_dim",
-    "heads",
-    "kv_heads",
-    "seconds",
-    "seconds_all",
-    "flops",
-    "tflops",
-    "peak_bytes",
-    "gpu",
-    "driver",
-    "torch",
-    "triton",
-    "transformers",
-    "commit",
-    "date",
-]
+from bench import schema
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", default="cpu", help="where to measure: cpu or cuda")
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
     parser.addoption("--results", default=None, help="folder to append result lines to, one file per device")
+
+
+def pytest_configure(config):
+    config.result_lines = []
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """What was measured, in the figures that the benchmarks are about."""
+    if not config.result_lines:
+        return
+    terminalreporter.section("results")
+    for line in config.result_lines:
+        row = f"{line['prompt_tokens'] or 0:>7}+{line['responses'] or 0:<5} {line['head_dim'] or 0:>4}"
+        name = " ".join(str(line[key]) for key in ("variant", "impl", "pass") if line[key])
+        rate = f"{line['tflops']:>9.3f} TFLOP/s" if line["tflops"] else ""
+        memory = f"{line['peak_bytes'] / 2**20:>9.0f} MiB" if line["peak_bytes"] is not None else ""
+        terminalreporter.write_line(
+            f"{line['bench']:<10}{row} {name:<40} {line['seconds'] * 1e3:>10.3f} ms {rate} {memory}"
+        )
 
 
 @pytest.fixture(scope="session")
@@ -58,11 +50,11 @@ def record(request, device):
     place = provenance(device)
 
     def append(**fields):
-        unknown = set(fields) - set(FIELDS)
-        assert not unknown, f"not in the schema: {unknown}"
+        line = dict.fromkeys(schema.FIELDS) | place | fields
+        assert schema.problems(line) == []
+        request.config.result_lines.append(line)
         if folder is None:
             return
-        line = dict.fromkeys(FIELDS) | place | fields
         name = (place["gpu"] or "cpu").lower().replace(" ", "-")
         path = request.config.rootpath / folder
         path.mkdir(parents=True, exist_ok=True)

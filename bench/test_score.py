@@ -1,12 +1,12 @@
 """Scoring N responses to one image prompt: one pass of YOJO against N single passes, on the demonstration's model."""
 
 import random
-import statistics
 
 import pytest
 import torch
 
 import yojo
+from bench.timing import figures
 from yojo.demo import digits
 from yojo.demo.backbone import load_backbone
 from yojo.demo.run import single_inputs, single_scores
@@ -69,7 +69,6 @@ def test_score(benchmark, models, device, record, variant, count):
         responses=count,
         prompt_tokens=layout.prompt_lengths[0],
         response_tokens=sum(layout.branch_lengths[0]) / count,
-        seconds=statistics.median(times),
-        seconds_all=list(times),
+        **figures(times),
         **{"pass": "forward"},
     )

@@ -2,7 +2,6 @@
 
 import pickle
 import random
-import types
 
 import numpy as np
 import pytest
@@ -333,7 +332,7 @@ def test_tables_move_with_their_layout(monkeypatch):
     tables = list(all_tables(layout))
     assert all(table.dtype == torch.int32 and table.is_contiguous() for table in tables)
     for name in ("query_tiles", "key_tiles", "position_extremes"):  # nothing is made anew from here on
-        monkeypatch.setattr(torch.ops.yojo, name, types.SimpleNamespace(__name__=name))
+        monkeypatch.setattr(torch.ops.yojo, name, None)
     copy = pickle.loads(pickle.dumps(layout))
     assert len(copy._tables) == len(layout._tables) == 2 * len(SETTINGS) + 1  # and the searchable positions
     assert all(torch.equal(one, other) for one, other in zip(all_tables(copy), tables, strict=True))

@@ -1,7 +1,6 @@
 """Operations on packed multi-response rows: attention, value head and loss; tensors in, tensors out."""
 
 import dataclasses
-import functools
 import logging
 import math
 
@@ -100,7 +99,6 @@ def choose_attention(call):
     return "triton", "the Triton kernel: flash attention is not installed, and torch's own was not measured faster"
 
 
-@functools.cache
 def _attention():
     """The module of the kernels, or why it cannot be had: Triton has no wheels for some systems."""
     try:

@@ -1,10 +1,13 @@
 """Compiles every attention kernel for every chip without a GPU and reads off what the compiler made of it.
 
     python -m yojo_kernels.aot [--json FILE] [--chips 90 100] [--head-dims 64 128] [--dtypes bfloat16] [--jobs N]
+    python -m yojo_kernels.aot --record     # after a change of kernels or tiles: write spills.json anew
 
 One line per kernel, chip, dtype, head dim and set of features: registers and shared memory of a program, instructions
 that spill registers to memory (all, and those inside an inner loop that multiplies matrices, where they cost time at
 every step), and tensor-core instructions. The exit status is 1 when a configuration breaks a rule of `problems`.
+
+`spills.json` beside this file holds the spills outside inner loops, which cost little but may not grow.
 """
 
 import argparse
@@ -32,8 +35,10 @@ FEATURES = {
     "plain": {},
     "all": {"HAS_BLOCKS": True, "HAS_WINDOW": True, "HAS_SOFTCAP": True, "HAS_LSE_GRAD": True},
 }
+DTYPE_NAMES = ("bfloat16", "float16", "float32")
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 FLOATS = ("lse", "dlse", "stats", "pieces")
+RECORD = pathlib.Path(__file__).with_name("spills.json")
 TABLES = ("tiles", "items", "sums", "bounds", "position", "block")
 
 
@@ -64,9 +69,21 @@ class Report:
     wgmma: int
     mma: int
 
-    def problems(self):
-        """What must not be, as a list of sentences; empty when all is well."""
+    @property
+    def name(self):
+        """Which configuration this is, as `spills.json` names it."""
+        return f"{self.kernel} sm_{self.chip} {self.dtype} {self.head_dim} {self.features}"
+
+    def problems(self, recorded=None):
+        """What must not be, as a list of sentences; empty when all is well.
+
+        Args:
+            recorded: dict, spills of each configuration (by `name`; none where it is not in there) that must not be
+                exceeded; None to allow any.
+        """
         found = []
+        if recorded is not None and self.spills > recorded.get(self.name, 0):
+            found.append(f"{self.spills} spill instructions, {recorded.get(self.name, 0)} are recorded")
         if self.kernel == "forward" and self.spills:
             found.append(f"the forward kernel spills ({self.spills} instructions)")
         if self.loop_spills:
@@ -157,6 +174,12 @@ def compile_kernel(kernel, chip, dtype, head_dim, features="plain", tile=None):
     )
 
 
+def recorded_spills():
+    """Spills that `spills.json` records, by configuration; None where it was written with another Triton."""
+    record = json.loads(RECORD.read_text())
+    return record["spills"] if record["triton"] == triton.__version__ else None
+
+
 MATRIX = re.compile(r"\b(\w*MMA|FFMA\w*)\b")  # float32 multiplies matrices with plain multiply-adds
 
 
@@ -217,23 +240,35 @@ def main(argv=None):
     parser.add_argument("--json", metavar="FILE", help="also write the table as JSON lines")
     parser.add_argument("--chips", type=int, nargs="+", default=tuning.CHIPS, choices=tuning.CHIPS)
     parser.add_argument("--head-dims", type=int, nargs="+", default=HEAD_DIMS)
-    parser.add_argument("--dtypes", nargs="+", default=("bfloat16", "float16", "float32"))
+    parser.add_argument("--dtypes", nargs="+", default=DTYPE_NAMES, choices=DTYPE_NAMES)
     parser.add_argument("--kernels", nargs="+", default=KERNELS, choices=KERNELS)
     parser.add_argument("--features", nargs="+", default=tuple(FEATURES), choices=tuple(FEATURES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--record", action="store_true", help="write spills.json anew; needs all configurations")
     options = parser.parse_args(argv)
+    chosen = (options.chips, options.head_dims, options.dtypes, options.kernels, options.features)
+    everything = (tuning.CHIPS, HEAD_DIMS, tuple(DTYPE_NAMES), KERNELS, tuple(FEATURES))
+    if options.record and tuple(map(tuple, chosen)) != everything:
+        parser.error("--record needs all configurations: leave out the options that choose some")
+    recorded = None if options.record else recorded_spills()
     dtypes = [getattr(torch, name) for name in options.dtypes]
     work = configurations(options.chips, dtypes, options.head_dims, options.kernels, options.features)
-    broken, lines = 0, []
+    broken, lines, spills = 0, [], {}
     print(HEADER)
     with concurrent.futures.ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         for report in pool.map(_compile, work):
-            problems = report.problems()
+            problems = report.problems(recorded)
+            if report.spills:
+                spills[report.name] = report.spills
             broken += bool(problems)
             print(report, *(f"  <- {problem}" for problem in problems), flush=True)
             lines.append(json.dumps({**dataclasses.asdict(report), "triton": triton.__version__}))
     if options.json:
         pathlib.Path(options.json).write_text("".join(line + "\n" for line in lines))
+    if options.record:
+        RECORD.write_text(json.dumps({"triton": triton.__version__, "spills": spills}, indent=1) + "\n")
+    elif recorded is None:
+        print(f"{RECORD.name} was written with another Triton: whether spills grew is not checked")
     print(f"{len(work)} configurations with Triton {triton.__version__}, {broken} with problems")
     return 1 if broken else 0
 

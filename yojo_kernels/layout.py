@@ -6,6 +6,14 @@ import operator
 import torch
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lengths:
+    """The lengths behind a layout, in an object of their own: what copies a layout under a compiler need not look in."""
+
+    prompts: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Layout:
     """Where every token of a packed row stands.
@@ -27,8 +35,8 @@ class Layout:
             the last token that may see it (of its branch; of the whole sample for a prompt's).
         causal: whether no sample has more than one branch and no token a block, so that the mask without a window is
             that of plain causal attention over each sample.
-        prompt_lengths: S ints, tokens of each prompt.
-        branch_lengths: S tuples of ints, tokens of each branch.
+        prompt_lengths: S ints, tokens of each prompt; known without asking the device.
+        branch_lengths: S tuples of ints, tokens of each branch; likewise.
     """
 
     sample: torch.Tensor
@@ -41,9 +49,9 @@ class Layout:
     segment_offsets: torch.Tensor
     bounds: torch.Tensor
     causal: bool
-    prompt_lengths: tuple[int, ...]
-    branch_lengths: tuple[tuple[int, ...], ...]
+    _lengths: Lengths
     _tables: dict = dataclasses.field(default_factory=dict)  # tile tables made so far, by what they were made for
+    _of_one_pass: bool = False
 
     @staticmethod
     def build(prompt_lengths, branch_lengths, *, bidirectional=None, positions=None, device=None):
@@ -112,10 +120,17 @@ class Layout:
             segment_offsets=segment_offsets.to(torch.int32),
             bounds=torch.stack([starts, ends, torch.where(branch < 0, sample_ends[sample], ends)]).to(torch.int32),
             causal=block is None and max(map(len, branches)) <= 1,
-            prompt_lengths=prompts,
-            branch_lengths=branches,
+            _lengths=Lengths(prompts, branches),
         )
         return layout if device is None else layout.to(device)
+
+    @property
+    def prompt_lengths(self):
+        return self._lengths.prompts
+
+    @property
+    def branch_lengths(self):
+        return self._lengths.branches
 
     @property
     def num_tokens(self):
@@ -192,32 +207,46 @@ class Layout:
                 raise ValueError(f"{name} must be at least 1, got {size}")
         plot(self, path, block_m, block_n, window)
 
+    def for_one_pass(self):
+        """The same layout for one pass through a model, whose layers then share their tables under a compiler too.
+
+        A graph must not depend on which tables a layout happens to hold, so a compiled call makes its own. A layout
+        for one pass starts without any where it is made inside a graph.
+        """
+        return dataclasses.replace(
+            self, _tables={} if torch.compiler.is_compiling() else self._tables, _of_one_pass=True
+        )
+
     def query_tiles(self, block_m, block_n, window=None):
         """The table of query tiles (see `query_tiles` below), made on first use and kept."""
-        return self._tiles(torch.ops.yojo.query_tiles, (block_m, block_n, window or 0))
+        return self._tiles("query_tiles", (block_m, block_n, window or 0))
 
     def key_tiles(self, block_m, block_n, extra, window=None):
         """The tables of key tiles and of reductions (see `key_tiles` below), made on first use and kept."""
-        return self._tiles(torch.ops.yojo.key_tiles, (block_m, block_n, extra, window or 0))
+        return self._tiles("key_tiles", (block_m, block_n, extra, window or 0))
 
-    def _tiles(self, make, settings):
+    def _tiles(self, name, settings):
         extremes = None
         if settings[-1]:  # a window
-            extremes = self._kept(torch.ops.yojo.position_extremes, (self.segment_offsets, self.position), ())
+            extremes = self._kept("position_extremes", (self.segment_offsets, self.position), ())
         fields = self.sample_offsets, self.prompt_ends, self.segment_offsets, self.position, self.block_span, extremes
-        return self._kept(make, fields, settings)
+        return self._kept(name, fields, settings)
 
-    def _kept(self, make, tensors, settings):
-        if torch.compiler.is_compiling():  # a compiler must not see what happens to be kept; it merges equal calls
+    def _kept(self, name, tensors, settings):
+        make, key = getattr(torch.ops.yojo, name), (name, settings)
+        compiling = torch.compiler.is_compiling()
+        if compiling and not self._of_one_pass:  # a graph must not depend on what happens to be kept
             return make(*tensors, *settings)
-        name = (make.__name__, settings)
-        if name in self._tables:
-            return self._tables[name]
+        if key in self._tables:
+            return self._tables[key]
+        if compiling:
+            self._tables[key] = make(*tensors, *settings)
+            return self._tables[key]
         with torch.inference_mode(False):  # scoring may make what training will save for backward
             table = make(*tensors, *settings)
         # What a CUDA graph makes holds nothing before the graph is replayed, and lies in memory that is the graph's own.
         if not (table[0].is_cuda and torch.cuda.is_current_stream_capturing()):
-            self._tables[name] = table
+            self._tables[key] = table
         return table
 
     def _map(self, function):

@@ -125,6 +125,32 @@ def test_compiles_once_for_all_lengths():
     assert len(compiled) == 1
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_layers_share_their_tables_under_a_compiler(training):
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    @torch.compile(fullgraph=True, dynamic=True, backend=backend)
+    def two_layers(q, k, v, row):
+        row = row.for_one_pass()
+        q = multi_response_attention(q, k, v, row, window=9, impl="triton")
+        return multi_response_attention(q, k, v, row, window=9, impl="triton")
+
+    for prompts, branches in (([20, 3, 2, 6], [[5, 6], [4], [3], [2, 1]]), ([31, 4], [[5, 6, 9], [2]])):
+        row = Layout.build(prompts, branches)
+        q, k, v = (torch.randn(row.num_tokens, heads, 16, requires_grad=training) for heads in (14, 7, 7))
+        row.query_tiles(16, 16, 5)  # what a layout happens to hold makes no difference
+        got = two_layers(q, k, v, row)
+        expected = multi_response_attention(q, k, v, row, window=9, impl="triton")
+        assert torch.equal(got, multi_response_attention(expected, k, v, row, window=9, impl="triton"))
+    (nodes,) = graphs
+    made = [sum(name in node for node in nodes) for name in ("position_extremes", "query_tiles", "key_tiles")]
+    assert made == [1, 1, int(training)] and sum("attention" in node for node in nodes) == 2
+
+
 def test_flops_are_those_of_the_visible_pairs():
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -142,3 +168,29 @@ def test_what_cannot_run_is_refused():
         multi_response_attention(*[torch.zeros(6, 1, 16, dtype=torch.float64)] * 3, row, impl="triton")
     with pytest.raises(ValueError, match="head dims up to 256, not 264"):
         multi_response_attention(*[torch.zeros(6, 1, 264)] * 3, row, impl="triton")
+
+
+def test_a_layout_scored_first_can_be_trained_on():
+    """Tables made under inference mode are saved for a backward later."""
+    case = random_case(2)
+    q, k, v = (tensor.float().requires_grad_() for tensor in case["tensors"][:3])
+    with torch.inference_mode():
+        expected = multi_response_attention(q, k, v, case["layout"], impl="triton")
+    output = multi_response_attention(q, k, v, case["layout"], impl="triton")
+    output.sum().backward()
+    assert torch.equal(output, expected) and all(tensor.grad.isfinite().all() for tensor in (q, k, v))
+
+
+def test_only_the_rows_of_the_sample_are_read():
+    """Padding of the last tile, gaps between heads and rows: all NaN, none of it used."""
+    row = Layout.build([19], [[7, 4]])
+    room = torch.full((row.num_tokens + 8, 6, 40), float("nan"))
+    views = [room[4:-4, heads, 3:23] for heads in (slice(0, 2), slice(2, 3), slice(4, 5))]
+    for view in views:
+        view.copy_(torch.randn(view.shape))
+    clean = [view.clone().requires_grad_() for view in views]
+    views = [view.detach().requires_grad_() for view in views]
+    got, expected = (multi_response_attention(*inputs, row, impl="triton") for inputs in (views, clean))
+    assert torch.equal(got, expected) and got.isfinite().all()
+    grads = [torch.autograd.grad(output.square().sum(), inputs) for output, inputs in ((got, views), (expected, clean))]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))

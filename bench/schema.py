@@ -1,0 +1,98 @@
+"""The one schema of all result lines (bench/results/*.jsonl): `python -m bench.schema FILE...` checks files against it."""
+
+import json
+import re
+import sys
+
+# field -> (type, may be null)
+FIELDS = {
+    "bench": (str, False),  # one of BENCHES
+    "variant": (str, True),  # one of VARIANTS; null for what is not a way to score (a matrix product, a mask)
+    "impl": (str, False),  # what computed it: triton, reference, flex, flex_tuned, flex_split, torch_varlen, sdpa, ...
+    "fuse": (str, True),
+    "pass": (str, True),  # one of PASSES
+    "mode": (str, True),  # comparative, isolated
+    "model": (str, True),
+    "dtype": (str, True),
+    "responses": (int, True),  # of all samples of the row
+    "prompt_tokens": (int, True),  # of all samples of the row
+    "response_tokens": (float, True),  # mean over the responses
+    "head_dim": (int, True),
+    "heads": (int, True),
+    "kv_heads": (int, True),
+    "seconds": (float, False),  # median of seconds_all
+    "seconds_all": (list, False),
+    "flops": (float, True),  # of one call: what is visible, not what an implementation spends
+    "tflops": (float, True),  # flops / seconds / 1e12
+    "peak_bytes": (int, True),  # most memory allocated during a call beyond what was there before
+    "gpu": (str, True),  # null: measured on a CPU
+    "driver": (str, True),
+    "torch": (str, False),
+    "triton": (str, True),
+    "transformers": (str, False),
+    "commit": (str, True),
+    "date": (str, False),  # YYYY-MM-DD
+}
+BENCHES = ("attention", "head", "loss", "forward", "score", "train")
+VARIANTS = (
+    "single",
+    "single_batch",
+    "released",
+    "prefix_cache",
+    "flex",
+    "kv_gather",
+    "sdpa",
+    "yojo_comparative",
+    "yojo_isolated",
+    "yojo_permuted",
+)
+PASSES = ("forward", "backward", "both")
+
+
+def problems(line):
+    """What is wrong with a result line (a dict), as a list of sentences; empty when nothing is."""
+    found = [f"{name} is missing" for name in FIELDS if name not in line]
+    found += [f"{name} is not in the schema" for name in line if name not in FIELDS]
+    for name, (kind, may_be_null) in FIELDS.items():
+        value = line.get(name)
+        if value is None:
+            if name in line and not may_be_null:
+                found.append(f"{name} is null")
+        elif not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+            found.append(f"{name} is {value!r}, not of type {kind.__name__}")
+    if found:
+        return found
+    for name, allowed in (("bench", BENCHES), ("variant", (None, *VARIANTS)), ("pass", (None, *PASSES))):
+        if line[name] not in allowed:
+            found.append(f"{name} is {line[name]!r}, not one of {', '.join(map(str, allowed))}")
+    if not line["seconds_all"] or not min(line["seconds_all"]) <= line["seconds"] <= max(line["seconds_all"]):
+        found.append("seconds is not among seconds_all")
+    if min(line["seconds_all"], default=0) <= 0:
+        found.append("a time is not above 0")
+    if line["flops"] is not None and line["tflops"] is None:
+        found.append("flops without tflops")
+    if line["gpu"] is not None and line["driver"] is None:
+        found.append("a GPU without its driver")
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d", line["date"]):
+        found.append(f"date is {line['date']!r}, not YYYY-MM-DD")
+    return found
+
+
+def main(paths):
+    """Check files of result lines; 1 when a line is wrong."""
+    status = 0
+    for path in paths:
+        with open(path) as file:
+            for number, text in enumerate(file, 1):
+                try:
+                    found = problems(json.loads(text))
+                except json.JSONDecodeError as error:
+                    found = [str(error)]
+                for problem in found:
+                    print(f"{path}:{number}: {problem}")
+                    status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,123 @@
+"""Finds the fastest tiles of the attention kernels on the GPU at hand, to be written into `yojo_kernels/tuning.py`.
+
+    python -m bench.tune_attention [--head-dims 64 128 256] [--dtype bfloat16] [--json FILE]
+
+For each head dim and kernel every candidate is compiled, checked against the tile in use and timed on rows of one long
+sample and of a packed mix; the other kernels keep their tiles. Candidates that do not fit or compile are listed as such.
+"""
+
+import argparse
+import functools
+import json
+import math
+import pathlib
+import statistics
+import sys
+
+import torch
+
+from bench.attention_peers import Case, mix, one
+from bench.timing import measure
+from yojo_kernels import multi_response_attention, tuning
+from yojo_kernels.tuning import Tile
+
+CANDIDATES = {
+    "forward": [
+        Tile(m, n, warps, stages)
+        for m, n, warps in ((128, 128, 8), (128, 64, 8), (128, 64, 4), (128, 32, 8), (64, 64, 4), (64, 32, 4), (256, 64, 8))
+        for stages in (1, 2, 3, 4)
+    ],
+    "query_grad": [
+        Tile(m, n, warps, stages)
+        for m, n, warps in ((128, 64, 8), (128, 32, 8), (64, 64, 4), (64, 128, 8), (64, 32, 8), (64, 32, 4))
+        for stages in (1, 2, 3)
+    ],
+    "key_grad": [
+        Tile(m, n, warps, stages)
+        for m, n, warps in ((64, 128, 8), (32, 128, 8), (32, 128, 4), (64, 64, 4), (64, 64, 8), (32, 64, 4), (32, 64, 8), (16, 64, 8))
+        for stages in (1, 2, 3)
+    ],
+}  # fmt: skip
+TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 1e-4}
+
+
+def fits(kernel, tile, head_dim, dtype, chip):
+    """Whether a tile has a chance: the pipelined operands alone must fit into shared memory."""
+    dim, size = tuning.padded(head_dim), dtype.itemsize
+    streamed = 2 * dim * size * (tile.block_m if kernel == "key_grad" else tile.block_n)
+    return streamed * tile.num_stages <= tuning.SHARED_MEMORY[chip]
+
+
+def run(case, kernel):
+    """(results to compare, function to time) of the pass that a kernel belongs to."""
+    inputs = (case.query, case.key, case.value)
+    forward = functools.partial(multi_response_attention, *inputs, case.isolated, impl="triton")
+    if kernel == "forward":
+        with torch.no_grad():
+            return [forward()], torch.no_grad()(forward)
+    backward = functools.partial(torch.autograd.grad, forward(), inputs, case.grad, retain_graph=True)
+    return backward(), backward
+
+
+def time_of(cases, kernel, tile, expected, device):
+    """Milliseconds on each case; a string that says why there are none."""
+    times = []
+    for case, results in zip(cases, expected, strict=True):
+        with tuning.forced(**{kernel: tile}):
+            try:
+                got, timed = run(case, kernel)
+                for one_result, other in zip(got, results, strict=True):
+                    error = (one_result.float() - other.float()).norm() / other.float().norm()
+                    if not error <= TOLERANCE[other.dtype]:
+                        return f"wrong: relative error {error:.1e}"
+                times.append(1e3 * statistics.median(measure(timed, device)))
+            except Exception as error:  # noqa: BLE001 - whatever the compiler cannot do is a line of the table
+                return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:100]
+    return times
+
+
+def tune(shapes, kernels, dtype, device, candidates):
+    """Lines (dicts) of every candidate, fastest first, for each kernel."""
+    cases = [Case(shape, dtype, device) for shape in shapes]
+    head_dim, lines = shapes[0].head_dim, []
+    chip = tuning.chip_of(device) if device.type == "cuda" else 90
+    for kernel in kernels:
+        expected = [run(case, kernel)[0] for case in cases]
+        used = tuning.attention(kernel, head_dim, dtype, device)
+        tiles = [used, *(t for t in candidates[kernel] if t != used and fits(kernel, t, head_dim, dtype, chip))]
+        rows = []
+        for tile in tiles:
+            times = time_of(cases, kernel, tile, expected, device)
+            rows.append({"kernel": kernel, "chip": chip, "head_dim": head_dim, "tile": tile, "in_use": tile == used}
+                        | ({"error": times} if isinstance(times, str) else {"milliseconds": times}))  # fmt: skip
+        rows.sort(key=lambda row: sum(map(math.log, row["milliseconds"])) if "milliseconds" in row else math.inf)
+        for row in rows:
+            what = row.get("error") or " ".join(f"{ms:9.3f}" for ms in row["milliseconds"])
+            print(
+                f"{kernel:<10} {head_dim:>4} {str(tuple(row['tile'])):<18} {'in use' if row['in_use'] else '':<7} {what}"
+            )
+        lines += rows
+    return lines
+
+
+def main(argv=None):
+    """Print the tables; with --json also write them, one object per line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.tune_attention", description=__doc__.partition("\n")[0])
+    parser.add_argument("--head-dims", type=int, nargs="+", default=(64, 128, 256))
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--kernels", nargs="+", default=tuple(CANDIDATES), choices=tuple(CANDIDATES))
+    parser.add_argument("--json", metavar="FILE", help="also write the tables as JSON lines")
+    options = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        parser.error("tiles are timed on a GPU, and torch finds none")
+    lines = []
+    for dim in options.head_dims:
+        shapes = [one(8192, 8, 256, head_dim=dim), mix(16384, head_dim=dim)]
+        lines += tune(shapes, options.kernels, getattr(torch, options.dtype), torch.device("cuda"), CANDIDATES)
+    if options.json:
+        about = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+        pathlib.Path(options.json).write_text("".join(json.dumps(line | about) + "\n" for line in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
