@@ -129,7 +129,7 @@ def compile_kernel(kernel, chip, dtype, head_dim, features="plain", tile=None):
     num_warps, num_stages = launch.pop("num_warps"), launch.pop("num_stages")
     if kernel == "sum":
         num_warps = attention.SUM_WARPS
-    constants = {**launch, "HAS_LSE_GRAD": False, **FEATURES[features]}
+    constants = {**launch, "HAS_LSE_GRAD": False, "RELOAD": attention.reloads(dtype, head_dim), **FEATURES[features]}
     function = getattr(attention, f"{kernel}_kernel")
     signature, constexprs, attributes = {}, {}, {}
     for index, name in enumerate(function.arg_names):
@@ -142,7 +142,7 @@ def compile_kernel(kernel, chip, dtype, head_dim, features="plain", tile=None):
             signature[name] = "*fp32"
         elif name in ("scale", "softcap"):
             signature[name] = "fp32"
-        elif name.startswith(("stride_", "num_")) or name == "window":
+        elif name.startswith(("stride_", "num_")) or name in ("window", "zero"):
             signature[name] = "i32"
         else:
             signature[name] = POINTERS[dtype]

@@ -229,19 +229,22 @@ def _query_grad_step(q, do, k_head, v_head, stride_kt, stride_vt, start_n, end_n
     return tl.dot(ds.to(k.dtype), k, acc, input_precision=PRECISION)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_heads", "window"])
+@triton.jit(do_not_specialize=["num_tokens", "num_heads", "window", "zero"])
 def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, stats, tiles, bounds, position, block,
                       stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
                       stride_dot, stride_doh, stride_dqt, stride_dqh, stride_dlset, stride_dlseh,
-                      num_tokens, num_heads, window, scale, softcap,
+                      num_tokens, num_heads, window, zero, scale, softcap,
                       GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
                       BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
                       HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-                      HAS_LSE_GRAD: tl.constexpr):  # fmt: skip
+                      HAS_LSE_GRAD: tl.constexpr, RELOAD: tl.constexpr):  # fmt: skip
     """Gradient of BLOCK_M queries of one head, and what the other kernel needs of each query.
 
     stats is [2, heads, tokens]: lse to base 2, inf where a query sees nothing, so that exp2(score - lse) is 0 there;
     and delta = sum(out * dout) - dlse.
+
+    With RELOAD, queries and gradients of outputs are read again at every step, at an address that the compiler must
+    take to change (zero is 0): multiply-adds without tensor cores hold whole rows of them in registers, which run out.
     """
     head = tl.program_id(0) % num_heads
     tile = tiles + (tl.program_id(0) // num_heads) * LOAD_QUERY_COLUMNS
@@ -267,12 +270,17 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, stats, tiles, bounds, pos
     stats += head64 * num_tokens + start_m + rows
     tl.store(stats, log_sum, mask=inside)
     tl.store(stats + num_heads.to(tl.int64) * num_tokens, sums, mask=inside)
-    q_tile = _load_rows(q + head64 * stride_qh, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
+    q_head, do_head = q + head64 * stride_qh, do + head64 * stride_doh
+    q_tile = _load_rows(q_head, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
     full_a, full_b = to_a - from_a, to_b - from_b
     for i in range(0, full_a + full_b):
         start_n = _step_start(i, lo_a, from_a, full_a, lo_b, from_b, BLOCK_N)
+        if RELOAD:
+            again = i * zero
+            q_tile = _load_rows(q_head + again, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
+            do_tile = _load_rows(do_head + again, rows, stride_dot, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
         acc = _query_grad_step(
             q_tile, do_tile, k_head, v_head, stride_kt, stride_vt, start_n, start_n, columns, log_sum, sums, acc,
             rows, rows, rows, rows, rows, position, block, scale, softcap, window,
@@ -289,6 +297,10 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, stats, tiles, bounds, pos
     for i in range(0, border_a + border_b):
         start_n, end_n = _border_start(i, lo_a, end_a, from_a, to_a, border_a, lo_b, end_b, from_b, to_b, BLOCK_N)
         low = tl.where(i < border_a, 0, own_start)
+        if RELOAD:
+            again = i * zero
+            q_tile = _load_rows(q_head + again, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
+            do_tile = _load_rows(do_head + again, rows, stride_dot, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
         acc = _query_grad_step(
             q_tile, do_tile, k_head, v_head, stride_kt, stride_vt, start_n, end_n, columns, log_sum, sums, acc,
             low, q_row, own_end, position_q, block_q, position, block, scale, softcap, window,
@@ -483,6 +495,11 @@ def constants(head_dim, group, tile, block=None, window=0, softcap=0.0):
     }
 
 
+def reloads(dtype, head_dim):
+    """Whether the kernel of query gradients reads its own rows again at every step."""
+    return dtype == torch.float32 and head_dim > 128
+
+
 @torch.library.custom_op("yojo::attention", mutates_args=())
 def attention(
     query: torch.Tensor,
@@ -567,8 +584,8 @@ def attention_backward(
             *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
             *grad_output.stride()[:2], *grad_query.stride()[:2],
             *((0, 0) if grad_lse is None else reversed(grad_lse.stride())),
-            num_tokens, num_heads, window, scale, softcap,
-            HAS_LSE_GRAD=grad_lse is not None,
+            num_tokens, num_heads, window, 0, scale, softcap,
+            HAS_LSE_GRAD=grad_lse is not None, RELOAD=reloads(query.dtype, head_dim),
             **constants(head_dim, group, by_query, block, window, softcap),
         )  # fmt: skip
         key_grad_kernel[(key_grad_items.shape[0] * num_key_heads,)](

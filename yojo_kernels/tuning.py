@@ -24,10 +24,10 @@ INTERPRETER = Tile(16, 16, 1, 1)  # the smallest tiles: many of them even in the
 # largest tiles, starting from those FlexAttention uses on Hopper (forward 128x64, backward 64x128), that the compiler
 # fits into registers without spilling in a loop; `python -m yojo_kernels.aot` shows it for each.
 TILES = {
-    ("forward", 16, 80): {64: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 32, 8, 2)},
+    ("forward", 16, 80): {64: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 3), 256: Tile(64, 32, 8, 2)},
     ("forward", 16, 90): {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 3), 256: Tile(128, 32, 8, 3)},
     ("forward", 16, 100): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 2)},
-    ("forward", 16, 120): {64: Tile(128, 64, 8, 2), 128: Tile(64, 32, 4, 2), 256: Tile(64, 32, 8, 1)},
+    ("forward", 16, 120): {32: Tile(128, 32, 8, 2), 64: Tile(128, 64, 8, 2), 128: Tile(64, 32, 4, 2), 256: Tile(64, 32, 8, 1)},
     ("query_grad", 16, 80): {64: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 32, 8, 2)},
     ("query_grad", 16, 90): {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
     ("query_grad", 16, 100): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 1)},
@@ -37,8 +37,8 @@ TILES = {
     ("key_grad", 16, 100): {64: Tile(64, 128, 8, 2), 128: Tile(32, 128, 8, 2), 256: Tile(16, 64, 8, 2)},
     ("key_grad", 16, 120): {64: Tile(32, 64, 8, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
     # float32 multiplies without tensor cores, exactly: small tiles, or the products alone would fill the registers.
-    **{("forward", 32, chip): {64: Tile(32, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
-    **{("query_grad", 32, chip): {64: Tile(32, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
+    **{("forward", 32, chip): {64: Tile(32, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(8, 16, 8, 1)} for chip in CHIPS},
+    **{("query_grad", 32, chip): {64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
     **{("key_grad", 32, chip): {64: Tile(16, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
 }  # fmt: skip
 
