@@ -3,6 +3,7 @@
 
 BOOTSTRAP ?= python3
 PYTHON ?= .venv/bin/python
+WORKERS ?= 8
 SETUP := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/ready)
 export PYTHONPATH := $(CURDIR)
 
@@ -35,8 +36,9 @@ bench: $(SETUP)
 kernels: $(SETUP)
 	$(PYTHON) -m yojo_kernels.aot $(ARGS)
 
+# Most of the time goes into compiling kernels, so several workers share the GPU.
 gpu-test: $(SETUP)
-	$(PYTHON) -m pytest tests/gpu $(ARGS)
+	$(PYTHON) -m pytest tests/gpu -n $(WORKERS) --dist worksteal $(ARGS)
 
 gpu-bench: $(SETUP)
 	$(PYTHON) -m pytest bench --benchmark-only --device cuda --results bench/results $(ARGS)

@@ -240,14 +240,20 @@ def _flex(device_type):
     from torch.nn.attention.flex_attention import flex_attention
 
     # On a CPU the uncompiled function does: it is there to know that the harness works.
-    return torch.compile(flex_attention, dynamic=False) if device_type == "cuda" else flex_attention
+    return _compiled(flex_attention, dynamic=False) if device_type == "cuda" else flex_attention
+
+
+def _compiled(function, **options):
+    """torch.compile without its limit: every shape, mask and set of options is compiled anew, none falls to eager."""
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
+    return torch.compile(function, **options)
 
 
 def block_mask(visible, num_queries, num_keys, device):
     """FlexAttention's block mask of a function (query row, key row) -> bool."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    make = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
+    make = _compiled(create_block_mask) if device.type == "cuda" else create_block_mask
     return make(lambda b, h, q, k: visible(q, k), None, None, num_queries, num_keys, device=str(device))
 
 

@@ -6,8 +6,10 @@ import torch
 
 from yojo_kernels import Layout, reference
 
+HEADS = ((1, 1), (2, 2), (1, 3), (2, 1), (1, 4))  # key heads, query heads that share one
 
-def random_case(seed, longest=30, head_dims=(8, 16, 20, 32, 72)):
+
+def random_case(seed, longest=30, head_dims=(8, 16, 20, 32, 72), heads=HEADS):
     """A dict: layout, options (scale, window, softcap) and float64 tensors q, k, v, grad of output, grad of lse."""
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -21,7 +23,7 @@ def random_case(seed, longest=30, head_dims=(8, 16, 20, 32, 72)):
             blocks.sort()
     if rng.random() < 0.25:
         positions = [rng.randint(0, size) for _ in range(size)]
-    key_heads, group = rng.choice([(1, 1), (2, 2), (1, 3), (2, 1), (1, 4)])
+    key_heads, group = rng.choice(heads)
     dim = rng.choice(head_dims)
     shapes = [
         (key_heads * group, dim),

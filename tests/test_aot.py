@@ -1,9 +1,24 @@
 """Every attention kernel compiles for every chip, and keeps to registers and shared memory."""
 
+import json
+
 import pytest
 import torch
 
-from yojo_kernels import aot, tuning
+from yojo_kernels import aot, attention, tuning
+
+RECORDED = aot.recorded_spills()
+
+
+def test_the_record_was_written_with_the_triton_of_the_constraints():
+    assert RECORDED is not None and all(spills > 0 for spills in RECORDED.values())
+    names = {" ".join(f"{k} sm_{c} {d} {n} {f}".split()) for k, c, d, n, f in _named_configurations()}
+    assert set(RECORDED) <= names
+
+
+def _named_configurations():
+    for kernel, chip, dtype, head_dim, features in aot.configurations():
+        yield kernel, chip, str(dtype).removeprefix("torch."), head_dim, features
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
@@ -12,10 +27,66 @@ from yojo_kernels import aot, tuning
 def test_a_16_bit_kernel_stays_in_registers(kernel, chip, head_dim):
     for features in aot.FEATURES if chip == 90 else ("all",):
         report = aot.compile_kernel(kernel, chip, torch.bfloat16, head_dim, features)
-        assert report.problems() == []
+        assert report.problems(RECORDED) == []
+
+
+@pytest.mark.parametrize(
+    "chip, dtype, head_dim",
+    [
+        (80, torch.bfloat16, 80),
+        (90, torch.float16, 96),
+        (120, torch.bfloat16, 32),
+        (80, torch.float32, 128),
+        (90, torch.float32, 256),
+    ],
+)
+@pytest.mark.parametrize("kernel", aot.KERNELS)
+def test_other_dtypes_and_head_dims_do_too(kernel, chip, dtype, head_dim):
+    """A sample of the rest, those that once spilled; `make kernels` compiles all."""
+    assert aot.compile_kernel(kernel, chip, dtype, head_dim).problems(RECORDED) == []
+
+
+def test_every_tile_is_among_what_is_compiled():
+    """Head dims between those compiled are padded to the same size, and launched with the same tile."""
+    for kernel in ("forward", "query_grad", "key_grad"):
+        for chip in tuning.CHIPS:
+            for dtype in attention.DTYPES:
+                compiled = {tuning.tile(kernel, dim, dtype, chip) for dim in aot.HEAD_DIMS}
+                table = tuning.TILES[kernel, dtype.itemsize * 8, chip]
+                assert compiled == set(table.values()) and max(table) == attention.MAX_HEAD_DIM
 
 
 def test_a_spill_in_a_loop_is_seen():
     report = aot.compile_kernel("key_grad", 90, torch.bfloat16, 128, tile=tuning.Tile(64, 128, 8, 3))
     assert report.spills >= report.loop_spills > 0
     assert any("spill instructions inside an inner loop" in problem for problem in report.problems())
+
+
+def test_spills_may_not_grow():
+    report = aot.compile_kernel("key_grad", 100, torch.bfloat16, 128)
+    assert report.spills == RECORDED[report.name] and report.loop_spills == 0  # outside the loops, and recorded
+    (problem,) = report.problems({report.name: report.spills - 1})
+    assert problem == f"{report.spills} spill instructions, {report.spills - 1} are recorded"
+    assert report.problems({}) and not report.problems({report.name: report.spills + 1})
+
+
+def test_too_much_shared_memory_and_missing_tensor_cores_are_seen():
+    report = aot.compile_kernel("forward", 90, torch.float32, 64)
+    as_half = aot.dataclasses.replace(report, dtype="float16", shared=228 * 1024)
+    assert report.problems() == []
+    assert [problem.split(";")[0] for problem in as_half.problems()] == [
+        f"{228 * 1024} bytes of shared memory",
+        "no wgmma instruction",
+        "no tensor-core instruction",
+    ]
+
+
+def test_the_table_is_printed_and_written(tmp_path, capsys):
+    file = tmp_path / "kernels.jsonl"
+    chosen = ["--chips", "90", "--head-dims", "64", "--dtypes", "bfloat16", "--features", "plain", "--jobs", "1"]
+    assert aot.main([*chosen, "--kernels", "forward", "--json", str(file)]) == 0
+    (line,) = [json.loads(text) for text in file.read_text().splitlines()]
+    assert line["kernel"] == "forward" and line["wgmma"] > 0 and line["spills"] == 0 and line["triton"]
+    assert "1 configurations with Triton" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        aot.main([*chosen, "--record"])

@@ -209,6 +209,7 @@ Q, K = torch.zeros(7, 4, 8), torch.zeros(7, 2, 8)
         ({"layout": Layout.build([3], [[2]])}, ValueError, "layout describes 5 tokens, query has 7"),
         ({"layout": LAYOUT.to("meta")}, ValueError, "layout is on meta, query on cpu"),
         ({"window": 0}, ValueError, "window must be at least 1"),
+        ({"window": 2.5}, TypeError, "window must be an int, or None for no window, got float"),
         ({"softcap": 0.0}, ValueError, "softcap must be above 0"),
         ({"impl": "cuda"}, ValueError, "impl must be one of auto, reference, triton, got 'cuda'"),
         ({"impl": "triton"}, ValueError, "impl='triton' cannot run multi_response_attention"),

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from yojo_kernels import causal, reference, tuning
+from yojo_kernels import reference
 from yojo_kernels.layout import Layout
 
 __all__ = ["Layout", "implementations", "listwise_loss", "multi_response_attention", "score_head"]
@@ -83,6 +83,8 @@ def choose_attention(call):
         return "reference", f"plain PyTorch; the Triton kernel cannot run: {reason}"
     if not call.causal:
         return "triton", "the Triton kernel"
+    from yojo_kernels import causal, tuning  # they load as much of torch as the kernels do
+
     if call.compiling:
         return "triton", "the Triton kernel: one compiled graph for causal rows and all others"
     if call.lse or call.dtype not in causal.DTYPES or call.head_dim % 8:
@@ -160,6 +162,8 @@ def multi_response_attention(
         raise ValueError(f"layout describes {layout.num_tokens} tokens, query has {query.shape[0]}")
     if layout.device != query.device:
         raise ValueError(f"layout is on {layout.device}, query on {query.device}: move it with layout.to(device)")
+    if window is not None and not isinstance(window, int):
+        raise TypeError(f"window must be an int, or None for no window, got {type(window).__name__}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, or None for no window, got {window}")
     if softcap is not None and not softcap > 0:
@@ -346,6 +350,8 @@ def _attention_implementation(name, query):
     if name == "reference":
         return reference.multi_response_attention
     if name in ("flash", "varlen", "sdpa"):
+        from yojo_kernels import causal
+
         return getattr(causal, name)
     kernels = _attention()
     reason = kernels if isinstance(kernels, str) else kernels.obstacle(query.device, query.dtype, query.shape[2])

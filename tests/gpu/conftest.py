@@ -4,6 +4,15 @@ import pytest
 import torch
 
 
-def pytest_collection_modifyitems(config, items):
-    if items and not torch.cuda.is_available():
+def _need_a_gpu():
+    if not torch.cuda.is_available():
         pytest.exit("the GPU suite needs a CUDA device, and torch finds none", returncode=2)
+
+
+def pytest_configure(config):
+    _need_a_gpu()  # asked for by name: before workers are started
+
+
+def pytest_collection_modifyitems(config, items):
+    if items:
+        _need_a_gpu()
