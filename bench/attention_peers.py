@@ -78,9 +78,9 @@ class Case:
             ).to(dtype)
             for heads in (shape.heads, shape.kv_heads, shape.kv_heads, shape.heads)
         )
-        # A CPU has no backward of FlexAttention and would refuse tensors that ask for one.
         for tensor in (self.query, self.key, self.value):
             tensor.requires_grad_()
+        self._truths = {}
 
     @functools.cached_property
     def isolated(self):
@@ -103,9 +103,13 @@ class Case:
         pairs = attention.visible_pairs(layout.sample, layout.branch, layout.position, None, 0)
         return float({"forward": 4, "backward": 10}[direction] * self.shape.heads * self.shape.head_dim * pairs)
 
-    @functools.cache  # noqa: B019 - a case lives as long as its tests
     def truth(self, layout_name):
         """Output and gradients of the first key head and its query heads, in float64: (out, dq, dk, dv)."""
+        if layout_name not in self._truths:
+            self._truths[layout_name] = self._truth(layout_name)
+        return self._truths[layout_name]
+
+    def _truth(self, layout_name):
         group = self.shape.heads // self.shape.kv_heads
         q, dout = (tensor.detach()[:, :group].double() for tensor in (self.query, self.grad))
         k, v = (tensor.detach()[:, 0].double() for tensor in (self.key, self.value))
@@ -160,25 +164,23 @@ def gathered(case):
     """Prompt keys gathered once per response, then ordinary varlen attention; returns (call, name of the kernel).
 
     Sequences are every prompt, then every response with the keys of its prompt before its own: causal attention
-    aligned at the bottom right.
+    aligned at the bottom right. The keys are gathered in whole segments, so that the backward adds up segments.
     """
-    queries, keys, query_lengths, key_lengths = [], [], [], []
-    row = 0
+    pieces, query_lengths, key_lengths = [], [], []  # pieces: numbers of the segments that are gathered
     for prompt, responses in zip(case.shape.prompts, case.shape.responses, strict=True):
-        prompt_rows = torch.arange(row, row + prompt)
-        queries.append(prompt_rows)
-        keys.append(prompt_rows)
+        of_prompt = len(query_lengths)
+        pieces.append(of_prompt)
         query_lengths.append(prompt)
         key_lengths.append(prompt)
-        row += prompt
         for length in responses:
-            own = torch.arange(row, row + length)
-            queries.append(own)
-            keys.append(torch.cat([prompt_rows, own]))
+            pieces += [of_prompt, len(query_lengths)]
             query_lengths.append(length)
             key_lengths.append(prompt + length)
-            row += length
-    index = torch.cat(keys).to(case.device)
+
+    def gather(tensor):
+        segments = tensor.split(query_lengths)
+        return torch.cat([segments[i] for i in pieces])
+
     query_offsets, key_offsets = (
         F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(torch.int32).to(case.device)
         for lengths in (query_lengths, key_lengths)
@@ -192,25 +194,26 @@ def gathered(case):
             offsets = {"cu_seqlens_q": query_offsets, "cu_seqlens_k": key_offsets}
 
             def call(q, k, v):
-                output = function(q, k[index], v[index], **offsets, **options)
+                output = function(q, gather(k), gather(v), **offsets, **options)
                 return output[0] if isinstance(output, tuple) else output
 
             return call, {"FlashAttention-3": "flash_attn_3", "FlashAttention-2": "flash_attn_2"}[name]
         return (
             lambda q, k, v: causal.torch_varlen(
-                q, k[index], v[index], query_offsets, key_offsets, *longest, scale=scale
+                q, gather(k), gather(v), query_offsets, key_offsets, *longest, scale=scale
             ),
             "torch_varlen",
         )
 
     def loop(q, k, v):
-        k, v, pieces = k[index], v[index], []
-        for i, (rows, length) in enumerate(zip(queries, key_lengths, strict=True)):
-            own = slice(int(key_offsets[i]), int(key_offsets[i + 1]))
-            visible = torch.ones(len(rows), length, dtype=torch.bool).tril(length - len(rows))
-            heads_first = (tensor.transpose(0, 1) for tensor in (q[rows], k[own], v[own]))
-            pieces.append(F.scaled_dot_product_attention(*heads_first, visible, scale=scale, enable_gqa=True))
-        return torch.cat(pieces, dim=1).transpose(0, 1)
+        outputs = []
+        sequences = zip(q.split(query_lengths), gather(k).split(key_lengths), gather(v).split(key_lengths), strict=True)
+        for sequence in sequences:
+            size, length = len(sequence[0]), len(sequence[1])
+            visible = torch.ones(size, length, dtype=torch.bool).tril(length - size)
+            heads_first = (tensor.transpose(0, 1) for tensor in sequence)
+            outputs.append(F.scaled_dot_product_attention(*heads_first, visible, scale=scale, enable_gqa=True))
+        return torch.cat(outputs, dim=1).transpose(0, 1)
 
     return loop, "sdpa"
 
@@ -331,5 +334,7 @@ def tuned_options(head_dim, dtype, device, shape):
                 times.append((sorted(measure(call, device, rounds=10))[5], len(times), options))
             except Exception as error:  # noqa: BLE001 - too much shared memory, or a shape its template refuses
                 print(f"flex {direction} {options}: {type(error).__name__}")
+        if not times:
+            raise RuntimeError(f"FlexAttention did not run {direction} with any options at {shape}")
         best |= min(times)[2]
     return best

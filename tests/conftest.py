@@ -8,6 +8,9 @@ import torch
 
 import yojo
 
+# Suites with a process of their own, named on the command line: see the Makefile.
+collect_ignore = ["gpu", "interpreted"]
+
 
 @pytest.fixture(scope="session")
 def backbone():

@@ -27,46 +27,66 @@ def hopper(monkeypatch):
     causal.flash_function.cache_clear()
 
 
+def flash_like(q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal, softcap, deterministic):  # fmt: skip
+    raise AssertionError("not to be called")
+
+
 def install(monkeypatch, package, function):
     monkeypatch.setitem(sys.modules, package, types.SimpleNamespace(flash_attn_varlen_func=function))
     causal.flash_function.cache_clear()
 
 
 def test_the_kernel_takes_what_is_not_causal(monkeypatch):
-    install(monkeypatch, "flash_attn", lambda: None)
+    install(monkeypatch, "flash_attn", flash_like)
     assert choose_attention(usual(causal=False)) == ("triton", "the Triton kernel")
 
 
 @pytest.mark.parametrize(
-    "changes", [{"lse": True}, {"dtype": torch.float32}, {"head_dim": 20}, {"compiling": True}, {"causal": False}]
+    "changes, why",
+    [
+        ({"lse": True}, "the log-sum-exp is wanted"),
+        ({"dtype": torch.float32}, "16-bit types"),
+        ({"head_dim": 20}, "multiples of 8"),
+        ({"causal": False}, "the Triton kernel"),
+    ],
 )
-def test_flash_attention_takes_only_what_it_can(monkeypatch, changes):
-    install(monkeypatch, "flash_attn", lambda: None)
+def test_flash_attention_takes_only_what_it_can(monkeypatch, changes, why):
+    install(monkeypatch, "flash_attn", flash_like)
     name, reason = choose_attention(usual())
     assert name == "flash" and "FlashAttention-2" in reason
-    assert choose_attention(usual(**changes))[0] == "triton"
+    name, reason = choose_attention(usual(**changes))
+    assert name == "triton" and why in reason
 
 
 def test_flash_attention_3_goes_first_on_hopper_alone(monkeypatch):
-    install(monkeypatch, "flash_attn", lambda: None)
-    install(monkeypatch, "flash_attn_interface", lambda: None)
+    install(monkeypatch, "flash_attn", flash_like)
+    install(monkeypatch, "flash_attn_interface", flash_like)
     assert "FlashAttention-3" in choose_attention(usual())[1]
     monkeypatch.setattr(tuning, "capability", lambda device: (8, 0))
     assert "FlashAttention-2" in choose_attention(usual())[1]
 
 
-def test_a_flash_attention_that_does_not_load_is_none(monkeypatch):
+def test_a_flash_attention_that_does_not_load_is_none(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "flash_attn", types.SimpleNamespace())  # no varlen function: a broken build
     causal.flash_function.cache_clear()
     assert choose_attention(usual())[0] == "triton"
+    assert "FlashAttention-2 (flash_attn) is installed and does not load" in caplog.text
+
+
+def test_a_flash_attention_that_is_too_old_is_none(monkeypatch, caplog):
+    install(monkeypatch, "flash_attn", lambda q, k, v, deterministic=False: None)
+    assert choose_attention(usual())[0] == "triton"
+    assert "too old: it does not take softcap" in caplog.text
 
 
 def test_torchs_own_attention_needs_a_measurement(monkeypatch):
     assert tuning.CAUSAL == {} and choose_attention(usual())[0] == "triton"
     monkeypatch.setitem(tuning.CAUSAL, (90, 128), "varlen")
     assert choose_attention(usual(num_samples=3))[0] == "varlen"
-    for changes in ({"gradients": True}, {"softcap": True}, {"head_dim": 64}):
-        assert choose_attention(usual(**changes))[0] == "triton"
+    for changes in ({"gradients": True}, {"softcap": True}):
+        name, reason = choose_attention(usual(**changes))
+        assert name == "triton" and "no deterministic backward and no soft cap" in reason
+    assert choose_attention(usual(head_dim=64))[0] == "triton"
     monkeypatch.setitem(tuning.CAUSAL, (90, 128), "sdpa")
     assert choose_attention(usual())[0] == "sdpa" and choose_attention(usual(num_samples=3))[0] == "triton"
 
@@ -112,24 +132,26 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(attention, "obstacle", lambda *call: None)
 
 
+@pytest.mark.parametrize("scale", [0.3, -0.3])
 @pytest.mark.parametrize("returns_lse", [False, True])
 @pytest.mark.parametrize("softcap", [None, 30.0])
-def test_flash_attention_is_asked_for_the_samples(monkeypatch, on_cpu, caplog, softcap, returns_lse):
+def test_flash_attention_is_asked_for_the_samples(monkeypatch, on_cpu, caplog, softcap, returns_lse, scale):
     asked = {}
 
-    def function(q, k, v, **options):
-        asked.update(options)
-        output = packed_causal(q, k, v, options["cu_seqlens_q"], options["softmax_scale"])
+    def function(q, k, v, *, softmax_scale, causal, softcap, deterministic, **options):
+        asked.update(options, causal=causal, softcap=softcap, deterministic=deterministic)
+        assert softmax_scale > 0  # the largest raw score is looked for before scaling
+        output = packed_causal(q, k, v, options["cu_seqlens_q"], softmax_scale)
         return (output, None) if returns_lse else output
 
     install(monkeypatch, "flash_attn", function)
     layout, inputs = case([30, 0, 7], [[12], [5], []])
     with caplog.at_level(logging.DEBUG, "yojo_kernels"):
-        output = multi_response_attention(*inputs, layout, scale=0.3, softcap=softcap)
+        output = multi_response_attention(*inputs, layout, scale=scale, softcap=softcap)
     assert "multi_response_attention: flash (FlashAttention-2" in caplog.text
     if softcap is None:
-        check(output, inputs, layout, scale=0.3)
-    assert asked["causal"] and asked["deterministic"] and asked.get("softcap") == softcap
+        check(output, inputs, layout, scale=scale)
+    assert asked["causal"] and asked["deterministic"] and asked["softcap"] == (softcap or 0.0)
     assert asked["cu_seqlens_k"].tolist() == [0, 42, 47, 54] and asked["cu_seqlens_k"].dtype == torch.int32
     assert asked["max_seqlen_q"] == asked["max_seqlen_k"] == 42
 

@@ -62,6 +62,11 @@ def test_positions_go_on_from_the_prompt_in_every_branch():
     assert repr(layout) == "Layout(11 tokens, 2 samples, 3 branches, cpu)"
 
 
+def test_a_window_below_one_is_refused():
+    with pytest.raises(ValueError, match="window must be at least 1, or None for no window, got 0"):
+        Layout.build([2], [[1]]).visible(0)
+
+
 def test_given_positions_decide_the_window():
     positions = [0, 10, 11, 30]
     layout = Layout.build([2], [[2]], positions=positions)
@@ -84,6 +89,13 @@ def test_a_layout_moves_pickles_and_pins(monkeypatch):
     [
         (([-1], [[2]]), {}, ValueError, "prompt_lengths must hold integers >= 0, got -1"),
         (([1], [[0]]), {}, ValueError, "branch_lengths must hold integers >= 1, got 0"),
+        ((3, [[2]]), {}, TypeError, "prompt_lengths must be a list of integers, got 3"),
+        (([3], [2]), {}, TypeError, "branch_lengths must be a list of lists of integers, got 2"),
+        (([1], [[2]]), {"bidirectional": [0, -2, -1]}, ValueError, "bidirectional must lie between -1 and .*, got -2"),
+        (([1], [[2]]), {"bidirectional": [0, 2**31, -1]}, ValueError, "bidirectional must lie between -1 and"),
+        (([1], [[2]]), {"positions": [0, 1, 2**32]}, ValueError, "positions must lie between .*, got 4294967296"),
+        (([1], [[2]]), {"positions": [None] * 3}, TypeError, "positions must hold integers"),
+        (([1], [[2]]), {"positions": [1j] * 3}, TypeError, "positions must hold integers"),
         (([1.5], [[2]]), {}, TypeError, "prompt_lengths must hold integers, got 1.5"),
         (([1, 2], [[2]]), {}, ValueError, "names 2 samples and branch_lengths 1"),
         (([0], [[]]), {}, ValueError, "no token"),

@@ -45,12 +45,12 @@ class AttentionCall:
 
     Attributes:
         device, dtype, head_dim: of the query.
-        causal: whether the row is causal as it stands: `layout.causal`, and no window.
+        causal: whether the row is known to be causal as it stands: `layout.causal`, and no window. Under torch.compile
+            it never is, so that one graph serves all layouts.
         num_samples: samples of the row.
         lse: whether the log-sum-exp is wanted.
         softcap: whether there is a soft cap.
         gradients: whether a backward may follow.
-        compiling: whether torch.compile is tracing the call.
     """
 
     device: torch.device
@@ -61,7 +61,6 @@ class AttentionCall:
     lse: bool = False
     softcap: bool = False
     gradients: bool = False
-    compiling: bool = False
 
 
 def choose_attention(call):
@@ -71,7 +70,7 @@ def choose_attention(call):
     - "flash" for causal rows where flash attention is installed.
     - "varlen" or "sdpa", torch's own, for causal rows that are only scored, where `tuning.CAUSAL` says that they were
       measured to be faster: their backward does not give the same bits twice.
-    - "triton" for everything else; under torch.compile always, so that one graph serves all lengths and layouts.
+    - "triton" for everything else.
     """
     kernels = _attention()
     if isinstance(kernels, str):
@@ -85,20 +84,23 @@ def choose_attention(call):
         return "triton", "the Triton kernel"
     from yojo_kernels import causal, tuning  # they load as much of torch as the kernels do
 
-    if call.compiling:
-        return "triton", "the Triton kernel: one compiled graph for causal rows and all others"
-    if call.lse or call.dtype not in causal.DTYPES or call.head_dim % 8:
-        return "triton", "the Triton kernel: flash attention takes 16-bit rows of head dim 8, 16, ... without their LSE"
+    if call.lse:
+        return "triton", "the Triton kernel: the log-sum-exp is wanted, of which flash attention has no gradient"
+    if call.dtype not in causal.DTYPES or call.head_dim % 8:
+        return "triton", "the Triton kernel: flash attention takes 16-bit types and head dims that are multiples of 8"
     found = causal.flash_function(tuning.capability(call.device))
     if found is not None:
         return "flash", f"{found[1]}: the row is causal as it stands"
     faster = tuning.CAUSAL.get((tuning.chip_of(call.device), tuning.padded(call.head_dim)))
-    possible = not call.gradients and not call.softcap
-    if faster == "varlen" and possible and causal.has_torch_varlen():
+    if faster is None:
+        return "triton", "the Triton kernel: flash attention is not installed, and torch's own was not measured faster"
+    if call.gradients or call.softcap:
+        return "triton", "the Triton kernel: torch's own attention has no deterministic backward and no soft cap"
+    if faster == "varlen" and causal.has_torch_varlen():
         return "varlen", "torch's varlen attention: the row is causal as it stands, and it was measured to be faster"
-    if faster is not None and possible and call.num_samples == 1:
+    if call.num_samples == 1:
         return "sdpa", "torch's SDPA: the row is causal as it stands, and it was measured to be faster"
-    return "triton", "the Triton kernel: flash attention is not installed, and torch's own was not measured faster"
+    return "triton", "the Triton kernel: torch's SDPA takes rows of one sample"
 
 
 def _attention():
@@ -162,7 +164,14 @@ def multi_response_attention(
         raise ValueError(f"layout describes {layout.num_tokens} tokens, query has {query.shape[0]}")
     if layout.device != query.device:
         raise ValueError(f"layout is on {layout.device}, query on {query.device}: move it with layout.to(device)")
-    if window is not None and not isinstance(window, int):
+    if query.shape[2] == 0:
+        raise ValueError("query, key and value must have a head dim of at least 1, got 0")
+    for name, number in (("scale", scale), ("softcap", softcap)):
+        if number is not None and not isinstance(number, (int, float)):
+            raise TypeError(f"{name} must be a number or None, got {type(number).__name__}")
+        if number is not None and not torch.compiler.is_compiling() and not math.isfinite(number):
+            raise ValueError(f"{name} must be finite, got {number}")
+    if window is not None and (not isinstance(window, int) or isinstance(window, bool)):
         raise TypeError(f"window must be an int, or None for no window, got {type(window).__name__}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, or None for no window, got {window}")
@@ -181,7 +190,6 @@ def multi_response_attention(
             lse=return_lse,
             softcap=softcap is not None,
             gradients=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)),
-            compiling=compiling,
         )
         name, reason = choose_attention(call)
         if not compiling:

@@ -29,7 +29,7 @@ from triton.compiler import ASTSource
 
 from yojo_kernels import attention, tuning
 
-HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
+HEAD_DIMS = (16, 32, 64, 80, 96, 128, 192, 256)
 KERNELS = ("forward", "query_grad", "key_grad", "sum")
 FEATURES = {
     "plain": {},
@@ -125,7 +125,7 @@ def compile_kernel(kernel, chip, dtype, head_dim, features="plain", tile=None):
     if attention.INTERPRETED:
         raise RuntimeError("kernels are interpreted (TRITON_INTERPRET=1) and cannot be compiled: unset it")
     tile = tile or tuning.tile("key_grad" if kernel == "sum" else kernel, head_dim, dtype, chip)
-    launch = attention.constants(head_dim, 4, tile)
+    launch = attention.constants(head_dim, tile)
     num_warps, num_stages = launch.pop("num_warps"), launch.pop("num_stages")
     if kernel == "sum":
         num_warps = attention.SUM_WARPS
@@ -142,7 +142,7 @@ def compile_kernel(kernel, chip, dtype, head_dim, features="plain", tile=None):
             signature[name] = "*fp32"
         elif name in ("scale", "softcap"):
             signature[name] = "fp32"
-        elif name.startswith(("stride_", "num_")) or name in ("window", "zero"):
+        elif name.startswith(("stride_", "num_")) or name in ("group", "window", "zero"):
             signature[name] = "i32"
         else:
             signature[name] = POINTERS[dtype]

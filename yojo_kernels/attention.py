@@ -9,6 +9,7 @@ and every launch gives the same bits.
 
 import contextlib
 import math
+import weakref
 
 import torch
 import triton
@@ -127,7 +128,7 @@ def _forward_step(q, k_head, v_head, stride_kt, stride_vt, start_n, end_n, colum
     else:
         # Only the largest is scaled by itself, all others within the multiply-add below: scale must not be negative.
         m_new = tl.maximum(m, tl.max(s, 1) * factor)
-        shift = m_new
+        shift = tl.where(m_new == float("-inf"), 0.0, m_new)
         p = tl.exp2(s * factor - shift[:, None])
     shrink = tl.exp2(m - shift)
     total = total * shrink + tl.sum(p, 1)
@@ -137,11 +138,11 @@ def _forward_step(q, k_head, v_head, stride_kt, stride_vt, start_n, end_n, colum
     return m_new, total, acc
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_heads", "window"])
+@triton.jit(do_not_specialize=["num_tokens", "num_heads", "group", "window"])
 def forward_kernel(q, k, v, out, lse, tiles, bounds, position, block,
                    stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
-                   num_tokens, num_heads, window, scale, softcap,
-                   GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+                   num_tokens, num_heads, group, window, scale, softcap,
+                   HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
                    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
                    HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr):  # fmt: skip
     """Output and log-sum-exp of BLOCK_M queries of one head; one program per tile and query head."""
@@ -155,8 +156,8 @@ def forward_kernel(q, k, v, out, lse, tiles, bounds, position, block,
     rows = tl.arange(0, BLOCK_M)
     columns = tl.arange(0, BLOCK_D)
     head64 = head.to(tl.int64)
-    k_head = k + (head64 // GROUP) * stride_kh
-    v_head = v + (head64 // GROUP) * stride_vh
+    k_head = k + (head64 // group) * stride_kh
+    v_head = v + (head64 // group) * stride_vh
     q_tile = _load_rows(q + head64 * stride_qh, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -229,12 +230,12 @@ def _query_grad_step(q, do, k_head, v_head, stride_kt, stride_vt, start_n, end_n
     return tl.dot(ds.to(k.dtype), k, acc, input_precision=PRECISION)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_heads", "window", "zero"])
+@triton.jit(do_not_specialize=["num_tokens", "num_heads", "group", "window", "zero"])
 def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, stats, tiles, bounds, position, block,
                       stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
                       stride_dot, stride_doh, stride_dqt, stride_dqh, stride_dlset, stride_dlseh,
-                      num_tokens, num_heads, window, zero, scale, softcap,
-                      GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+                      num_tokens, num_heads, group, window, zero, scale, softcap,
+                      HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
                       BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
                       HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
                       HAS_LSE_GRAD: tl.constexpr, RELOAD: tl.constexpr):  # fmt: skip
@@ -256,8 +257,8 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, stats, tiles, bounds, pos
     rows = tl.arange(0, BLOCK_M)
     columns = tl.arange(0, BLOCK_D)
     head64 = head.to(tl.int64)
-    k_head = k + (head64 // GROUP) * stride_kh
-    v_head = v + (head64 // GROUP) * stride_vh
+    k_head = k + (head64 // group) * stride_kh
+    v_head = v + (head64 // group) * stride_vh
     inside = start_m + rows < end_m
     out_tile = _load_rows(out + head64 * stride_oh, rows, stride_ot, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
     do_tile = _load_rows(do + head64 * stride_doh, rows, stride_dot, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
@@ -348,12 +349,12 @@ def _key_grad_step(k, v, q_head, do_head, lse_head, delta_head, stride_qt, strid
     return acc_k, acc_v
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_heads", "num_slots", "window"])
+@triton.jit(do_not_specialize=["num_tokens", "num_heads", "group", "num_slots", "window"])
 def key_grad_kernel(q, k, v, do, stats, dk, dv, pieces, items, bounds, position, block,
                     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dot, stride_doh,
                     stride_dkt, stride_dkh, stride_dvt, stride_dvh,
-                    num_tokens, num_heads, num_slots, window, scale, softcap,
-                    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+                    num_tokens, num_heads, group, num_slots, window, scale, softcap,
+                    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
                     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
                     HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr):  # fmt: skip
     """Gradients of BLOCK_N keys and values of one key head, or the sums of one piece of their queries."""
@@ -380,11 +381,11 @@ def key_grad_kernel(q, k, v, do, stats, dk, dv, pieces, items, bounds, position,
     v_tile = _load_rows(v + head64 * stride_vh, rows, stride_vt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, True)
     acc_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     acc_v = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    for member in range(0, GROUP):
-        q_head = q + (head64 * GROUP + member) * stride_qh
-        do_head = do + (head64 * GROUP + member) * stride_doh
-        lse_head = stats + (head64 * GROUP + member) * num_tokens
-        delta_head = lse_head + num_heads.to(tl.int64) * GROUP * num_tokens
+    for member in range(0, group):
+        q_head = q + (head64 * group + member) * stride_qh
+        do_head = do + (head64 * group + member) * stride_doh
+        lse_head = stats + (head64 * group + member) * num_tokens
+        delta_head = lse_head + num_heads.to(tl.int64) * group * num_tokens
         for i in range(from_full, to_full):
             acc_k, acc_v = _key_grad_step(
                 k_tile, v_tile, q_head, do_head, lse_head, delta_head, stride_qt, stride_dot, lo + i * BLOCK_M, end,
@@ -473,15 +474,17 @@ def multi_response_attention(query, key, value, layout, *, scale, window=None, s
     return output, lse.t()
 
 
+FARTHEST_ROWS = 2**31 // 512  # entries from row to row, so that they count to 32 bits within any tile
+
+
 def _rows_apart(tensor):
     """The tensor as the kernels read it: entries of a row side by side; a copy only where they are not."""
-    return tensor if tensor.stride(2) == 1 else tensor.contiguous()
+    return tensor if tensor.stride(2) == 1 and tensor.stride(0) < FARTHEST_ROWS else tensor.contiguous()
 
 
-def constants(head_dim, group, tile, block=None, window=0, softcap=0.0):
+def constants(head_dim, tile, block=None, window=0, softcap=0.0):
     """What the kernels are compiled for, launch options included. Nothing here may change from batch to batch."""
     return {
-        "GROUP": group,
         "HEAD_DIM": head_dim,
         "BLOCK_D": tuning.padded(head_dim),
         "BLOCK_M": tile.block_m,
@@ -529,8 +532,8 @@ def attention(
         forward_kernel[(tiles.shape[0] * num_heads,)](
             query, key, value, output, lse, tiles, bounds, position, position if block is None else block,
             *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
-            num_tokens, num_heads, window, scale, softcap,
-            **constants(head_dim, num_heads // key.shape[1], tile, block, window, softcap),
+            num_tokens, num_heads, num_heads // key.shape[1], window, scale, softcap,
+            **constants(head_dim, tile, block, window, softcap),
         )  # fmt: skip
     return output, lse
 
@@ -584,16 +587,16 @@ def attention_backward(
             *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
             *grad_output.stride()[:2], *grad_query.stride()[:2],
             *((0, 0) if grad_lse is None else reversed(grad_lse.stride())),
-            num_tokens, num_heads, window, 0, scale, softcap,
+            num_tokens, num_heads, group, window, 0, scale, softcap,
             HAS_LSE_GRAD=grad_lse is not None, RELOAD=reloads(query.dtype, head_dim),
-            **constants(head_dim, group, by_query, block, window, softcap),
+            **constants(head_dim, by_query, block, window, softcap),
         )  # fmt: skip
         key_grad_kernel[(key_grad_items.shape[0] * num_key_heads,)](
             query, key, value, grad_output, stats, grad_key, grad_value, pieces, key_grad_items, *ids,
             *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *grad_output.stride()[:2],
             *grad_key.stride()[:2], *grad_value.stride()[:2],
-            num_tokens, num_key_heads, num_slots, window, scale, softcap,
-            **constants(head_dim, group, by_key, block, window, softcap),
+            num_tokens, num_key_heads, group, num_slots, window, scale, softcap,
+            **constants(head_dim, by_key, block, window, softcap),
         )  # fmt: skip
         sum_kernel[(key_grad_sums.shape[0] * num_key_heads,)](
             grad_key, grad_value, pieces, key_grad_sums, *grad_key.stride()[:2], *grad_value.stride()[:2],
@@ -640,7 +643,7 @@ def _on(device):
 
 # ---- floating-point operations ----
 
-_pairs_of = WeakTensorKeyDictionary()  # sample tensor of a layout -> {window: visible pairs}
+_pairs_of = WeakTensorKeyDictionary()  # sample tensor of a layout -> {window: (weak position and block, pairs)}
 
 
 def visible_pairs(sample, branch, position, block, window):
@@ -648,9 +651,11 @@ def visible_pairs(sample, branch, position, block, window):
     if type(sample) is not torch.Tensor or sample.device.type == "meta":
         return sample.shape[0] * (sample.shape[0] + 1) // 2  # no values to look at: one causal sequence
     known = _pairs_of.setdefault(sample, {})
-    if window not in known:
-        known[window] = _count_pairs(sample.cpu(), branch.cpu(), position.cpu(), block, window)
-    return known[window]
+    of_position, of_block, pairs = known.get(window, (lambda: None, lambda: None, None))
+    if of_position() is not position or of_block() is not block:
+        pairs = _count_pairs(sample.cpu(), branch.cpu(), position.cpu(), block, window)
+        known[window] = weakref.ref(position), weakref.ref(block) if block is not None else lambda: None, pairs
+    return pairs
 
 
 def _count_pairs(sample, branch, position, block, window):

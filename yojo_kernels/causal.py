@@ -8,11 +8,14 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import logging
 
 import torch
 import torch.nn.functional as F
 
 from yojo_kernels import tuning
+
+log = logging.getLogger(__name__)
 
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -22,14 +25,22 @@ def flash_function(capability):
     """(varlen function, name) of the flash attention installed for a compute capability, or None.
 
     FlashAttention-3 runs on Hopper alone and is a package of its own, `flash_attn_interface`; FlashAttention-2 is
-    `flash_attn`. A package that is there but does not load (it was built for another torch) counts as absent.
+    `flash_attn`. A package that does not load (it was built for another torch, say), or that is too old for a
+    deterministic backward and a soft cap, counts as absent; the log says so.
     """
     packages = [("flash_attn_interface", "FlashAttention-3")] if capability == (9, 0) else []
     for package, name in [*packages, ("flash_attn", "FlashAttention-2")]:
         try:
-            return importlib.import_module(package).flash_attn_varlen_func, name
-        except (ImportError, AttributeError, OSError):
+            function = importlib.import_module(package).flash_attn_varlen_func
+            missing = {"deterministic", "softcap"} - set(inspect.signature(function).parameters)
+        except ModuleNotFoundError:
             continue
+        except Exception as error:  # noqa: BLE001 - whatever a broken build raises, there is our own kernel
+            log.warning("%s (%s) is installed and does not load: %s", name, package, error)
+            continue
+        if not missing:
+            return function, name
+        log.warning("%s (%s) is installed and too old: it does not take %s", name, package, ", ".join(sorted(missing)))
     return None
 
 
@@ -37,6 +48,7 @@ def flash(query, key, value, layout, *, scale, window=None, softcap=None):
     """Flash attention; its backward in the deterministic form, as our own kernels' is."""
     function, _ = flash_function(tuning.capability(query.device))
     longest = longest_sample(layout)
+    query, scale = _positive(query, scale)
     output = function(
         query,
         key,
@@ -48,7 +60,7 @@ def flash(query, key, value, layout, *, scale, window=None, softcap=None):
         softmax_scale=scale,
         causal=True,
         deterministic=True,
-        **({} if softcap is None else {"softcap": softcap}),  # FlashAttention-2 before 2.6 does not know it
+        softcap=softcap or 0.0,
     )
     # Early versions of FlashAttention-3 return the log-sum-exp beside the output.
     return (output[0] if isinstance(output, tuple) else output), None
@@ -57,16 +69,23 @@ def flash(query, key, value, layout, *, scale, window=None, softcap=None):
 def varlen(query, key, value, layout, *, scale, window=None, softcap=None):
     """torch.nn.attention.varlen: FlashAttention-2 inside torch. Its backward adds atomically."""
     offsets, longest = layout.sample_offsets, longest_sample(layout)
+    query, scale = _positive(query, scale)
     return torch_varlen(query, key, value, offsets, offsets, longest, longest, scale=scale), None
 
 
 def sdpa(query, key, value, layout, *, scale, window=None, softcap=None):
     """torch's scaled_dot_product_attention over a row of one sample. Its backward adds atomically."""
+    query, scale = _positive(query, scale)
     query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
     output = F.scaled_dot_product_attention(
         query, key, value, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )
     return output[0].transpose(0, 1), None
+
+
+def _positive(query, scale):
+    """The same scores with a scale that is not negative: these kernels look for the largest score before they scale."""
+    return (query, scale) if scale >= 0 else (-query, -scale)
 
 
 def longest_sample(layout):

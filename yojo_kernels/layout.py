@@ -51,9 +51,10 @@ class Layout:
     causal: bool
     _lengths: Lengths
     _tables: dict = dataclasses.field(default_factory=dict)  # tile tables made so far, by what they were made for
-    _of_one_pass: bool = False
+    _tables_of_pass: dict | None = None  # likewise, where a compiler may look; see `for_one_pass`
 
     @staticmethod
+    @torch.inference_mode(False)  # a layout made while scoring may be trained on
     def build(prompt_lengths, branch_lengths, *, bidirectional=None, positions=None, device=None):
         """Lay samples out end to end: for each sample its prompt, then its branches.
 
@@ -62,8 +63,8 @@ class Layout:
             branch_lengths: S lists of ints >= 1, tokens of each branch; an empty list for a prompt alone.
             bidirectional: [T] int32 block ids, -1 = none. Tokens of one sample with the same id >= 0 see each other
                 in both directions (as far as prompt and branches allow). None = no blocks.
-            positions: [T] integers, logical positions. By default a prompt counts 0, 1, 2, ... and every branch goes
-                on from the end of its prompt.
+            positions: [T] integers, logical positions between -2^30 and 2^30. By default a prompt counts 0, 1, 2, ...
+                and every branch goes on from the end of its prompt.
             device: where the tensors go; the CPU by default.
 
         Returns:
@@ -72,7 +73,7 @@ class Layout:
         Raises:
             TypeError: a length that is not an integer, or block ids or positions that are not integers.
             ValueError: a negative prompt length, a branch length below 1, lists of different lengths, no token at
-                all, or block ids or positions whose shape is not [T].
+                all, or block ids or positions whose shape is not [T] or that are out of range.
 
         Example:
             >>> layout = Layout.build([3], [[2, 2]])  # one prompt of 3 tokens, two branches of 2
@@ -81,8 +82,11 @@ class Layout:
             >>> layout.position.tolist()
             [0, 1, 2, 3, 4, 3, 4]
         """
-        prompts = tuple(_length(n, "prompt_lengths", 0) for n in prompt_lengths)
-        branches = tuple(tuple(_length(n, "branch_lengths", 1) for n in lengths) for lengths in branch_lengths)
+        prompts = tuple(_length(n, "prompt_lengths", 0) for n in _list(prompt_lengths, "prompt_lengths", "integers"))
+        branches = tuple(
+            tuple(_length(n, "branch_lengths", 1) for n in _list(lengths, "branch_lengths", "lists of integers"))
+            for lengths in _list(branch_lengths, "branch_lengths", "lists of integers")
+        )
         if len(prompts) != len(branches):
             raise ValueError(
                 f"prompt_lengths names {len(prompts)} samples and branch_lengths {len(branches)}: give one list of "
@@ -102,8 +106,8 @@ class Layout:
         starts, ends = (segment_ends - lengths).repeat_interleave(lengths), segment_ends.repeat_interleave(lengths)
         position = first + torch.arange(num_tokens) - starts
         if positions is not None:
-            position = _per_token(positions, "positions", num_tokens)
-        block = None if bidirectional is None else _per_token(bidirectional, "bidirectional", num_tokens)
+            position = _per_token(positions, "positions", num_tokens, -(2**30), 2**30)
+        block = None if bidirectional is None else _per_token(bidirectional, "bidirectional", num_tokens, -1, 2**31 - 1)
         if block is not None and not (block >= 0).any():
             block = None
         segment_offsets = torch.cat([segment_ends.new_zeros(1), segment_ends])
@@ -170,6 +174,8 @@ class Layout:
         Returns:
             [T, T] bool, queries down, keys across; [stop - start, stop - start] with a span.
         """
+        if window is not None and window < 1:
+            raise ValueError(f"window must be at least 1, or None for no window, got {window}")
         rows = slice(*span) if span is not None else slice(0, self.num_tokens)
         sample, branch, position = self.sample[rows], self.branch[rows], self.position[rows]
         queries = torch.arange(sample.shape[0], device=sample.device)
@@ -202,20 +208,20 @@ class Layout:
         """
         from yojo_kernels.picture import plot
 
-        for name, size in (("block_m", block_m), ("block_n", block_n), ("window", window)):
-            if size is not None and size < 1:
+        for name, size in (("block_m", block_m), ("block_n", block_n), ("window", 1 if window is None else window)):
+            if not isinstance(size, int):
+                raise TypeError(f"{name} must be an int, got {type(size).__name__}")
+            if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
         plot(self, path, block_m, block_n, window)
 
     def for_one_pass(self):
         """The same layout for one pass through a model, whose layers then share their tables under a compiler too.
 
-        A graph must not depend on which tables a layout happens to hold, so a compiled call makes its own. A layout
-        for one pass starts without any where it is made inside a graph.
+        A graph must not depend on which tables a layout happens to hold, so a compiled call makes its own. Within one
+        pass it may: the first layer makes them, all others find them, and nobody else ever sees them.
         """
-        return dataclasses.replace(
-            self, _tables={} if torch.compiler.is_compiling() else self._tables, _of_one_pass=True
-        )
+        return dataclasses.replace(self, _tables_of_pass={})
 
     def query_tiles(self, block_m, block_n, window=None):
         """The table of query tiles (see `query_tiles` below), made on first use and kept."""
@@ -234,22 +240,26 @@ class Layout:
 
     def _kept(self, name, tensors, settings):
         make, key = getattr(torch.ops.yojo, name), (name, settings)
-        compiling = torch.compiler.is_compiling()
-        if compiling and not self._of_one_pass:  # a graph must not depend on what happens to be kept
-            return make(*tensors, *settings)
+        if torch.compiler.is_compiling():
+            if self._tables_of_pass is None:
+                return make(*tensors, *settings)
+            if key not in self._tables_of_pass:
+                self._tables_of_pass[key] = make(*tensors, *settings)
+            return self._tables_of_pass[key]
         if key in self._tables:
             return self._tables[key]
-        if compiling:
-            self._tables[key] = make(*tensors, *settings)
-            return self._tables[key]
-        with torch.inference_mode(False):  # scoring may make what training will save for backward
-            table = make(*tensors, *settings)
         # What a CUDA graph makes holds nothing before the graph is replayed, and lies in memory that is the graph's own.
-        if not (table[0].is_cuda and torch.cuda.is_current_stream_capturing()):
-            self._tables[key] = table
-        return table
+        capturing = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        tables = self._tables if not capturing else {} if self._tables_of_pass is None else self._tables_of_pass
+        if key not in tables:
+            with torch.inference_mode(False):  # scoring may make what training will save for backward
+                tables[key] = make(*tensors, *settings)
+        return tables[key]
 
     def _map(self, function):
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return self._map(function)
         tensors = {
             field.name: function(value)
             for field in dataclasses.fields(self)
@@ -289,15 +299,28 @@ def _length(value, name, least):
     return value
 
 
-def _per_token(values, name, num_tokens):
-    values = torch.as_tensor(values).detach().cpu()
-    if values.dtype.is_floating_point or values.dtype == torch.bool:
+def _list(values, name, of_what):
+    try:
+        return list(values)
+    except TypeError:
+        raise TypeError(f"{name} must be a list of {of_what}, got {values!r} of type {type(values).__name__}") from None
+
+
+def _per_token(values, name, num_tokens, least, most):
+    try:
+        values = torch.as_tensor(values).detach().cpu()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{name} must hold integers: {error}") from None
+    if values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers, got {values.dtype}")
     if values.shape != (num_tokens,):
         raise ValueError(
             f"{name} must have shape [{num_tokens}], one entry per token of the row, got {list(values.shape)}"
         )
-    return values
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < least or highest > most:
+        raise ValueError(f"{name} must lie between {least} and {most}, got {lowest if lowest < least else highest}")
+    return values.to(torch.int64)
 
 
 def _block_spans(block, segment_lengths):

@@ -89,7 +89,10 @@ def attention(kernel, head_dim, dtype, device):
 
 @contextlib.contextmanager
 def forced(**tiles):
-    """Within it, kernels run with these tiles (forward=, query_grad=, key_grad=) instead: for tests and for tuning."""
+    """Within it, kernels run with these tiles (forward=, query_grad=, key_grad=) instead: for tests and for tuning.
+
+    A forward and its backward must both lie within it: the tables of the backward are made by the forward.
+    """
     before = dict(_forced)
     _forced.update(tiles)
     try:

@@ -78,34 +78,54 @@ def test_a_thousand_launches_agree_to_the_bit(dim):
 
 def test_a_row_of_100_000_tokens():
     layout, inputs = row_of([90_000, 1_000], [[500] * 16, [333] * 3], heads=(4, 1))
+    own = slice(97_500, 98_000)  # the last branch of the first sample
+    with torch.no_grad():
+        # Over so many random keys every output is nearly 0: the prompt's end and the branch's own keys stand out.
+        for rows in (slice(89_000, 90_000), own):
+            inputs[2][rows] += 4
+            inputs[1][rows] += 0.5 * torch.randn(128, dtype=torch.bfloat16, device="cuda")
+    grad = torch.zeros(layout.num_tokens, 4, 128, dtype=torch.bfloat16, device="cuda")
+    grad[own] = torch.randn(500, 4, 128, device="cuda").bfloat16()
     output = multi_response_attention(*inputs, layout, impl="triton")
-    output.sum().backward()
-    assert output.isfinite().all() and all(tensor.grad.isfinite().all() for tensor in inputs)
-    # The last branch of the first sample, computed alone: its prompt and itself.
+    grads = torch.autograd.grad(output, inputs, grad)
+    # The branch computed alone, in float64, from the prompt and itself.
     rows = torch.cat([torch.arange(90_000), torch.arange(97_500, 98_000)]).cuda()
-    alone = torch.nn.functional.scaled_dot_product_attention(
-        *(tensor[rows].transpose(0, 1)[None] for tensor in inputs), is_causal=True, enable_gqa=True
-    )[0].transpose(0, 1)
-    assert torch.allclose(output[97_500:98_000], alone[-500:], atol=2e-2, rtol=2e-2)
+    q = inputs[0].detach()[own].double().requires_grad_()
+    k, v = (tensor.detach()[rows, 0].double().requires_grad_() for tensor in inputs[1:])
+    scores = torch.einsum("qhd,kd->hqk", q, k) * 128**-0.5
+    seen = torch.ones(500, 90_500, dtype=torch.bool, device="cuda").tril(90_000)
+    alone = (scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v).transpose(0, 1)
+    expected = torch.autograd.grad(alone, (q, k, v), grad[own].double())
+    got = grads[0][own], grads[1][rows, 0], grads[2][rows, 0]
+    for name, one, other in zip(("output", "q", "k", "v"), (output[own], *got), (alone, *expected), strict=True):
+        for part in (slice(0, 1_000), slice(-1_000, None)):  # of keys: the prompt's start; its end and the branch
+            error = (one[part] - other[part]).norm() / other[part].norm()
+            assert error <= 2e-2, f"{name}: relative error {error:.1e}"
+    others = torch.ones(layout.num_tokens, dtype=torch.bool, device="cuda")
+    others[rows] = False
+    assert all(not tensor[others].any() for tensor in grads)
 
 
 def test_offsets_beyond_32_bits():
-    """Rows so far apart that the last begins beyond 2^31 entries."""
-    layout = Layout.build([300], [[100, 60]], device="cuda")
-    room = torch.empty(460, 2**31 // 400, dtype=torch.bfloat16, device="cuda")
-    assert 459 * room.stride(0) > 2**31
-    inputs = [room[:, at : at + 2 * 64].unflatten(1, (2, 64)) for at in (0, 1000, 2000)]
+    """Rows so far apart that the last begins beyond 2^31 entries, forward and backward."""
+    layout = Layout.build([400], [[120, 100]], device="cuda")
+    room = torch.empty(layout.num_tokens, attention.FARTHEST_ROWS - 16, dtype=torch.bfloat16, device="cuda")
+    assert (layout.num_tokens - 1) * room.stride(0) > 2**31
+    inputs = [room[:, at : at + 2 * 64].unflatten(1, (2, 64)) for at in (0, 1000, 2000, 3000)]
     for tensor in inputs:
         tensor.copy_(torch.randn(tensor.shape))
-    assert torch.equal(
-        multi_response_attention(*inputs, layout, impl="triton"),
-        multi_response_attention(*(tensor.clone() for tensor in inputs), layout, impl="triton"),
-    )
+    results = []
+    for copied in (False, True):
+        q, k, v, grad = (tensor.clone() if copied else tensor for tensor in inputs)
+        q, k, v = (tensor.detach().requires_grad_() for tensor in (q, k, v))
+        output = multi_response_attention(q, k, v, layout, impl="triton")
+        results.append([output, *torch.autograd.grad(output, (q, k, v), grad)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_memory_grows_with_tokens_alone():
     peaks = []
-    for size in (4_000, 8_000, 16_000):
+    for size in (8_000, 16_000, 32_000):
         layout, inputs = row_of([size], [[size // 8] * 8], heads=(4, 2))
         multi_response_attention(*inputs, layout, impl="triton").sum().backward()  # compiles, makes the tables
         torch.cuda.synchronize()
@@ -114,8 +134,9 @@ def test_memory_grows_with_tokens_alone():
         multi_response_attention(*inputs, layout, impl="triton").sum().backward()
         peaks.append(torch.cuda.max_memory_allocated() - before)
         del inputs
-    # Twice the tokens, twice the memory: the workspace of split tiles, which does not grow, makes it less.
-    assert peaks[1] <= 2.1 * peaks[0] and peaks[2] <= 2.1 * peaks[1]
+    # The workspace of split tiles does not grow: what comes on top of it doubles with the tokens. A mask, even of bits,
+    # would make it four times as much.
+    assert peaks[2] - peaks[1] <= 2.2 * (peaks[1] - peaks[0])
 
 
 @pytest.mark.parametrize("blocks", [None, [0] * 300 + [-1] * 550])

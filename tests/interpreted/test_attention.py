@@ -162,6 +162,16 @@ def test_flops_are_those_of_the_visible_pairs():
         assert counter.get_total_flops() == 14 * 4 * 16 * int(row.visible(window).sum())
 
 
+def test_flops_are_counted_anew_for_other_blocks():
+    import dataclasses
+
+    row = Layout.build([10], [[8, 5]], bidirectional=[0] * 8 + [-1] * 15)
+    arguments = (row.sample, row.branch, row.position)
+    assert attention.visible_pairs(*arguments, row.block, 0) == int(row.visible().sum())
+    plain = dataclasses.replace(row, block=None)
+    assert attention.visible_pairs(*arguments, None, 0) == int(plain.visible().sum()) < int(row.visible().sum())
+
+
 def test_what_cannot_run_is_refused():
     row = Layout.build([4], [[2]])
     with pytest.raises(ValueError, match="takes bfloat16, float16 or float32, not float64"):
@@ -170,15 +180,32 @@ def test_what_cannot_run_is_refused():
         multi_response_attention(*[torch.zeros(6, 1, 264)] * 3, row, impl="triton")
 
 
-def test_a_layout_scored_first_can_be_trained_on():
-    """Tables made under inference mode are saved for a backward later."""
-    case = random_case(2)
-    q, k, v = (tensor.float().requires_grad_() for tensor in case["tensors"][:3])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_layout_made_and_scored_under_inference_mode_can_be_trained_on(compiled):
+    def attend(q, k, v, row):
+        return multi_response_attention(q, k, v, row, window=7, impl="triton")
+
+    q, k, v = (torch.randn(31, heads, 16, requires_grad=True) for heads in (4, 2, 2))
     with torch.inference_mode():
-        expected = multi_response_attention(q, k, v, case["layout"], impl="triton")
-    output = multi_response_attention(q, k, v, case["layout"], impl="triton")
+        row = Layout.build([13], [[9, 9]], positions=torch.arange(31, dtype=torch.int32))
+        layer = torch.compile(attend, backend="eager", fullgraph=True) if compiled else attend
+        expected = layer(q, k, v, row.for_one_pass())
+    output = attend(q, k, v, row)
     output.sum().backward()
     assert torch.equal(output, expected) and all(tensor.grad.isfinite().all() for tensor in (q, k, v))
+    assert not any(table.is_inference() for kept in row._tables.values() for table in kept)
+
+
+def test_keys_at_minus_infinity_count_for_nothing():
+    """Whole steps of them, before and behind others: NaN only where the reference has it."""
+    row = Layout.build([70], [[20, 9]])
+    q, k, v = torch.rand(99, 2, 16), torch.randn(99, 1, 16), torch.randn(99, 1, 16)
+    k[:40] = float("-inf")
+    got = multi_response_attention(q, k, v, row, return_lse=True, impl="triton")
+    expected = multi_response_attention(q, k, v, row, return_lse=True, impl="reference")
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one[40:].isnan(), other[40:].isnan()) and not one[40:].isnan().any()
+        assert torch.allclose(one[40:], other[40:], atol=1e-5)
 
 
 def test_only_the_rows_of_the_sample_are_read():
