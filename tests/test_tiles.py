@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import yojo_kernels.layout as layouts
 from yojo_kernels import Layout
+from yojo_kernels import tiles as tile_tables
 
 # ---- random rows ----
 
@@ -163,7 +163,7 @@ def test_query_tiles_lead_to_every_visible_pair_once(name):
     layout, block_m, block_n = case["layout"], case["block_m"], case["block_n"]
     row = Row(layout, case["window"])
     table = layout.query_tiles(block_m, block_n, case["window"]).numpy()
-    assert table.shape == (layout.num_tokens // block_m + layout.num_samples, layouts.QUERY_COLUMNS)
+    assert table.shape == (layout.num_tokens // block_m + layout.num_samples, tile_tables.QUERY_COLUMNS)
     owners, visits = np.zeros(row.size, int), np.zeros((row.size, row.size), int)
     weights = []
     for start, end, *columns in used_tiles(table):
@@ -192,11 +192,11 @@ def test_query_tiles_lead_to_every_visible_pair_once(name):
 @pytest.mark.parametrize("name", CASES)
 def test_key_tiles_lead_to_every_visible_pair_once(name, monkeypatch):
     case = CASES[name]()
-    monkeypatch.setattr(layouts, "SHORTEST_PIECE", case["shortest"])
+    monkeypatch.setattr(tile_tables, "SHORTEST_PIECE", case["shortest"])
     layout, block_m, block_n, extra = case["layout"], case["block_m"], case["block_n"], case["extra"]
     row = Row(layout, case["window"])
     items, sums = (table.numpy() for table in layout.key_tiles(block_m, block_n, extra, case["window"]))
-    assert items.shape == (layout.num_tokens // block_n + 2 * layout.num_samples + extra, layouts.KEY_COLUMNS)
+    assert items.shape == (layout.num_tokens // block_n + 2 * layout.num_samples + extra, tile_tables.KEY_COLUMNS)
     assert sums.shape == (extra, 4)
     owners, visits = np.zeros(row.size, int), np.zeros((row.size, row.size), int)
     tiles, weights = {}, []
@@ -250,7 +250,7 @@ def test_the_cases_reach_what_they_are_for(monkeypatch):
     found = dict.fromkeys(["full", "windowed full", "block full", "split", "split full", "hole"], 0)
     for name in CASES:
         case = CASES[name]()
-        monkeypatch.setattr(layouts, "SHORTEST_PIECE", case["shortest"])
+        monkeypatch.setattr(tile_tables, "SHORTEST_PIECE", case["shortest"])
         layout, window = case["layout"], case["window"]
         tiles = layout.query_tiles(case["block_m"], case["block_n"], window).numpy()
         full = (tiles[:, [5, 9]] - tiles[:, [4, 8]]).sum()
@@ -269,7 +269,7 @@ def test_long_rows_are_split_by_the_default_rule():
     layout = Layout.build([3000, 100], [[200] * 10, [50] * 4])
     items, sums = layout.key_tiles(64, 64, 66)
     weights = (items[:, 7] - items[:, 6]).tolist()
-    assert sums[:, 3].any() and max(weights) == -(-sum(weights) // 66) > layouts.SHORTEST_PIECE
+    assert sums[:, 3].any() and max(weights) == -(-sum(weights) // 66) > tile_tables.SHORTEST_PIECE
     short = Layout.build([300], [[200]]).key_tiles(64, 64, 1000)
     assert not short[1][:, 3].any()  # no tile has more than SHORTEST_PIECE steps
 

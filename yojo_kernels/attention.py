@@ -1,6 +1,6 @@
 """Multi-response attention in Triton: forward, backward, and the torch operators around them.
 
-A program owns one tile of a table of `yojo_kernels.layout` (rows of one sample and one head) and walks over at most two
+A program owns one tile of a table of `yojo_kernels.tiles` (rows of one sample and one head) and walks over at most two
 runs of the other side: steps that are visible as a whole without a mask, then the steps at the borders with one. One
 online softmax goes over both runs. The backward follows FlashAttention-2 (Dao, arXiv:2307.08691): one kernel for the
 gradient of the queries, one for those of keys and values, each owning its output, so that nothing is added atomically
@@ -18,7 +18,8 @@ from torch.utils.flop_counter import register_flop_formula
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from yojo_kernels import tuning
-from yojo_kernels.layout import KEY_COLUMNS, QUERY_COLUMNS, visible_to
+from yojo_kernels.layout import visible_to
+from yojo_kernels.tiles import KEY_COLUMNS, QUERY_COLUMNS
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MAX_HEAD_DIM = 256

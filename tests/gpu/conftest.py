@@ -16,3 +16,12 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     if items:
         _need_a_gpu()
+
+
+@pytest.fixture(autouse=True)
+def exact_float32():
+    """No TF32: float32 means float32 here."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before

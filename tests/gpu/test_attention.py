@@ -14,15 +14,6 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HEAD_DIMS = (16, 64, 72, 80, 96, 128, 256)
 
 
-@pytest.fixture(autouse=True)
-def exact_float32():
-    """No TF32: float32 means float32 in the reference."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
-
-
 @pytest.fixture()
 def poison():
     """Uninitialised memory is NaN."""

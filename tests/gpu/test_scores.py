@@ -8,15 +8,6 @@ import yojo
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(autouse=True)
-def exact_float32():
-    """No TF32: float32 means float32 here."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
-
-
 @pytest.mark.parametrize("mode", ["comparative", "isolated"])
 def test_float32_scores_equal_the_cpus(make_reward_model, examples, mode):
     reward_model = make_reward_model(mode=mode)

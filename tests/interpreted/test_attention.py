@@ -4,7 +4,7 @@ import pytest
 import torch
 from attention_cases import check, random_case, run
 
-from yojo_kernels import Layout, attention, layout, multi_response_attention, tuning
+from yojo_kernels import Layout, attention, multi_response_attention, tiles, tuning
 
 TILES = (
     tuning.Tile(16, 16, 1, 1),
@@ -30,7 +30,7 @@ def test_these_tests_run_the_kernels():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("seeds", range(15))
 def test_results_are_as_exact_as_the_reference(dtype, seeds, monkeypatch):
-    monkeypatch.setattr(layout, "SHORTEST_PIECE", 2)
+    monkeypatch.setattr(tiles, "SHORTEST_PIECE", 2)
     for seed in range(10 * seeds, 10 * seeds + 10):
         tile = TILES[seed % len(TILES)]
         with tuning.forced(forward=tile, query_grad=tile, key_grad=TILES[(seed + 1) % len(TILES)]):
@@ -81,7 +81,7 @@ def test_nan_in_one_sample_stays_there():
 
 
 def test_launches_agree_to_the_bit(monkeypatch):
-    monkeypatch.setattr(layout, "SHORTEST_PIECE", 2)
+    monkeypatch.setattr(tiles, "SHORTEST_PIECE", 2)
     case = random_case(11)
     first, second = (run(attention.multi_response_attention, case, torch.float32) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
