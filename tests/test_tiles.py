@@ -375,6 +375,20 @@ def test_operators_are_well_formed(window, blocks):
         assert [(t.shape, t.dtype, t.stride()) for t in made] == [(t.shape, t.dtype, t.stride()) for t in promised]
 
 
+def test_a_layout_that_moves_within_a_pass_leaves_its_tables_behind():
+    """Layers of one model may lie on several devices."""
+    torch._dynamo.reset()
+    layout = build().for_one_pass()
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def function(layout):
+        return layout.query_tiles(16, 8, 5) + 0
+
+    function(layout)
+    assert {table.device.type for table in layout._tables_of_pass.values()} == {"cpu"}
+    assert layout.to("meta")._tables_of_pass == {} and build().to("meta")._tables_of_pass is None
+
+
 def test_tables_are_made_inside_a_compiled_graph():
     torch._dynamo.reset()
     layout = build()

@@ -271,7 +271,8 @@ class Layout:
             name: function(table) if isinstance(table, torch.Tensor) else tuple(map(function, table))
             for name, table in self._tables.items()
         }
-        return dataclasses.replace(self, **tensors, _tables=tables)
+        of_pass = None if self._tables_of_pass is None else {}  # those made so far lie where the layout was
+        return dataclasses.replace(self, **tensors, _tables=tables, _tables_of_pass=of_pass)
 
     def __repr__(self):
         branches = sum(map(len, self.branch_lengths))
