@@ -292,6 +292,34 @@ def visible_to(queries, sample, branch, position, block, window):
     return visible
 
 
+def count_visible(prompt, branches, window=None, blocks=()):
+    """How many (query, key) pairs one sample has, in closed form.
+
+    Args:
+        prompt: tokens of the prompt.
+        branches: tokens of each branch.
+        window: sliding window in the default positions, or None.
+        blocks: sizes of the bidirectional blocks, each inside the prompt (or inside one branch).
+
+    Returns:
+        int, the same as `Layout.visible(window).sum()`.
+    """
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, or None for no window, got {window}")
+    # The query at position p sees the p + 1 keys up to itself, or the window's last ones. Keys of a block that come
+    # after their query have larger positions, which no window cuts off.
+    pairs = _sum_of_keys(prompt, window)
+    for length in branches:
+        pairs += _sum_of_keys(prompt + length, window) - _sum_of_keys(prompt, window)
+    return pairs + sum(size * (size - 1) // 2 for size in blocks)
+
+
+def _sum_of_keys(length, window):
+    """Sum over positions 0 ... length - 1 of min(position + 1, window)."""
+    ramp = length if window is None else min(length, window)
+    return ramp * (ramp + 1) // 2 + (length - ramp) * (window or 0)
+
+
 def _length(value, name, least):
     try:
         value = operator.index(value)
