@@ -90,7 +90,7 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, **kwargs)
     """
     import transformers
 
-    path = _local(path)
+    path = local_folder(path)
     description = _read_description(path)
     config = YojoConfig.from_dict(description["config"])
     head = _read_head(path)
@@ -134,7 +134,8 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, **kwargs)
     return model.eval(), processor
 
 
-def _local(path):
+def local_folder(path):
+    """The folder of a path, or of a hub name whose files are then downloaded."""
     if Path(path).is_dir():
         return Path(path)
     if Path(path).exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
