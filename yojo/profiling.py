@@ -285,12 +285,7 @@ def profile_pass(model, batch, *, setting=None, notes=()):
     batch = {name: value.to(device) for name, value in batch.items() if name != "rankings"}
     call = functools.partial(_score, model, batch)
     seconds = _median_seconds(call, device)
-    spent = _traced_seconds(call, base, device)
-    busy = sum(spent.values())
-    if device.type == "cuda" and busy < seconds:
-        spent["gaps"] = seconds - busy
-    else:
-        spent = {part: value * seconds / busy for part, value in spent.items()}
+    spent = attribute(_traced_seconds(call, base, device), seconds, on_gpu=device.type == "cuda")
     flops = batch_flops(model, batch).to_dict()
     peak, peak_dtype = matmul_peak(device)
     parts = tuple(Part(part, spent.get(part, 0.0), flops.get(part)) for part in PARTS)
@@ -303,6 +298,14 @@ def profile_pass(model, batch, *, setting=None, notes=()):
         setting=dict(setting or {}) | _where(base, batch, device),
         notes=tuple(notes),
     )
+
+
+def attribute(traced, seconds, *, on_gpu):
+    """Make seconds by part, traced, into those of a pass that takes so many seconds untraced: dict, summing up to it."""
+    busy = sum(traced.values())
+    if on_gpu and busy < seconds:
+        return traced | {"gaps": seconds - busy}
+    return {part: value * seconds / busy for part, value in traced.items()}
 
 
 @torch.inference_mode()
