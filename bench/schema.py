@@ -12,7 +12,7 @@ FIELDS = {
     "fuse": (str, True),
     "pass": (str, True),  # one of PASSES
     "mode": (str, True),  # comparative, isolated
-    "model": (str, True),
+    "model": (str, True),  # for bench "head" its sizes, for "loss" the kind and the responses of a sample
     "dtype": (str, True),
     "responses": (int, True),  # of all samples of the row
     "prompt_tokens": (int, True),  # of all samples of the row

@@ -12,7 +12,7 @@ import torch
 from bench import attention_peers as peers
 from bench.attention_peers import mix, one
 from bench.timing import figures, measure, peak_bytes
-from yojo_kernels import Layout, attention, tuning
+from yojo_kernels import Layout, launch, tuning
 
 SHAPES = {
     "cuda": [
@@ -61,7 +61,7 @@ def case_of(shape, dtype, device):
 def make(case, variant, impl):
     """(call, name of what computes it)."""
     if variant.startswith("yojo"):
-        name = "triton" if case.device.type == "cuda" or attention.INTERPRETED else "reference"
+        name = "triton" if case.device.type == "cuda" or launch.INTERPRETED else "reference"
         return peers.yojo(case, WAYS[variant, impl], name), name
     if variant == "kv_gather":
         return peers.gathered(case)

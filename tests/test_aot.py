@@ -1,11 +1,11 @@
-"""Every attention kernel compiles for every chip, and keeps to registers and shared memory."""
+"""Every kernel compiles for every chip, and keeps to registers and shared memory."""
 
 import json
 
 import pytest
 import torch
 
-from yojo_kernels import aot, attention, tuning
+from yojo_kernels import aot, attention, launch, tuning
 
 RECORDED = aot.recorded_spills()
 
@@ -40,17 +40,42 @@ def test_a_16_bit_kernel_stays_in_registers(kernel, chip, head_dim):
         (90, torch.float32, 256),
     ],
 )
-@pytest.mark.parametrize("kernel", aot.KERNELS)
+@pytest.mark.parametrize("kernel", aot.ATTENTION_KERNELS)
 def test_other_dtypes_and_head_dims_do_too(kernel, chip, dtype, head_dim):
     """A sample of the rest, those that once spilled; `make kernels` compiles all."""
     assert aot.compile_kernel(kernel, chip, dtype, head_dim).problems(RECORDED) == []
+
+
+@pytest.mark.parametrize("chip", tuning.CHIPS)
+@pytest.mark.parametrize("kernel", ["head_forward", "head_backward"])
+def test_the_value_head_stays_in_registers(kernel, chip):
+    for features in ("silu-16", "gelu-64", "gelu-512"):
+        report = aot.compile_kernel(kernel, chip, torch.bfloat16, features=features)
+        assert report.problems(RECORDED) == [] and report.wgmma + report.mma > 0
+    assert aot.compile_kernel(kernel, chip, torch.float32, features="silu-64").problems(RECORDED) == []
+
+
+@pytest.mark.parametrize("chip", tuning.CHIPS)
+@pytest.mark.parametrize("kernel", ["head_merge", "linear_forward", "linear_backward", "loss"])
+def test_the_small_kernels_do_too(kernel, chip):
+    wanted = ("512", "bradley_terry-64", "plackett_luce-32", "best-512", "soft-16")
+    for arguments in aot.configurations((chip,), (torch.float32,), kernels=(kernel,), features=wanted):
+        report = aot.compile_kernel(*arguments)
+        assert report.problems(RECORDED) == [] and report.spills == 0
+
+
+@pytest.mark.parametrize("activation", ["relu", "selu", "tanh"])
+def test_the_other_activations_compile(activation):
+    for kernel in ("head_forward", "head_backward"):
+        report = aot.compile_kernel(kernel, 90, torch.bfloat16, features=f"{activation}-512")
+        assert report.problems({}) == [] and report.wgmma > 0
 
 
 def test_every_tile_is_among_what_is_compiled():
     """Head dims between those compiled are padded to the same size, and launched with the same tile."""
     for kernel in ("forward", "query_grad", "key_grad"):
         for chip in tuning.CHIPS:
-            for dtype in attention.DTYPES:
+            for dtype in launch.DTYPES:
                 compiled = {tuning.tile(kernel, dim, dtype, chip) for dim in aot.HEAD_DIMS}
                 table = tuning.TILES[kernel, dtype.itemsize * 8, chip]
                 assert compiled == set(table.values()) and max(table) == attention.MAX_HEAD_DIM

@@ -13,23 +13,21 @@ from bench import schema
 ROOT = Path(__file__).parents[1]
 
 
-def test_attention_is_measured_against_every_peer(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "bench/test_attention.py",
-        "--benchmark-only",
-        "--results",
-        str(tmp_path),
-    ]
+def run(file, folder):
+    """(result lines, what was printed) of a benchmark's file."""
+    command = [sys.executable, "-m", "pytest", file, "--benchmark-only", "--results", str(folder)]
     # A worker of pytest-xdist would have pytest-benchmark measure nothing.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     command += ["-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    lines = [json.loads(line) for line in (tmp_path / "cpu.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "cpu.jsonl").read_text().splitlines()]
     assert [schema.problems(line) for line in lines] == [[]] * len(lines)
+    return lines, done.stdout
+
+
+def test_attention_is_measured_against_every_peer(tmp_path):
+    lines, printed = run("bench/test_attention.py", tmp_path)
     measured = {(line["variant"], line["impl"], line["pass"]) for line in lines}
     both = [("yojo_isolated", "reference"), ("yojo_comparative", "reference"), ("kv_gather", "sdpa"), ("sdpa", "sdpa")]
     expected = {(*way, direction) for way in both for direction in ("forward", "backward")}
@@ -41,7 +39,15 @@ def test_attention_is_measured_against_every_peer(tmp_path):
         long_row["responses"] == 1000
         and 63_000 < long_row["prompt_tokens"] + 1000 * long_row["response_tokens"] < 65_000
     )
-    assert "yojo_isolated reference forward" in done.stdout
+    assert "yojo_isolated reference forward" in printed
+
+
+def test_head_and_losses_are_measured(tmp_path):
+    lines, _ = run("bench/test_head_loss.py", tmp_path)
+    heads = {(line["responses"], line["pass"]) for line in lines if line["bench"] == "head"}
+    assert heads == {(count, direction) for count in (4, 16) for direction in ("forward", "backward", "both")}
+    assert all(line["flops"] > 0 for line in lines if line["bench"] == "head")
+    assert sum(line["bench"] == "loss" for line in lines) == 2 * 4 * 2
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,26 @@ def implementations(device=None):
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     usual = AttentionCall(device, torch.bfloat16, 128)
-    plain = ("reference", "plain PyTorch; this version has no Triton kernel for it")
+    hidden, scores = (torch.empty(0, dtype=dtype, device=device) for dtype in (torch.bfloat16, torch.float32))
     return {
         "multi_response_attention": choose_attention(usual),
         "multi_response_attention, causal rows": choose_attention(dataclasses.replace(usual, causal=True)),
-        "score_head": plain,
-        "listwise_loss": plain,
+        "score_head": choose("head", hidden, scores),
+        "listwise_loss": choose("loss", scores, scores),
     }
+
+
+def choose(module, *tensors):
+    """(implementation, reason) of `score_head` ("head") and `listwise_loss` ("loss") under impl="auto"."""
+    kernels = _kernels(module)
+    if isinstance(kernels, str):
+        return "reference", f"plain PyTorch; {kernels}"
+    if kernels.launch.INTERPRETED:
+        return "reference", "plain PyTorch; the Triton kernel is interpreted here: ask for it with impl='triton'"
+    reason = kernels.obstacle(*tensors)
+    if reason is not None:
+        return "reference", f"plain PyTorch; the Triton kernel cannot run: {reason}"
+    return "triton", "the Triton kernel"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +85,10 @@ def choose_attention(call):
       measured to be faster: their backward does not give the same bits twice.
     - "triton" for everything else.
     """
-    kernels = _attention()
+    kernels = _kernels("attention")
     if isinstance(kernels, str):
         return "reference", f"plain PyTorch; {kernels}"
-    if kernels.INTERPRETED:
+    if kernels.launch.INTERPRETED:
         return "reference", "plain PyTorch; the Triton kernel is interpreted here: ask for it with impl='triton'"
     reason = kernels.obstacle(call.device, call.dtype, call.head_dim)
     if reason is not None:
@@ -103,13 +116,19 @@ def choose_attention(call):
     return "triton", "the Triton kernel: torch's SDPA takes rows of one sample"
 
 
-def _attention():
-    """The module of the kernels, or why it cannot be had: Triton has no wheels for some systems."""
+def _kernels(module):
+    """A module of kernels, or why it cannot be had: Triton has no wheels for some systems."""
     try:
-        from yojo_kernels import attention
+        # Imports by name: torch.compile follows those, and not importlib's functions.
+        if module == "attention":
+            from yojo_kernels import attention as kernels
+        elif module == "head":
+            from yojo_kernels import head as kernels
+        else:
+            from yojo_kernels import loss as kernels
     except ImportError as error:
         return f"the Triton kernel cannot be imported: {error}"
-    return attention
+    return kernels
 
 
 def multi_response_attention(
@@ -139,8 +158,7 @@ def multi_response_attention(
         TypeError: an argument of the wrong type, or dtypes that differ.
         ValueError: shapes, devices or options that do not fit; an `impl` that cannot run here.
     """
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+    _check_impl(impl)
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         _check_float(name, tensor, 3, "[tokens, heads, head dim]")
         if tensor.dtype != query.dtype:
@@ -224,7 +242,8 @@ def score_head(hidden, rows, weight1, bias1, weight2, bias2, *, activation="silu
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes or devices that do not fit, an unknown activation, a row out of range (looked at only where
-            that costs no device synchronisation, that is on the CPU).
+            that costs no device synchronisation, that is on the CPU; on a GPU the kernel gives such a row the score
+            NaN), an `impl` that cannot run here.
     """
     _check_float("hidden", hidden, 2, "[tokens, hidden]")
     _check_integers("rows", rows, hidden.device)
@@ -253,8 +272,9 @@ def score_head(hidden, rows, weight1, bias1, weight2, bias2, *, activation="silu
         raise ValueError(f"scale must be above 0, got {scale}")
     if _can_look_at(rows) and rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= hidden.shape[0]):
         raise ValueError(f"rows must lie in 0 <= row < {hidden.shape[0]}, got {int(rows.min())} to {int(rows.max())}")
-    _check_impl(impl, "score_head")
-    return reference.score_head(hidden, rows, weight1, bias1, weight2, bias2, activation=activation, scale=scale)
+    _check_impl(impl)
+    module = _pick(impl, "head", "score_head", hidden, weight1, bias1, weight2, bias2)
+    return module.score_head(hidden, rows, weight1, bias1, weight2, bias2, activation=activation, scale=scale)
 
 
 def listwise_loss(scores, rankings, offsets, *, kind="best", reduction="mean", impl="auto"):
@@ -270,7 +290,8 @@ def listwise_loss(scores, rankings, offsets, *, kind="best", reduction="mean", i
 
     Args:
         scores: [M] float.
-        rankings: [M] int64, 1 = best, ties allowed; for "soft" float [M], at least 0 and 1 in sum over each sample.
+        rankings: [M] int64, 1 = best, ties allowed; for "soft" float [M], at least 0 and 1 in sum over each sample,
+            constants: no gradient flows to them.
         offsets: [S + 1] int32, ascending from 0 to M; sample s owns scores[offsets[s]:offsets[s + 1]].
         kind: "best", "plackett_luce", "bradley_terry" or "soft".
         reduction: "mean" or "sum" over the samples, or "none".
@@ -284,7 +305,8 @@ def listwise_loss(scores, rankings, offsets, *, kind="best", reduction="mean", i
         TypeError: an argument of the wrong type or dtype.
         ValueError: unknown kind or reduction, shapes that do not fit; and, looked at only where that costs no device
             synchronisation (on the CPU): offsets that do not ascend from 0 to M, a sample without responses,
-            rankings below 1, targets that are negative or do not sum to 1.
+            rankings below 1, targets that are negative or do not sum to 1. On a GPU the kernel gives such a sample the
+            loss NaN.
     """
     if kind not in LOSS_KINDS:
         raise ValueError(f"kind must be one of {', '.join(LOSS_KINDS)}, got {kind!r}")
@@ -302,6 +324,8 @@ def listwise_loss(scores, rankings, offsets, *, kind="best", reduction="mean", i
         _check_integers("rankings", rankings, scores.device)
     if rankings.shape != scores.shape:
         raise ValueError(f"rankings must have the shape of scores, {list(scores.shape)}, got {list(rankings.shape)}")
+    if rankings.requires_grad:
+        raise ValueError("rankings (the targets of kind 'soft') are constants of the loss: pass rankings.detach()")
     if _can_look_at(offsets):
         lengths = offsets[1:] - offsets[:-1]
         if int(offsets[0]) != 0 or int(offsets[-1]) != scores.shape[0] or bool((lengths < 0).any()):
@@ -309,9 +333,9 @@ def listwise_loss(scores, rankings, offsets, *, kind="best", reduction="mean", i
         if bool((lengths == 0).any()):
             raise ValueError(f"sample {int((lengths == 0).nonzero()[0])} has no responses")
         _check_rankings(rankings, lengths, kind)
-    _check_impl(impl, "listwise_loss")
-    losses = reference.listwise_loss(scores, rankings, offsets, kind=kind)
-    return {"mean": losses.mean, "sum": losses.sum, "none": losses.clone}[reduction]()
+    _check_impl(impl)
+    module = _pick(impl, "loss", "listwise_loss", scores, rankings)
+    return module.listwise_loss(scores, rankings, offsets, kind=kind, reduction=reduction)
 
 
 def _check_rankings(rankings, lengths, kind):
@@ -361,17 +385,28 @@ def _attention_implementation(name, query):
         from yojo_kernels import causal
 
         return getattr(causal, name)
-    kernels = _attention()
-    reason = kernels if isinstance(kernels, str) else kernels.obstacle(query.device, query.dtype, query.shape[2])
+    arguments = query.device, query.dtype, query.shape[2]
+    return _triton("attention", "multi_response_attention", *arguments).multi_response_attention
+
+
+def _pick(impl, module, name, *tensors):
+    """The module that computes score_head or listwise_loss: `reference`, or the kernels."""
+    if impl == "auto":
+        impl, reason = choose(module, *tensors)
+        if not torch.compiler.is_compiling():
+            log.debug("%s: %s (%s)", name, impl, reason)
+    return reference if impl == "reference" else _triton(module, name, *tensors)
+
+
+def _triton(module, name, *arguments):
+    """The module of the kernels, or the error of impl="triton" where they cannot run."""
+    kernels = _kernels(module)
+    reason = kernels if isinstance(kernels, str) else kernels.obstacle(*arguments)
     if reason is not None:
-        raise ValueError(f"impl='triton' cannot run multi_response_attention: {reason}; use 'auto' or 'reference'")
-    return kernels.multi_response_attention
+        raise ValueError(f"impl='triton' cannot run {name}: {reason}; use 'auto' or 'reference'")
+    return kernels
 
 
-def _check_impl(impl, name):
+def _check_impl(impl):
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
-    if impl == "triton":
-        raise ValueError(
-            f"impl='triton' cannot run {name}: this version has no Triton kernel for it; use 'auto' or 'reference'"
-        )

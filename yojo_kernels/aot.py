@@ -1,6 +1,7 @@
-"""Compiles every attention kernel for every chip without a GPU and reads off what the compiler made of it.
+"""Compiles every kernel for every chip without a GPU and reads off what the compiler made of it.
 
     python -m yojo_kernels.aot [--json FILE] [--chips 90 100] [--head-dims 64 128] [--dtypes bfloat16] [--jobs N]
+    python -m yojo_kernels.aot --kernels head_forward head_backward loss
     python -m yojo_kernels.aot --record     # after a change of kernels or tiles: write spills.json anew
 
 One line per kernel, chip, dtype, head dim and set of features: registers and shared memory of a program, instructions
@@ -27,17 +28,23 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from yojo_kernels import attention, tuning
+from yojo_kernels import attention, head, launch, loss, tuning
 
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 192, 256)
-KERNELS = ("forward", "query_grad", "key_grad", "sum")
+ATTENTION_KERNELS = ("forward", "query_grad", "key_grad", "sum")
+HEAD_KERNELS = ("head_forward", "head_backward", "head_merge", "linear_forward", "linear_backward")
+KERNELS = (*ATTENTION_KERNELS, *HEAD_KERNELS, "loss")
 FEATURES = {
     "plain": {},
     "all": {"HAS_BLOCKS": True, "HAS_WINDOW": True, "HAS_SOFTCAP": True, "HAS_LSE_GRAD": True},
 }
+ACTIVATIONS = ("silu", "gelu")  # the usual one, and the one with the most instructions
+LOSS_KINDS = {"best": False, "soft": False, "plackett_luce": True, "bradley_terry": True}  # whether pairs are compared
 DTYPE_NAMES = ("bfloat16", "float16", "float32")
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 FLOATS = ("lse", "dlse", "stats", "pieces")
+HEAD_FLOATS = ("scores", "grad_scores", "pre", "partials", "merged")
+WEIGHTS = ("weight1", "bias1", "weight2", "bias2", "grad_weight1", "grad_bias1", "grad_weight2", "grad_bias2")
 RECORD = pathlib.Path(__file__).with_name("spills.json")
 TABLES = ("tiles", "items", "sums", "bounds", "position", "block")
 
@@ -47,8 +54,9 @@ class Report:
     """What the compiler made of one kernel in one configuration.
 
     Attributes:
-        kernel, chip, dtype, head_dim, features: which one; the chip as its compute capability, 90 for sm_90.
-        tile: rows of queries, rows of keys, warps, stages.
+        kernel, chip, dtype, head_dim, features: which one; the chip as its compute capability, 90 for sm_90; the head
+            dim is 0 for kernels of the value head and the loss.
+        tile: sizes of a program's tile (rows of queries and of keys for attention), warps, stages.
         registers: registers of a thread.
         spills: instructions that move a register to or from local memory.
         loop_spills: those among them inside an innermost loop that multiplies matrices.
@@ -61,7 +69,7 @@ class Report:
     dtype: str
     head_dim: int
     features: str
-    tile: tuple[int, int, int, int]
+    tile: tuple[int, ...]
     registers: int
     spills: int
     loop_spills: int
@@ -84,14 +92,17 @@ class Report:
         found = []
         if recorded is not None and self.spills > recorded.get(self.name, 0):
             found.append(f"{self.spills} spill instructions, {recorded.get(self.name, 0)} are recorded")
-        if self.kernel == "forward" and self.spills:
+        if self.kernel.endswith("forward") and self.spills:
             found.append(f"the forward kernel spills ({self.spills} instructions)")
         if self.loop_spills:
             found.append(f"{self.loop_spills} spill instructions inside an inner loop")
         if self.shared > tuning.SHARED_MEMORY[self.chip]:
             found.append(f"{self.shared} bytes of shared memory; the chip has {tuning.SHARED_MEMORY[self.chip]}")
-        if self.kernel != "sum" and self.dtype != "float32":
-            if self.chip == 90 and not self.wgmma:
+        multiplies = self.kernel in ("forward", "query_grad", "key_grad", "head_forward", "head_backward")
+        if multiplies and self.dtype == "float16" and self.kernel in HEAD_KERNELS:
+            multiplies = False  # computed in float32
+        if multiplies and self.dtype != "float32":
+            if self.chip == 90 and not self.wgmma and self.kernel in ATTENTION_KERNELS:
                 found.append("no wgmma instruction")
             if not self.wgmma + self.mma:
                 found.append("no tensor-core instruction")
@@ -99,55 +110,55 @@ class Report:
 
     def __str__(self):
         return (
-            f"{self.kernel:<10} sm_{self.chip:<4}{self.dtype:<9} {self.head_dim:>4} {self.features:<6}"
-            f"{'x'.join(map(str, self.tile[:2])):>8} {self.tile[2]:>5} {self.tile[3]:>6} {self.registers:>5} "
+            f"{self.kernel:<15} sm_{self.chip:<4}{self.dtype:<9} {self.head_dim:>4} {self.features:<16}"
+            f"{'x'.join(map(str, self.tile[:-2])):>10} {self.tile[-2]:>5} {self.tile[-1]:>6} {self.registers:>5} "
             f"{self.spills:>6} {self.loop_spills:>7} {self.shared / 1024:>6.0f}K {self.wgmma:>5} {self.mma:>5}"
         )
 
 
-HEADER = "kernel     chip   dtype     head feat.     tile warps stages  regs spills in loop shared wgmma   mma"
+HEADER = "kernel          chip   dtype     head features              tile warps stages  regs spills in loop shared wgmma   mma"
 
 
-def compile_kernel(kernel, chip, dtype, head_dim, features="plain", tile=None):
+def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None):
     """Compile one kernel as it would be launched.
 
     Args:
-        kernel: "forward", "query_grad", "key_grad" or "sum".
+        kernel: one of `KERNELS`.
         chip: compute capability, 80, 90, 100 or 120.
-        dtype: bfloat16, float16 or float32.
-        head_dim: 1 to 256.
-        features: "plain", or "all" for blocks, window, soft cap and a gradient of the log-sum-exp.
-        tile: `tuning.Tile` to try instead of the one of the tables.
+        dtype: bfloat16, float16 or float32; of the hidden states for the value head, whose weights are float32.
+        head_dim: 1 to 256 for attention; else 0.
+        features: for attention "plain", or "all" for blocks, window, soft cap and a gradient of the log-sum-exp; for
+            the value head and the loss one of `features_of(kernel)`.
+        tile: `tuning.Tile` or `tuning.HeadTile` to try instead of the one of the tables.
 
     Returns:
         `Report`.
     """
-    if attention.INTERPRETED:
+    if launch.INTERPRETED:
         raise RuntimeError("kernels are interpreted (TRITON_INTERPRET=1) and cannot be compiled: unset it")
-    tile = tile or tuning.tile("key_grad" if kernel == "sum" else kernel, head_dim, dtype, chip)
-    launch = attention.constants(head_dim, tile)
-    num_warps, num_stages = launch.pop("num_warps"), launch.pop("num_stages")
-    if kernel == "sum":
-        num_warps = attention.SUM_WARPS
-    constants = {**launch, "HAS_LSE_GRAD": False, "RELOAD": attention.reloads(dtype, head_dim), **FEATURES[features]}
-    function = getattr(attention, f"{kernel}_kernel")
+    if kernel in HEAD_KERNELS:
+        module, (constants, sizes), pointers = head, _head_launch(kernel, dtype, features, tile), _head_pointer
+    elif kernel == "loss":
+        module, (constants, sizes), pointers = loss, _loss_launch(features), _loss_pointer(features)
+    else:
+        module, (constants, sizes) = attention, _attention_launch(kernel, chip, dtype, head_dim, features, tile)
+        pointers = _attention_pointer
+    num_warps, num_stages = constants.pop("num_warps"), constants.pop("num_stages", 3)
+    function = getattr(module, f"{kernel}_kernel")
     signature, constexprs, attributes = {}, {}, {}
     for index, name in enumerate(function.arg_names):
         if name in constants:
             signature[name], constexprs[index,] = "constexpr", constants[name]
             continue
-        if name in TABLES:
-            signature[name] = "*i32"
-        elif name in FLOATS:
-            signature[name] = "*fp32"
-        elif name in ("scale", "softcap"):
+        if name in ("scale", "softcap"):
             signature[name] = "fp32"
-        elif name.startswith(("stride_", "num_")) or name in ("group", "window", "zero"):
+        elif name.startswith(("stride_", "num_")) or name in ("group", "window", "zero", "H", "K"):
             signature[name] = "i32"
         else:
-            signature[name] = POINTERS[dtype]
-        # Tensors as models hand them over: aligned to 16 bytes, strides multiples of 16 entries.
-        if signature[name].startswith("*") or name.startswith("stride_"):
+            signature[name] = pointers(name, dtype)
+        # Tensors as models hand them over: aligned to 16 bytes, strides and sizes multiples of 16 entries.
+        aligned = name.startswith("stride_") and name != "stride_grad"
+        if signature[name].startswith("*") or aligned or name in ("H", "K"):
             attributes[index,] = [["tt.divisibility", 16]]
     compiled = triton.compile(
         ASTSource(function, signature, constexprs, attributes),
@@ -164,7 +175,7 @@ def compile_kernel(kernel, chip, dtype, head_dim, features="plain", tile=None):
         dtype=str(dtype).removeprefix("torch."),
         head_dim=head_dim,
         features=features,
-        tile=(tile.block_m, tile.block_n, num_warps, num_stages),
+        tile=(*sizes, num_warps, num_stages),
         registers=int(registers.group(1)),
         spills=sum(map(_is_spill, instructions)),
         loop_spills=sum(_is_spill(line) for body in loops for line in body),
@@ -172,6 +183,55 @@ def compile_kernel(kernel, chip, dtype, head_dim, features="plain", tile=None):
         wgmma=sum(bool(re.search(r"\b[A-Z]*GMMA\b", line)) for line in instructions),
         mma=sum(bool(re.search(r"\b(HMMA|UTC\w*MMA|QMMA)\b", line)) for line in instructions),
     )
+
+
+def _attention_launch(kernel, chip, dtype, head_dim, features, tile):
+    """(what a kernel is compiled for, sizes of its tile)."""
+    tile = tile or tuning.tile("key_grad" if kernel == "sum" else kernel, head_dim, dtype, chip)
+    constants = attention.constants(head_dim, tile)
+    if kernel == "sum":
+        constants["num_warps"] = attention.SUM_WARPS
+    constants |= {"HAS_LSE_GRAD": False, "RELOAD": attention.reloads(dtype, head_dim), **FEATURES[features]}
+    return constants, (tile.block_m, tile.block_n)
+
+
+def _attention_pointer(name, dtype):
+    return "*i32" if name in TABLES else "*fp32" if name in FLOATS else POINTERS[dtype]
+
+
+def _head_launch(kernel, dtype, features, tile):
+    *activation, readings = features.split("-")
+    in_weight, in_gradient = head.terms(dtype, torch.float32)
+    on_tensor_cores = kernel in ("head_forward", "head_backward") and in_weight > 0
+    tile = tile or tuning.bucket(tuning.HEAD_TILES[kernel, on_tensor_cores], int(readings))
+    constants = head.constants(tile, activation[0] if activation else None) | {
+        "HAS_BIAS1": True,
+        "HAS_BIAS2": True,
+        "SAVE": True,
+        "TERMS": in_weight if kernel == "head_forward" else in_gradient,
+        "PRECISION": head.precision(dtype),
+        "FILL": head.FILL,
+    }
+    return constants, tile[:3]
+
+
+def _head_pointer(name, dtype):
+    if name in HEAD_FLOATS or name in WEIGHTS:
+        return "*fp32"
+    return {"rows": "*i64", "arrived": "*i32", "first": "*i8"}.get(name, POINTERS[dtype])
+
+
+def _loss_launch(features):
+    kind, size = features.split("-")
+    block, num_warps = tuning.LOSS_BLOCKS[LOSS_KINDS[kind]][int(size)]
+    constants = {"KIND": kind, "REDUCTION": "mean", "BLOCK": block, "SUM_BLOCK": loss.SUM_BLOCK}
+    return constants | {"num_warps": num_warps, "num_stages": 1}, (block, block)
+
+
+def _loss_pointer(features):
+    targets = "*fp32" if features.startswith("soft") else "*i64"
+    types = {"rankings": targets, "offsets": "*i32", "arrived": "*i32"}
+    return lambda name, dtype: types.get(name, POINTERS[dtype])
 
 
 def recorded_spills():
@@ -216,17 +276,31 @@ def _inner_loops(instructions):
     return [instructions[start : end + 1] for start, end in inner]
 
 
-def configurations(
-    chips=tuning.CHIPS, dtypes=attention.DTYPES, head_dims=HEAD_DIMS, kernels=KERNELS, features=tuple(FEATURES)
-):
-    """Arguments of `compile_kernel` for all that can be launched, once each."""
+def features_of(kernel):
+    """The sets of features that a kernel is compiled for: names."""
+    if kernel == "sum":
+        return ("plain",)
+    if kernel in ATTENTION_KERNELS:
+        return tuple(FEATURES)
+    if kernel == "loss":
+        return tuple(f"{kind}-{size}" for kind, pairs in LOSS_KINDS.items() for size in tuning.LOSS_BLOCKS[pairs])
+    sizes = dict.fromkeys(size for (name, _), tiles in tuning.HEAD_TILES.items() if name == kernel for size in tiles)
+    if kernel in ("head_forward", "head_backward"):
+        return tuple(f"{activation}-{size}" for activation in ACTIVATIONS for size in sizes)
+    return tuple(map(str, sizes))
+
+
+def configurations(chips=tuning.CHIPS, dtypes=launch.DTYPES, head_dims=HEAD_DIMS, kernels=KERNELS, features=None):
+    """Arguments of `compile_kernel` for all that can be launched, once each; features chooses some by their names."""
     return [
         (kernel, chip, dtype, head_dim, feature)
         for kernel in kernels
         for chip in chips
         for dtype in dtypes
-        for head_dim in head_dims
-        for feature in (features if kernel != "sum" else ("plain",))
+        if kernel != "loss" or dtype == torch.float32  # scores are float32
+        for head_dim in (head_dims if kernel in ATTENTION_KERNELS else (0,))
+        for feature in features_of(kernel)
+        if features is None or feature in features or feature == "plain" == features_of(kernel)[0]
     ]
 
 
@@ -242,13 +316,13 @@ def main(argv=None):
     parser.add_argument("--head-dims", type=int, nargs="+", default=HEAD_DIMS)
     parser.add_argument("--dtypes", nargs="+", default=DTYPE_NAMES, choices=DTYPE_NAMES)
     parser.add_argument("--kernels", nargs="+", default=KERNELS, choices=KERNELS)
-    parser.add_argument("--features", nargs="+", default=tuple(FEATURES), choices=tuple(FEATURES))
+    parser.add_argument("--features", nargs="+", help="only these sets of features, such as plain or silu-16")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--record", action="store_true", help="write spills.json anew; needs all configurations")
     options = parser.parse_args(argv)
     chosen = (options.chips, options.head_dims, options.dtypes, options.kernels, options.features)
-    everything = (tuning.CHIPS, HEAD_DIMS, tuple(DTYPE_NAMES), KERNELS, tuple(FEATURES))
-    if options.record and tuple(map(tuple, chosen)) != everything:
+    everything = (tuning.CHIPS, HEAD_DIMS, tuple(DTYPE_NAMES), KERNELS, None)
+    if options.record and tuple(map(tuple, chosen[:-1])) + chosen[-1:] != everything:
         parser.error("--record needs all configurations: leave out the options that choose some")
     recorded = None if options.record else recorded_spills()
     dtypes = [getattr(torch, name) for name in options.dtypes]

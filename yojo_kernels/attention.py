@@ -7,7 +7,6 @@ gradient of the queries, one for those of keys and values, each owning its outpu
 and every launch gives the same bits.
 """
 
-import contextlib
 import math
 import weakref
 
@@ -17,11 +16,10 @@ import triton.language as tl
 from torch.utils.flop_counter import register_flop_formula
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from yojo_kernels import tuning
+from yojo_kernels import launch, tuning
 from yojo_kernels.layout import visible_to
 from yojo_kernels.tiles import KEY_COLUMNS, QUERY_COLUMNS
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MAX_HEAD_DIM = 256
 SUM_WARPS = 8
 LOG2E = tl.constexpr(math.log2(math.e))
@@ -443,18 +441,9 @@ def sum_kernel(dk, dv, pieces, sums, stride_dkt, stride_dkh, stride_dvt, stride_
 
 def obstacle(device, dtype, head_dim):
     """Why the kernels cannot run on such tensors, as half a sentence; None where they can."""
-    if dtype not in DTYPES:
-        return f"it takes bfloat16, float16 or float32, not {str(dtype).removeprefix('torch.')}"
     if head_dim > MAX_HEAD_DIM:
         return f"it takes head dims up to {MAX_HEAD_DIM}, not {head_dim}"
-    if device.type == "cuda" and torch.version.hip is None and tuning.capability(device) >= (8, 0):
-        return None
-    if device.type == "cpu" and INTERPRETED:
-        return None
-    return f"it needs an NVIDIA GPU of compute capability 8.0 or more, not {device} (TRITON_INTERPRET=1 emulates one)"
-
-
-INTERPRETED = not isinstance(sum_kernel, triton.runtime.JITFunction)
+    return launch.obstacle(device, dtype)
 
 
 def multi_response_attention(query, key, value, layout, *, scale, window=None, softcap=None):
@@ -529,7 +518,7 @@ def attention(
     tile = tuning.attention("forward", head_dim, query.dtype, query.device)
     if scale < 0:
         query, scale = -query, -scale
-    with _on(query.device):
+    with launch.on(query.device):
         forward_kernel[(tiles.shape[0] * num_heads,)](
             query, key, value, output, lse, tiles, bounds, position, position if block is None else block,
             *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
@@ -581,7 +570,7 @@ def attention_backward(
     pieces = torch.empty(
         (num_key_heads, num_slots, 2, by_key.block_n, tuning.padded(head_dim)), dtype=torch.float32, device=query.device
     )
-    with _on(query.device):
+    with launch.on(query.device):
         query_grad_kernel[(query_grad_tiles.shape[0] * num_heads,)](
             query, key, value, output, grad_output, lse, lse if grad_lse is None else grad_lse, grad_query, stats,
             query_grad_tiles, *ids,
@@ -635,11 +624,6 @@ def _backward(ctx, grad_output, grad_lse):
 
 
 attention.register_autograd(_backward, setup_context=_save)
-
-
-def _on(device):
-    """Triton launches on the current device, whichever its tensors are on."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 # ---- floating-point operations ----

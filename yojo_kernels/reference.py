@@ -61,8 +61,13 @@ def score_head(hidden, rows, weight1, bias1, weight2, bias2, *, activation="silu
         return scores[:, 0] / scale
 
 
-def listwise_loss(scores, rankings, offsets, *, kind="best"):
-    """The loss of each sample, [S]; see `yojo_kernels.listwise_loss` for the four kinds."""
+def listwise_loss(scores, rankings, offsets, *, kind="best", reduction="none"):
+    """The loss of each sample, [S], or their mean or sum; see `yojo_kernels.listwise_loss` for the four kinds."""
+    losses = _losses(scores, rankings, offsets, kind)
+    return {"mean": losses.mean, "sum": losses.sum, "none": losses.clone}[reduction]()
+
+
+def _losses(scores, rankings, offsets, kind):
     scores = scores.to(_accumulation_dtype(scores.dtype))
     num_samples = offsets.shape[0] - 1
     lengths = (offsets[1:] - offsets[:-1]).to(torch.int64)

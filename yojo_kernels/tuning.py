@@ -42,6 +42,37 @@ TILES = {
     **{("key_grad", 32, chip): {64: Tile(16, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
 }  # fmt: skip
 
+
+class HeadTile(typing.NamedTuple):
+    """How a kernel of the value head is launched: readings, hidden units, entries of hidden states; warps, stages."""
+
+    block_m: int
+    block_k: int
+    block_h: int
+    num_warps: int
+    num_stages: int
+
+
+# (kernel, whether products run on tensor cores) -> {most readings: tile}; the last one takes all that are more. None of
+# these has been timed yet. Few readings are bound by reading weight1 once, so its units are spread over many programs.
+HEAD_TILES = {
+    ("head_forward", True): {16: HeadTile(16, 16, 128, 4, 3), 64: HeadTile(64, 16, 64, 8, 3), 512: HeadTile(64, 64, 64, 4, 3)},
+    ("head_forward", False): {16: HeadTile(16, 16, 64, 4, 2), 64: HeadTile(32, 32, 32, 4, 2)},
+    ("head_backward", True): {16: HeadTile(16, 64, 64, 4, 2), 512: HeadTile(64, 64, 32, 8, 2)},
+    ("head_backward", False): {16: HeadTile(16, 32, 32, 4, 1), 64: HeadTile(32, 32, 32, 4, 1)},
+    ("linear_forward", False): {16: HeadTile(1, 0, 1024, 4, 2), 512: HeadTile(4, 0, 512, 4, 2)},
+    ("linear_backward", False): {16: HeadTile(4, 0, 128, 4, 2), 512: HeadTile(16, 0, 128, 4, 2)},
+    ("head_merge", False): {16: HeadTile(16, 0, 0, 4, 1), 512: HeadTile(64, 0, 0, 4, 1)},
+}  # fmt: skip
+HEAD_INTERPRETER = HeadTile(16, 16, 16, 1, 1)
+
+# whether the kind of loss compares pairs -> {responses of a sample on average, at most: (responses of a step, warps)};
+# not timed yet
+LOSS_BLOCKS = {
+    False: {16: (16, 1), 64: (64, 1), 512: (512, 4)},
+    True: {16: (16, 1), 32: (32, 4), 64: (64, 8)},
+}
+
 # (chip, padded head dim) -> "varlen" or "sdpa", where torch's own attention was measured to be faster than the kernel on
 # rows that are causal as they stand, forward only. Not measured on any chip yet, so the kernel takes them.
 CAUSAL = {}
@@ -85,6 +116,27 @@ def attention(kernel, head_dim, dtype, device):
     if kernel in _forced:
         return _forced[kernel]
     return tile(kernel, head_dim, dtype, chip_of(device)) if device.type == "cuda" else INTERPRETER
+
+
+def head(kernel, num_readings, device, tensor_cores=False):
+    """The tile that a kernel of the value head is launched with."""
+    if kernel in _forced:
+        return _forced[kernel]
+    if device.type != "cuda":
+        return HEAD_INTERPRETER
+    return bucket(HEAD_TILES[kernel, tensor_cores], num_readings)
+
+
+def loss(kind, num_responses, num_samples, device):
+    """(responses of a step, warps) of the loss's kernel, from how many responses a sample has on average."""
+    if device.type != "cuda":
+        return 16, 1
+    return bucket(LOSS_BLOCKS[kind in ("plackett_luce", "bradley_terry")], num_responses / num_samples)
+
+
+def bucket(table, size):
+    """The entry of the least bound that is not below size; the last one where none is."""
+    return next((entry for most, entry in table.items() if size <= most), table[max(table)])
 
 
 @contextlib.contextmanager

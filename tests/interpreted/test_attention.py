@@ -4,7 +4,7 @@ import pytest
 import torch
 from attention_cases import check, random_case, run
 
-from yojo_kernels import Layout, attention, multi_response_attention, tiles, tuning
+from yojo_kernels import Layout, attention, launch, multi_response_attention, tiles, tuning
 
 TILES = (
     tuning.Tile(16, 16, 1, 1),
@@ -23,7 +23,7 @@ def poison():
 
 
 def test_these_tests_run_the_kernels():
-    assert attention.INTERPRETED
+    assert launch.INTERPRETED
     assert torch.empty(3).isnan().all()
 
 
