@@ -17,7 +17,7 @@ class Flops:
     """Floating-point operations of a pass by part of the model; a multiplication and its addition are two.
 
     Norms, softmax, activations, rotary embeddings and the loss are not counted, as is usual: they are no matrix
-    products, and together they are below a percent.
+    products.
 
     Attributes:
         vision: the vision tower and what joins it to the decoder.
@@ -241,7 +241,7 @@ def _count(model, samples, readings, rows, passes, dense, training):
                 known[layer.pairs] = _pairs_of(layer, samples, rows, passes, dense)
             count = known[layer.pairs]
         parts[layer.part] += layer.flops * count * _times(layer, training, lowest, recomputed)
-    # The head stands in float32 weights of its own, behind everything: its input always has a gradient in training.
+    # The head is trained, whatever else is; the gradient of its input is counted even where nothing below wants it.
     parts["head"] = _head(base) * readings * (3 if training else 1)
     return Flops(**{part: round(count) for part, count in parts.items()})
 
