@@ -250,7 +250,7 @@ class Collator:
         """Lay encoded examples end to end in one row; returns the batch that `__call__` describes."""
         if not encoded:
             raise ValueError("no examples: a batch needs at least one")
-        ids, positions, blocks, branch_lengths, readings = [], [], [], [], []
+        ids, positions, blocks, branch_lengths, spans = [], [], [], [], []
         row = 0
         for item in encoded:
             ids.append(item.prompt_ids)
@@ -258,7 +258,7 @@ class Collator:
             blocks.append(torch.full_like(item.prompt_ids, -1) if item.blocks is None else item.blocks)
             row += len(item.prompt_ids)
             branches = _branches(len(item.responses), self.config)
-            rows = [[] for _ in item.responses]
+            sample = [[] for _ in item.responses]
             for branch in branches:
                 branch_ids = [token for n in branch for token in item.responses[n]]
                 ids.append(torch.tensor(branch_ids))
@@ -267,10 +267,10 @@ class Collator:
                 )
                 blocks.append(torch.full((len(branch_ids),), -1))
                 for n in branch:
+                    sample[n].append((row, row + len(item.responses[n]) - 1))
                     row += len(item.responses[n])
-                    rows[n].append(row - 1)
             branch_lengths.append([sum(len(item.responses[n]) for n in branch) for branch in branches])
-            readings.append(rows)
+            spans.append(sample)
         position_ids = torch.cat(positions, dim=1)
         batch = {
             "input_ids": torch.cat(ids)[None],
@@ -278,7 +278,7 @@ class Collator:
             "layout": Layout.build(
                 [len(item.prompt_ids) for item in encoded], branch_lengths, bidirectional=torch.cat(blocks)
             ),
-            "separators": Separators.build(readings),
+            "separators": Separators.build(spans, self.config.pooling),
             **families.join_vision([item.vision for item in encoded], self.family),
         }
         if self.family.passes_token_types:
