@@ -142,6 +142,16 @@ def test_what_one_pass_saves_grows_to_the_ratio_of_tokens():
     assert ratios[0] == 1 and ratios == sorted(ratios)
 
 
+@pytest.mark.parametrize("pooling", ["response_mean", "first_last_concat"])
+@pytest.mark.parametrize("head", ["mlp", "linear"])
+def test_a_head_that_reads_two_rows_counts_them(pooling, head):
+    model, collator = packed("llama", "isolated", pooling=pooling, head=head)
+    batch = collator.pack([collator.from_processed(*sample) for sample in list(samples_of("llama").values())[:2]])
+    with FlopCounterMode(display=False) as counter:
+        model(**batch)
+    assert counter.get_total_flops() == batch_flops(model, batch, dense=True).total
+
+
 def test_a_model_without_weights_is_enough():
     config = tiny.build("qwen3_vl").config
     with torch.device("meta"):

@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from yojo import families, vision
+from yojo import families, pooling, vision
 from yojo.config import YojoConfig
 from yojo.patch import is_patched, unwrap
 from yojo_kernels.layout import count_visible
@@ -402,4 +402,5 @@ def _running(module, skip, prefix=""):
 def _head(base):
     hidden = base.config.get_text_config().hidden_size
     config = base.yojo.config if is_patched(base) else YojoConfig()
-    return 2 * hidden if config.head == "linear" else 2 * config.head_dim * (hidden + 1)
+    inputs = pooling.width(config.pooling, hidden)
+    return 2 * inputs if config.head == "linear" else 2 * config.head_dim * (inputs + 1)
