@@ -74,9 +74,9 @@ def batch_flops(model, batch, *, single=False, dense=False, training=False):
     rows = vision.rows_of_tensors(unwrap(model).config, batch)
     passes = 1
     if single:
-        if rows is not None and layout.num_samples > 1:
+        if rows is not None and separators.num_samples > 1:
             raise ValueError(
-                f"single passes of a batch of {layout.num_samples} examples with images cannot be counted together: "
+                f"single passes of a batch of {separators.num_samples} examples with images cannot be counted together: "
                 "count a batch of each example by itself, and add"
             )
         samples, readings = _single_samples(layout, separators), separators.rows.shape[0]
@@ -166,7 +166,7 @@ def _single_samples(layout, separators):
     rows = separators.rows[:, 0].tolist()  # the first branch holds the responses in their own order
     offsets = separators.offsets.tolist()
     singles = []
-    for s, (prompt, _, blocks) in enumerate(_packed_samples(layout)):
+    for s, (prompt, _, blocks) in enumerate(_packed_samples(layout)[: separators.num_samples]):
         last = layout.sample_spans()[s][0] + prompt - 1
         for row in rows[offsets[s] : offsets[s + 1]]:
             singles.append((prompt, [row - last], blocks))
