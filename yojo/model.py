@@ -8,6 +8,7 @@ import math
 import torch
 from transformers.utils import ModelOutput
 
+from yojo import last_layer
 from yojo_kernels import listwise_loss, score_head
 
 
@@ -71,6 +72,7 @@ class Separators:
         cells: [M] int64, index of each response in the flattened [S, Nmax] scores.
         offsets: [S + 1] int32, sample s owns the responses offsets[s]:offsets[s + 1].
         width: Nmax, the most responses any sample has.
+        counts: S ints, the responses of each sample; known without asking the device.
     """
 
     rows: torch.Tensor
@@ -78,6 +80,7 @@ class Separators:
     cells: torch.Tensor
     offsets: torch.Tensor
     width: int
+    counts: tuple[int, ...]
 
     @staticmethod
     def build(readings, device=None):
@@ -95,6 +98,7 @@ class Separators:
             cells=torch.tensor(cells, device=device),
             offsets=torch.tensor([0, *counts], device=device).cumsum(0).to(torch.int32),
             width=width,
+            counts=tuple(counts),
         )
 
     @property
@@ -174,12 +178,19 @@ def _score_packed(self, layout, separators, rankings, args, kwargs):
         if name in kwargs:
             raise ValueError(f"{name} has no meaning for a packed row of responses; leave it out")
     input_ids = kwargs["input_ids"]
-    layout, separators = layout.to(input_ids.device).for_one_pass(), separators.to(input_ids.device)
+    device = input_ids.device  # a blocking copy would wait until the device has done all it was given before
+    layout = layout.to(device, non_blocking=True).for_one_pass()
+    separators = separators.to(device, non_blocking=True)
     # A 4-D mask is handed down as it is, so no L x L mask is ever built. Every layer reads the layout instead; one
     # that did not would turn the scores into NaN, or be caught by the attention function.
     mask = torch.full((1, 1, 1, 1), float("nan"), dtype=self.dtype, device=input_ids.device)
-    hidden = _hidden_states(self, {**kwargs, "attention_mask": mask, "layout": layout})[0]
-    readings = self.score(hidden, separators.rows.flatten()).view(separators.rows.shape)
+    rows = separators.rows.flatten()
+    counts = [count * separators.rows.shape[1] for count in separators.counts]
+    few = last_layer.request(self, rows, counts, layout.num_tokens)
+    hidden = _hidden_states(self, {**kwargs, "attention_mask": mask, "layout": layout, **few})[0]
+    if hidden.shape[0] != layout.num_tokens:  # the rows that are read, and no others
+        rows = torch.arange(rows.shape[0], device=rows.device)
+    readings = self.score(hidden, rows).view(separators.rows.shape)
     scores = (readings * separators.weights).sum(dim=1)
     return _output(self, scores, separators, rankings)
 
@@ -250,7 +261,7 @@ def _output(self, scores, separators, rankings):
                 f"rankings must have shape [{separators.num_samples}, {separators.width}], samples by responses, got "
                 f"{list(rankings.shape)}"
             )
-        flat = rankings.to(scores.device)[:, : separators.width].flatten()[separators.cells]
+        flat = rankings.to(scores.device, non_blocking=True)[:, : separators.width].flatten()[separators.cells]
         loss = listwise_loss(scores, flat, separators.offsets, kind=self.yojo.config.loss)
     table = scores.new_full((separators.num_samples * separators.width,), float("-inf"))
     table = table.scatter(0, separators.cells, scores)
