@@ -14,7 +14,6 @@ The scores of every step are checked against those of the first before it is tim
 """
 
 import contextlib
-import copy
 import functools
 import sys
 
@@ -27,7 +26,7 @@ from bench.timing import figures, measure, peak_bytes
 from yojo.flops import scoring_flops
 from yojo.graphs import BUCKET
 from yojo.model import Separators
-from yojo_kernels import Layout, launch, reference, score_head
+from yojo_kernels import Layout, score_head
 
 # prompt tokens, responses, response tokens (the separator among them)
 ROWS = {"cuda": [(256, 4, 64), (1024, 4, 128), (2048, 16, 128), (6144, 16, 128), (7168, 64, 16)], "cpu": [(20, 3, 6)]}
@@ -39,8 +38,15 @@ QWEN3_VL_4B = dict(vocab_size=151936, hidden_size=2560, intermediate_size=9728, 
                    num_attention_heads=32, num_key_value_heads=8, head_dim=128, max_position_embeddings=262144,
                    rope_parameters=dict(rope_type="default", rope_theta=5e6, mrope_section=[24, 20, 20], mrope_interleaved=True),
                    tie_word_embeddings=True)  # fmt: skip
-VISION = dict(depth=1, hidden_size=16, intermediate_size=24, num_heads=2, patch_size=4, num_position_embeddings=16,
-              deepstack_visual_indexes=[])  # fmt: skip; never run: the rows are text
+VISION = dict(
+    depth=1,
+    hidden_size=16,
+    intermediate_size=24,
+    num_heads=2,
+    patch_size=4,
+    num_position_embeddings=16,
+    deepstack_visual_indexes=[],
+)  # fmt: skip; never run: the rows are text
 
 
 def pytest_generate_tests(metafunc):

@@ -74,10 +74,14 @@ def test_attention_is_that_of_the_visible_pairs(family):
         for row in rows_of(family):
             batch = collator.pack([collator.from_processed(*samples[name]) for name in row])
             expected = 0
-            for layer in model.get_decoder().layers:
+            layers = model.get_decoder().layers
+            for layer in layers:
                 attention = layer.self_attn
                 window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
-                pairs = int(batch["layout"].visible(window).sum())
+                visible = batch["layout"].visible(window)
+                if layer is layers[-1]:  # for the rows that are read alone
+                    visible = visible[batch["separators"].read]
+                pairs = int(visible.sum())
                 expected += 4 * pairs * text_config.num_attention_heads * attention.head_dim
             assert batch_flops(model, batch).attention == expected
 
@@ -127,8 +131,21 @@ def test_numbers_alone_give_the_same(family):
 
 def test_molmo2s_numbers_count_its_image_tokens_as_one_block():
     model, _ = patched("molmo2")
+    model.yojo.whole_last_layer = "counted by hand"
     apart = scoring_flops(model, 50, [5], images=[(1, 4, 4)]).attention
     assert scoring_flops(model, 50, [5], images=[(3, 4, 4)]).attention - apart == 2 * 4 * 32 * (12 * 11 - 4 * 3) // 2
+
+
+def test_the_last_layer_counts_for_the_rows_that_are_read():
+    """From numbers alone, too; about one layer's worth where few rows are read, none where too many are."""
+    model, _ = patched("llama", mode="isolated")
+    few = scoring_flops(model, 1000, [9] * 4)
+    many = scoring_flops(model, 4, [1] * 9)
+    model.yojo.whole_last_layer = "for comparison"
+    whole = scoring_flops(model, 1000, [9] * 4)
+    assert few.head == whole.head and many == scoring_flops(model, 4, [1] * 9)
+    assert few.mlp == pytest.approx(whole.mlp / 2, rel=1e-2)  # one of two layers
+    assert few.attention == pytest.approx(whole.attention / 2, rel=1e-2)
 
 
 def test_what_one_pass_saves_grows_to_the_ratio_of_tokens():
@@ -255,6 +272,7 @@ def no_pairs(model, batch):
 def test_a_training_step_with_an_adapter():
     """In the first adapted layer a few products of the count are needless: those of its inputs' and keys' gradients."""
     wrapped, collator = with_adapter("llama")
+    wrapped.get_base_model().yojo.whole_last_layer = "counted by hand"
     batch = ranked("llama", collator)
     got, forward = (batch_flops(wrapped, batch, dense=True, training=training) for training in (True, False))
     needless = batch["layout"].num_tokens * 2 * 32 * (32 + 16 + 16 + 4 + 4)
@@ -265,6 +283,7 @@ def test_a_training_step_with_an_adapter():
 
 def test_frozen_parts_have_no_backward():
     model, collator = patched("qwen3_vl", mode="isolated")
+    model.yojo.whole_last_layer = "counted by hand"
     batch = ranked("qwen3_vl", collator)
     forward = batch_flops(model, batch)
     model.requires_grad_(False)

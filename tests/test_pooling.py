@@ -177,6 +177,7 @@ def packed_spans(collator, encoded):
 @pytest.mark.parametrize("options", MODES, ids=["comparative", "isolated", "permuted"])
 def test_scores_and_gradients_are_those_of_a_loop(pooling, options):
     model, collator = patched("llama", pooling=pooling, **options)
+    model.yojo.whole_last_layer = "every row is compared"
     prompts = list(tiny.prompts("llama").values())
     lengths = ((3, 1, 6), (1,), (2, 4))  # one response has one order only: the others are filled up
     encoded = [

@@ -1,10 +1,11 @@
 """How many floating-point operations a pass takes, counted from lengths and shapes: nothing is run."""
 
+import bisect
 import dataclasses
 
 import torch
 
-from yojo import families, pooling, vision
+from yojo import families, last_layer, pooling, vision
 from yojo.config import YojoConfig
 from yojo.patch import is_patched, unwrap
 from yojo_kernels.layout import count_visible
@@ -81,9 +82,9 @@ def batch_flops(model, batch, *, single=False, dense=False, training=False):
             )
         samples, readings = _single_samples(layout, separators), separators.rows.shape[0]
         passes = readings
-    else:
-        samples, readings = _packed_samples(layout), separators.rows.numel()
-    return _count(model, samples, readings, rows, passes, dense, training)
+        return _count(model, samples, readings, rows, passes, dense, training)
+    reads = _places_in_samples(layout, separators.read.tolist())
+    return _count(model, _packed_samples(layout), separators.rows.numel(), rows, passes, dense, training, reads)
 
 
 def scoring_flops(
@@ -142,9 +143,17 @@ def scoring_flops(
 
     # Checks permutations against the mode, too.
     settings = dataclasses.replace(config, mode=mode, permutations=permutations)
-    branches = lengths if mode == "isolated" else [sum(lengths)] * len(orders(len(lengths), settings))
-    readings = len(lengths) if mode == "isolated" else len(lengths) * len(branches)
-    return _count(model, [(prompt, branches, blocks)], readings, rows, 1, dense, training)
+    found = [[length] for length in lengths]  # lengths of the responses of each branch
+    if mode == "comparative":
+        found = [[lengths[n] for n in order] for order in orders(len(lengths), settings)]
+    reads = []
+    for branch in found:
+        start = prompt
+        for length in branch:
+            reads += [(0, place) for place in pooling.rows_read(config.pooling, start, start + length - 1)]
+            start += length
+    samples = [(prompt, [sum(branch) for branch in found], blocks)]
+    return _count(model, samples, sum(map(len, found)), rows, 1, dense, training, reads)
 
 
 # ---- samples: (prompt tokens, tokens of each branch, sizes of the prompt's bidirectional blocks) ----
@@ -172,6 +181,23 @@ def _single_samples(layout, separators):
             singles.append((prompt, [row - last], blocks))
             last = row
     return singles
+
+
+def _places_in_samples(layout, rows):
+    """(sample, how many tokens of prompt and own branch come before it) of each row."""
+    segments = []  # (first row, sample, tokens before)
+    for s, (start, _) in enumerate(layout.sample_spans()):
+        segments.append((start, s, 0))
+        row = start + layout.prompt_lengths[s]
+        for length in layout.branch_lengths[s]:
+            segments.append((row, s, layout.prompt_lengths[s]))
+            row += length
+    starts = [start for start, _, _ in segments]
+    places = []
+    for row in rows:
+        start, s, before = segments[bisect.bisect_right(starts, row) - 1]
+        places.append((s, before + row - start))
+    return places
 
 
 def _blocks(family, prompt, image_tokens):
@@ -203,6 +229,7 @@ class _Product:
         flops: of one row.
         layer: index of its decoder layer; None in the vision tower.
         trains: its weight has a gradient.
+        makes: "query" or "key" (and value) for what the decoder's attention reads; None for all else.
     """
 
     part: str
@@ -210,6 +237,7 @@ class _Product:
     flops: float
     layer: int | None
     trains: bool
+    makes: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,8 +250,12 @@ class _Attention:
     layer: int | None
 
 
-def _count(model, samples, readings, rows, passes, dense, training):
-    """Sum over the layers; `rows` are the images of one pass, of which there are `passes`."""
+def _count(model, samples, readings, rows, passes, dense, training, reads=None):
+    """Sum over the layers.
+
+    `rows` are the images of one pass, of which there are `passes`; `reads` names the tokens whose final hidden states
+    are read, (sample, place among prompt and own branch), where the last layer may compute them alone.
+    """
     base = unwrap(model)
     tokens = sum(prompt + sum(branches) for prompt, branches, _ in samples)
     layers = _decoder(base)
@@ -231,16 +263,28 @@ def _count(model, samples, readings, rows, passes, dense, training):
         layers = _tower(base) + layers
     lowest = _lowest_trained(base, layers) if training else None
     recomputed = training and any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
+    if reads is not None and not (is_patched(base) and last_layer.applies(base, len(reads), tokens)):
+        reads = None
+    last = max(layer.layer for layer in layers if layer.layer is not None)
     known = {}  # pairs by window: most layers share them
     parts = dict.fromkeys(Flops.__dataclass_fields__, 0)
     for layer in layers:
+        unused = 0  # rows that are computed and never used: no backward comes to them
+        of_reads = reads is not None and layer.layer == last
         if isinstance(layer, _Product):
             count = tokens if layer.rows == "tokens" else getattr(rows, layer.rows) * passes
+            if of_reads:  # see yojo.last_layer: keys of all tokens, all else of the rows that are read
+                count, unused = {"query": (len(reads), tokens), "key": (tokens, len(reads))}.get(
+                    layer.makes, (len(reads), 0)
+                )
+        elif of_reads:
+            count = sum(_keys_of(place, samples[s], layer.pairs, dense) for s, place in reads)
         else:
             if layer.pairs not in known:
                 known[layer.pairs] = _pairs_of(layer, samples, rows, passes, dense)
             count = known[layer.pairs]
-        parts[layer.part] += layer.flops * count * _times(layer, training, lowest, recomputed)
+        times = _times(layer, training, lowest, recomputed)
+        parts[layer.part] += layer.flops * (count * times + unused * (1 + (recomputed and times > 1)))
     # The head is trained, whatever else is; the gradient of its input is counted even where nothing below wants it.
     parts["head"] = _head(base) * readings * (3 if training else 1)
     return Flops(**{part: round(count) for part, count in parts.items()})
@@ -253,6 +297,14 @@ def _pairs_of(layer, samples, rows, passes, dense):
     if dense:
         return sum((prompt + sum(branches)) ** 2 for prompt, branches, _ in samples)
     return sum(count_visible(prompt, branches, layer.pairs, blocks) for prompt, branches, blocks in samples)
+
+
+def _keys_of(place, sample, window, dense):
+    """Keys that the query at a place of prompt and own branch meets."""
+    prompt, branches, _ = sample
+    if dense:
+        return prompt + sum(branches)
+    return place + 1 if window is None else min(place + 1, window)
 
 
 def _times(layer, training, lowest, recomputed):
@@ -285,7 +337,11 @@ def _decoder(base):
     products = []
     for name, _, flops, trains in _matrices(decoder, text_config):
         part = "projections" if name.startswith(prefixes) else "mlp"
-        products.append(_Product(part, "tokens", flops, _layer_index(name), trains))
+        makes = None
+        if part == "projections":
+            inside = name.removeprefix(next(prefix for prefix in prefixes if name.startswith(prefix)))
+            makes = {"q_proj": "query", "k_proj": "key", "v_proj": "key"}.get(inside.partition(".")[0])
+        products.append(_Product(part, "tokens", flops, _layer_index(name), trains, makes))
     for name, module in attention.items():
         products.append(_decoder_attention(module, text_config, _layer_index(name)))
     return products

@@ -75,7 +75,9 @@ class RowGraphs:
             frame = self.frames.get((layout.num_tokens, layout.block is not None))
             if frame is None:  # the first row of this length runs as it is, and shows which tables it needs
                 yield layout
-                self.frames[layout.num_tokens, layout.block is not None] = _Frame([key for key in layout._tables if key[0] == "query_tiles"])
+                self.frames[layout.num_tokens, layout.block is not None] = _Frame(
+                    [key for key in layout._tables if key[0] == "query_tiles"]
+                )
                 return
             if self.plain is None:
                 self.plain = _parts(self.layers)

@@ -8,6 +8,7 @@ import math
 import torch
 from transformers.utils import ModelOutput
 
+from yojo import last_layer
 from yojo import pooling as poolings
 from yojo_kernels import listwise_loss, score_head
 
@@ -79,6 +80,7 @@ class Separators:
         cells: [M] int64, index of each response in the flattened [S, Nmax] scores.
         offsets: [S + 1] int32, sample s owns the responses offsets[s]:offsets[s + 1].
         width: Nmax, the most responses any sample has.
+        read_counts: S ints, how many of the rows that are read belong to each sample; known without asking the device.
         pooling: the pooling that tokens and lengths are for.
         tokens: [R] int64, the rows of response tokens that the pooling reads, reading after reading; None for the
             pooling "separator", which reads rows.
@@ -90,6 +92,7 @@ class Separators:
     cells: torch.Tensor
     offsets: torch.Tensor
     width: int
+    read_counts: tuple[int, ...]
     pooling: str = "separator"
     tokens: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
@@ -110,15 +113,16 @@ class Separators:
         width = max(counts)
         cells = [s * width + n for s, count in enumerate(counts) for n in range(count)]
         # A response that fewer branches hold fills the table up with its first reading, which then weighs nothing.
-        full = [response + response[:1] * (most - len(response)) for response in flat]
+        full = [[response + response[:1] * (most - len(response)) for response in sample] for sample in spans]
+        read = [[poolings.rows_read(pooling, *span) for response in sample for span in response] for sample in full]
+        readings = [rows for sample in read for rows in sample]
         tokens = lengths = None
         if pooling != "separator":
-            read = [poolings.rows_read(pooling, *span) for response in full for span in response]
-            tokens = torch.tensor([row for reading in read for row in reading], device=device)
+            tokens = torch.tensor([row for rows in readings for row in rows], device=device)
             if pooling == "response_mean":
-                lengths = torch.tensor([len(reading) for reading in read], device=device)
+                lengths = torch.tensor([len(rows) for rows in readings], device=device)
         return Separators(
-            rows=torch.tensor([[separator for _, separator in response] for response in full], device=device),
+            rows=torch.tensor([[row for _, row in response] for sample in full for response in sample], device=device),
             weights=torch.tensor(
                 [[1.0 / len(response)] * len(response) + [0.0] * (most - len(response)) for response in flat],
                 device=device,
@@ -126,6 +130,7 @@ class Separators:
             cells=torch.tensor(cells, device=device),
             offsets=torch.tensor([0, *counts], device=device).cumsum(0).to(torch.int32),
             width=width,
+            read_counts=tuple(sum(map(len, sample)) for sample in read),
             pooling=pooling,
             tokens=tokens,
             lengths=lengths,
@@ -220,12 +225,18 @@ def _score_packed(self, layout, separators, rankings, args, kwargs):
         if name in kwargs:
             raise ValueError(f"{name} has no meaning for a packed row of responses; leave it out")
     input_ids = kwargs["input_ids"]
-    layout, separators = layout.to(input_ids.device).for_one_pass(), separators.to(input_ids.device)
+    device = input_ids.device  # a blocking copy would wait until the device has done all it was given before
+    layout = layout.to(device, non_blocking=True).for_one_pass()
+    separators = separators.to(device, non_blocking=True)
     # A 4-D mask is handed down as it is, so no L x L mask is ever built. Every layer reads the layout instead; one
     # that did not would turn the scores into NaN, or be caught by the attention function.
     mask = torch.full((1, 1, 1, 1), float("nan"), dtype=self.dtype, device=input_ids.device)
-    hidden = _hidden_states(self, {**kwargs, "attention_mask": mask, "layout": layout})[0]
-    readings = self.score(hidden, separators.read, separators.lengths).view(separators.weights.shape)
+    rows = separators.read
+    few = last_layer.request(self, rows, separators.read_counts, layout)
+    hidden = _hidden_states(self, {**kwargs, "attention_mask": mask, "layout": layout, **few})[0]
+    if hidden.shape[0] != layout.num_tokens:  # the rows that are read, and no others
+        rows = torch.arange(rows.shape[0], device=rows.device)
+    readings = self.score(hidden, rows, separators.lengths).view(separators.weights.shape)
     scores = (readings * separators.weights).sum(dim=1)
     return _output(self, scores, separators, rankings)
 
@@ -315,7 +326,7 @@ def _output(self, scores, separators, rankings):
                 f"rankings must have shape [{separators.num_samples}, {separators.width}], samples by responses, got "
                 f"{list(rankings.shape)}"
             )
-        flat = rankings.to(scores.device)[:, : separators.width].flatten()[separators.cells]
+        flat = rankings.to(scores.device, non_blocking=True)[:, : separators.width].flatten()[separators.cells]
         loss = listwise_loss(scores, flat, separators.offsets, kind=self.yojo.config.loss)
     table = scores.new_full((separators.num_samples * separators.width,), float("-inf"))
     table = table.scatter(0, separators.cells, scores)

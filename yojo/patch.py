@@ -9,7 +9,7 @@ import typing
 
 import torch
 
-from yojo import families
+from yojo import families, last_layer
 from yojo.config import YojoConfig
 from yojo_kernels import multi_response_attention
 
@@ -30,6 +30,8 @@ class Patch:
         stock_vocabulary: rows of the embedding before it was resized; None if it was not.
         stock_row: the embedding of an existing row that became the separator's; None if there is none.
         set_vocab_size: whether resizing gave the model an attribute `vocab_size` that it did not have.
+        whole_last_layer: why the last layer computes rows that nobody reads; None where it does not. Setting it to
+            some text makes it compute them all, for comparison.
     """
 
     config: YojoConfig
@@ -39,6 +41,7 @@ class Patch:
     stock_vocabulary: int | None = None
     stock_row: torch.Tensor | None = None
     set_vocab_size: bool = False
+    whole_last_layer: str | None = None
 
 
 def patch(model, processor=None, **options):
@@ -92,6 +95,7 @@ def patch(model, processor=None, **options):
     base.score = ScoreHead(base.config.get_text_config().hidden_size, config).to(reference_parameter.device)
     state.stock_forward = base.__dict__.get("forward")
     base.forward = types.MethodType(scoring_forward_of(type(base)), base)
+    state.whole_last_layer = last_layer.install(base)
     base.yojo = state
     base.config.yojo = config.to_dict()
     return model
@@ -113,6 +117,7 @@ def unpatch(model):
         return model
     state = base.yojo
     _set_implementation(base, families.attention_modules(base), state.stock_attention)
+    last_layer.remove(base)
     if state.stock_row is not None:
         with torch.no_grad():
             base.get_input_embeddings().weight[state.separator_id] = state.stock_row
@@ -175,7 +180,8 @@ def attend(module, query, key, value, attention_mask, *, stock, layout=None, **k
         query: [B, Hq, T, D]; key and value: [B, Hkv, T, D]. B is 1 with a layout.
         attention_mask: whatever the model made; ignored with a layout.
         stock: name of the implementation that runs when there is no layout.
-        layout: `Layout` of the packed row, or None for ordinary inputs.
+        layout: `Layout` of the packed row, or what stands for it in the last layer (see `yojo.last_layer`), or None
+            for ordinary inputs.
         **kwargs: what the model hands its attention function: scaling, dropout, sliding_window, softcap, ...
 
     Returns:
@@ -207,6 +213,13 @@ def attend(module, query, key, value, attention_mask, *, stock, layout=None, **k
     head_dim = value.shape[-1]
     if head_dim < query.shape[-1]:  # multi-head latent attention: narrower values, filled up and cut off again
         value = torch.nn.functional.pad(value, (0, query.shape[-1] - head_dim))
+    few = {}
+    if isinstance(layout, last_layer.KeysWanted):
+        layout.take(key, value)
+    if isinstance(layout, last_layer.Reading):
+        key, value = layout.key, layout.value
+        few = {"query_rows": layout.read.rows, "query_counts": layout.read.counts}
+        layout = layout.layout
     output = multi_response_attention(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
@@ -215,6 +228,7 @@ def attend(module, query, key, value, attention_mask, *, stock, layout=None, **k
         scale=kwargs.get("scaling"),
         window=window,
         softcap=kwargs.get("softcap"),
+        **few,
     )
     return output[None, ..., :head_dim], None
 

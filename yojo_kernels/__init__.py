@@ -132,7 +132,18 @@ def _kernels(module):
 
 
 def multi_response_attention(
-    query, key, value, layout, *, scale=None, window=None, softcap=None, return_lse=False, impl="auto"
+    query,
+    key,
+    value,
+    layout,
+    *,
+    scale=None,
+    window=None,
+    softcap=None,
+    return_lse=False,
+    query_rows=None,
+    query_counts=None,
+    impl="auto",
 ):
     """Attention over a packed row in which every query sees its prompt and its own branch, never another branch.
 
@@ -148,25 +159,31 @@ def multi_response_attention(
         window: sliding window in logical positions (>= 1), or None.
         softcap: soft cap of the scores (> 0), or None.
         return_lse: also return the log-sum-exp of each query's visible scores.
+        query_rows: [M] int64, the rows of the tokens that ask, each in 0 <= row < T, in any order, also several times;
+            query is then [M, Hq, D]. None = all T in order. For few queries: plain PyTorch computes them, in float32.
+        query_counts: S ints, how many of the queries belong to each sample, where query_rows names those of the first
+            sample first and so on. Each sample is then computed alone; without them every query meets all T keys.
         impl: "reference", "triton" or "auto"; picks the execution, never the meaning.
 
     Returns:
-        [T, Hq, D] in the dtype of query; with return_lse the pair (output, lse [T, Hq] float32, or float64 for
-        float64 inputs). A token that sees nothing gets output 0 and lse -inf.
+        [T, Hq, D] ([M, Hq, D] with query_rows) in the dtype of query; with return_lse the pair (output, lse [T, Hq]
+        float32, or float64 for float64 inputs). A token that sees nothing gets output 0 and lse -inf.
 
     Raises:
         TypeError: an argument of the wrong type, or dtypes that differ.
-        ValueError: shapes, devices or options that do not fit; an `impl` that cannot run here.
+        ValueError: shapes, devices or options that do not fit; an `impl` that cannot run here; rows out of range or
+            outside their sample (looked at only where that costs no device synchronisation, that is on the CPU).
     """
     _check_impl(impl)
+    tokens, of_tokens = (query, "query") if query_rows is None else (key, "key")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         _check_float(name, tensor, 3, "[tokens, heads, head dim]")
         if tensor.dtype != query.dtype:
             raise TypeError(f"{name} must have the dtype of query, {query.dtype}, got {tensor.dtype}")
         if tensor.device != query.device:
             raise ValueError(f"{name} must be on the device of query, {query.device}, got {tensor.device}")
-        if tensor.shape[0] != query.shape[0]:
-            raise ValueError(f"{name} must have the {query.shape[0]} tokens of query, got {tensor.shape[0]}")
+        if tensor.shape[0] != tokens.shape[0] and (name != "query" or query_rows is None):
+            raise ValueError(f"{name} must have the {tokens.shape[0]} tokens of {of_tokens}, got {tensor.shape[0]}")
         if tensor.shape[2] != query.shape[2]:
             raise ValueError(f"{name} must have the head dim of query, {query.shape[2]}, got {tensor.shape[2]}")
     if key.shape[1] != value.shape[1]:
@@ -178,8 +195,8 @@ def multi_response_attention(
         )
     if not isinstance(layout, Layout):
         raise TypeError(f"layout must be a Layout (see Layout.build), got {type(layout).__name__}")
-    if layout.num_tokens != query.shape[0]:
-        raise ValueError(f"layout describes {layout.num_tokens} tokens, query has {query.shape[0]}")
+    if layout.num_tokens != tokens.shape[0]:
+        raise ValueError(f"layout describes {layout.num_tokens} tokens, {of_tokens} has {tokens.shape[0]}")
     if layout.device != query.device:
         raise ValueError(f"layout is on {layout.device}, query on {query.device}: move it with layout.to(device)")
     if query.shape[2] == 0:
@@ -197,6 +214,12 @@ def multi_response_attention(
         raise ValueError(f"softcap must be above 0, or None for no cap, got {softcap}")
     if scale is None:
         scale = 1.0 / math.sqrt(query.shape[2])
+    if query_rows is not None or query_counts is not None:
+        _check_query_rows(query, layout, query_rows, query_counts, impl)
+        output, lse = reference.attention_of_rows(
+            query, key, value, layout, query_rows, query_counts, scale=scale, window=window, softcap=softcap
+        )
+        return (output, lse) if return_lse else output
     if impl == "auto":
         compiling = torch.compiler.is_compiling()
         call = AttentionCall(
@@ -376,6 +399,35 @@ def _check_integers(name, tensor, device):
         raise ValueError(f"{name} must have 1 dimension, got shape {list(tensor.shape)}")
     if tensor.device != device:
         raise ValueError(f"{name} must be on {device}, got {tensor.device}")
+
+
+def _check_query_rows(query, layout, rows, counts, impl):
+    if rows is None:
+        raise ValueError("query_counts says how query_rows are shared among the samples: give query_rows, too")
+    _check_integers("query_rows", rows, query.device)
+    if rows.shape[0] != query.shape[0]:
+        raise ValueError(f"query_rows must name the row of each of the {query.shape[0]} queries, got {rows.shape[0]}")
+    if impl == "triton":
+        raise ValueError("impl='triton' cannot run query_rows: there is no kernel for them; use 'auto' or 'reference'")
+    if _can_look_at(rows) and rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= layout.num_tokens):
+        raise ValueError(
+            f"query_rows must lie in 0 <= row < {layout.num_tokens}, got {int(rows.min())} to {int(rows.max())}"
+        )
+    if counts is None:
+        return
+    if not isinstance(counts, (tuple, list)) or not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise TypeError(f"query_counts must be a list of ints, 0 or more, or None, got {counts!r}")
+    if len(counts) != layout.num_samples or sum(counts) != rows.shape[0]:
+        raise ValueError(
+            f"query_counts must share {rows.shape[0]} queries among {layout.num_samples} samples, got {list(counts)}"
+        )
+    if _can_look_at(rows):
+        for s, (own, (start, stop)) in enumerate(zip(rows.split(list(counts)), layout.sample_spans(), strict=True)):
+            if own.numel() and (int(own.min()) < start or int(own.max()) >= stop):
+                raise ValueError(
+                    f"query_rows of sample {s} must lie in {start} <= row < {stop}, got {int(own.min())} to "
+                    f"{int(own.max())}"
+                )
 
 
 def _attention_implementation(name, query):

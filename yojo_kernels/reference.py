@@ -3,6 +3,10 @@
 import torch
 import torch.nn.functional as F
 
+from yojo_kernels.layout import visible_to
+
+CHUNK_BYTES = 64 * 2**20  # what `attention_of_rows` makes at a time
+
 ACTIVATIONS = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -48,6 +52,69 @@ def masked_attention(query, key, value, visible, *, scale, softcap=None):
     weights = scores.softmax(dim=-1).masked_fill(blind, 0.0).to(v.dtype)
     lse = scores.logsumexp(dim=-1).masked_fill(blind[:, 0], float("-inf"))
     return (weights @ v).transpose(0, 1), lse.transpose(0, 1)
+
+
+def attention_of_rows(query, key, value, layout, rows, counts, *, scale, window=None, softcap=None):
+    """The same for the queries of some rows: query [M, Hq, D], rows [M] and counts as in the public function.
+
+    In float32 (float64 for float64) whatever the dtype, autocast or not; key heads and queries are taken a few at a
+    time, so that what is made at a time stays below `CHUNK_BYTES`.
+    """
+    if counts is None:
+        spans, counts = [(0, layout.num_tokens)], (query.shape[0],)
+    else:
+        spans = layout.sample_spans()
+    pieces, first = [], 0
+    with torch.autocast(query.device.type, enabled=False):
+        for (start, stop), count in zip(spans, counts, strict=True):
+            own, keys = slice(first, first + count), slice(start, stop)
+            first += count
+            if count:
+                pieces.append(
+                    _few_queries(query[own], key[keys], value[keys], layout, rows[own], start, scale, window, softcap)
+                )
+    if not pieces:
+        return query, query.sum(-1, dtype=_accumulation_dtype(query.dtype))  # nothing asked
+    output, lse = zip(*pieces, strict=True)
+    return torch.cat(output).to(query.dtype), torch.cat(lse)
+
+
+def _few_queries(query, key, value, layout, rows, start, scale, window, softcap):
+    """Attention of the queries of some rows to the keys from `start` on: (output [M, Hq, D], lse [M, Hq]), float32."""
+    dtype = _accumulation_dtype(query.dtype)
+    (num_queries, num_heads, head_dim), (num_keys, num_key_heads, _) = query.shape, key.shape
+    group = num_heads // num_key_heads
+    span = slice(start, start + num_keys)
+    tokens = [
+        None if ids is None else ids[span] for ids in (layout.sample, layout.branch, layout.position, layout.block)
+    ]
+    # Bytes of a key head: its keys and values, and the scores of its group of query heads.
+    size = torch.finfo(dtype).bits // 8 * num_keys
+    at_a_time = max(1, min(num_queries, (CHUNK_BYTES // size - 2 * head_dim) // group))
+    heads = max(1, CHUNK_BYTES // (size * (2 * head_dim + group * at_a_time)))
+    outputs, lses = [], []
+    for chunk in range(0, num_queries, at_a_time):
+        own = slice(chunk, chunk + at_a_time)
+        visible = visible_to(rows[own] - start, *tokens, window)  # [m, t]
+        blind = ~visible.any(dim=1, keepdim=True)  # a row of -inf alone would make NaN
+        unseen = ~(visible | blind)
+        per_head = []
+        for head in range(0, num_key_heads, heads):
+            k = key[:, head : head + heads].transpose(0, 1).to(dtype)  # [h, t, D]
+            v = value[:, head : head + heads].transpose(0, 1).to(dtype)
+            q = query[own, head * group : (head + heads) * group].transpose(0, 1).to(dtype)  # [h group, m, D]
+            q = q.reshape(k.shape[0], -1, head_dim)  # the queries of a group meet the same keys
+            scores = (q @ k.transpose(1, 2)).unflatten(1, (group, -1)) * scale  # [h, group, m, t]
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            scores = scores.masked_fill(unseen, float("-inf"))
+            weights = scores.softmax(dim=-1).masked_fill(blind, 0.0)
+            output = (weights.flatten(1, 2) @ v).reshape(k.shape[0] * group, -1, head_dim)
+            per_head.append((output, scores.logsumexp(dim=-1).masked_fill(blind[:, 0], float("-inf")).flatten(0, 1)))
+        output, lse = (torch.cat(part).transpose(0, 1) for part in zip(*per_head, strict=True))
+        outputs.append(output)
+        lses.append(lse)
+    return torch.cat(outputs), torch.cat(lses)
 
 
 def score_head(hidden, rows, weight1, bias1, weight2, bias2, *, activation="silu", scale=1.0):
