@@ -220,11 +220,12 @@ def _score_packed(self, layout, separators, rankings, args, kwargs):
         if name in kwargs:
             raise ValueError(f"{name} has no meaning for a packed row of responses; leave it out")
     input_ids = kwargs["input_ids"]
-    layout, separators = layout.to(input_ids.device).for_one_pass(), separators.to(input_ids.device)
+    layout, separators = self.yojo.fusion.begin(layout.to(input_ids.device)), separators.to(input_ids.device)
     # A 4-D mask is handed down as it is, so no L x L mask is ever built. Every layer reads the layout instead; one
     # that did not would turn the scores into NaN, or be caught by the attention function.
     mask = torch.full((1, 1, 1, 1), float("nan"), dtype=self.dtype, device=input_ids.device)
     hidden = _hidden_states(self, {**kwargs, "attention_mask": mask, "layout": layout})[0]
+    self.yojo.fusion.end(layout)
     readings = self.score(hidden, separators.read, separators.lengths).view(separators.weights.shape)
     scores = (readings * separators.weights).sum(dim=1)
     return _output(self, scores, separators, rankings)
