@@ -198,6 +198,7 @@ def info():
 
     import yojo
     import yojo_kernels
+    from yojo import fuse
 
     typer.echo(f"yojo          {yojo.__version__}")
     typer.echo(f"python        {platform.python_version()}")
@@ -218,6 +219,8 @@ def info():
         typer.echo("cuda          no device")
     for name, (implementation, reason) in yojo_kernels.implementations().items():
         typer.echo(f"{name}: {implementation} ({reason})")
+    implementation, reason = fuse.implementation()
+    typer.echo(f"decoder layers: {implementation} ({reason})")
 
 
 def _fail(message):

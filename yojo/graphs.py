@@ -10,7 +10,9 @@ layer needs while it runs, as large as the longest row asks for.
 """
 
 import contextlib
+import copy
 import dataclasses
+import functools
 import threading
 
 import torch
@@ -58,8 +60,7 @@ class RowGraphs:
 
     def __deepcopy__(self, memo):
         # Graphs hold the addresses of one model's weights: a copy of the model starts without any.
-        layers = [memo.get(id(layer), layer) for layer in self.layers]
-        return RowGraphs(layers, self.limit)
+        return RowGraphs(copy.deepcopy(self.layers, memo), self.limit)
 
     @contextlib.contextmanager
     def row(self, layout):
@@ -88,12 +89,13 @@ class RowGraphs:
             self.frame = None
             self.busy.release()
 
-    def run(self, layer, forward, hidden, kwargs):
-        """What `forward(hidden, **kwargs)` gives; from a graph where the row of this pass has one."""
-        frame = self.frame
-        if frame is None or threading.get_ident() != frame.thread:
-            return forward(hidden, **kwargs)
-        return frame.run(self.places[id(layer)], forward, hidden, kwargs, self.capture)
+    def active(self):
+        """Whether the layers of the pass that this thread is in are captured or replayed."""
+        return self.frame is not None and threading.get_ident() == self.frame.thread
+
+    def run(self, layer, forward, hidden, **kwargs):
+        """What `forward(layer, hidden, **kwargs)` gives, from a graph."""
+        return self.frame.run(self.places[id(layer)], functools.partial(forward, layer), hidden, kwargs, self.capture)
 
     def _takes(self, layout):
         tokens = layout.num_tokens

@@ -1,5 +1,6 @@
 """The patched forward, its value head and output, and `RewardModel`."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -8,8 +9,9 @@ import math
 import torch
 from transformers.utils import ModelOutput
 
-from yojo import last_layer
+from yojo import graphs, last_layer
 from yojo import pooling as poolings
+from yojo.patch import unwrap
 from yojo_kernels import listwise_loss, score_head
 
 
@@ -226,14 +228,17 @@ def _score_packed(self, layout, separators, rankings, args, kwargs):
             raise ValueError(f"{name} has no meaning for a packed row of responses; leave it out")
     input_ids = kwargs["input_ids"]
     device = input_ids.device  # a blocking copy would wait until the device has done all it was given before
-    layout = layout.to(device, non_blocking=True).for_one_pass()
-    separators = separators.to(device, non_blocking=True)
+    layout, separators = layout.to(device, non_blocking=True), separators.to(device, non_blocking=True)
     # A 4-D mask is handed down as it is, so no L x L mask is ever built. Every layer reads the layout instead; one
     # that did not would turn the scores into NaN, or be caught by the attention function.
     mask = torch.full((1, 1, 1, 1), float("nan"), dtype=self.dtype, device=input_ids.device)
     rows = separators.read
     few = last_layer.request(self, rows, separators.read_counts, layout)
-    hidden = _hidden_states(self, {**kwargs, "attention_mask": mask, "layout": layout, **few})[0]
+    fusion = self.yojo.fusion
+    with contextlib.nullcontext(layout) if fusion.graphs is None else fusion.graphs.row(layout) as layout:
+        layout = fusion.begin(layout)
+        hidden = _hidden_states(self, {**kwargs, "attention_mask": mask, "layout": layout, **few})[0]
+        fusion.end(layout)
     if hidden.shape[0] != layout.num_tokens:  # the rows that are read, and no others
         rows = torch.arange(rows.shape[0], device=rows.device)
     readings = self.score(hidden, rows, separators.lengths).view(separators.weights.shape)
@@ -411,7 +416,11 @@ class RewardModel:
         return scores
 
     def _score_row(self, encoded):
-        batch = self.collator.pack(encoded)
+        multiple = None
+        if limit := unwrap(self.model).yojo.graphs:
+            tokens = sum(item.num_tokens(self.config) for item in encoded)
+            multiple = graphs.BUCKET if graphs.bucket_of(tokens, limit) else None
+        batch = self.collator.pack(encoded, pad_to_multiple_of=multiple)
         batch.pop("rankings", None)
         device = next(self.model.parameters()).device
         batch = {name: value.to(device) for name, value in batch.items()}
