@@ -81,7 +81,7 @@ class RowGraphs:
                 )
                 return
             if self.plain is None:
-                self.plain = _parts(self.layers)
+                self.plain = _parts(self.layers) or None
             if self.plain and frame.begin(layout):
                 self.frame = frame
             yield layout
