@@ -8,7 +8,7 @@ import typing
 
 import torch
 
-from yojo import families
+from yojo import families, vision
 from yojo.model import Separators
 from yojo.patch import patched_base, separator_id_of, tokenizer_of
 from yojo_kernels import Layout
@@ -160,6 +160,7 @@ class Collator:
         self.tokenizer = tokenizer_of(processor)
         self.config = base.yojo.config
         self.family = families.family_of(base.config)
+        self.model_config = base.config
         self.positions = families.PromptPositions(base)
         self.max_length = max_length
         self.window = _shortest_window(base) if self.family.blocks is families.whole_prompt_block else None
@@ -182,7 +183,8 @@ class Collator:
 
         Returns:
             dict: input_ids [1, T] int64; position_ids [1, T], or [3, 1, T] for M-RoPE; layout (`Layout`); separators
-            (`Separators`); the processor's vision tensors; and rankings [S, Nmax] (int64, -1 = no response; float32
+            (`Separators`); the processor's vision tensors and where their features go (placeholders, a
+            `yojo.vision.Placeholders`); and rankings [S, Nmax] (int64, -1 = no response; float32
             for the loss "soft") when the examples have them.
 
         Raises:
@@ -250,9 +252,10 @@ class Collator:
         """Lay encoded examples end to end in one row; returns the batch that `__call__` describes."""
         if not encoded:
             raise ValueError("no examples: a batch needs at least one")
-        ids, positions, blocks, branch_lengths, readings = [], [], [], [], []
+        ids, positions, blocks, branch_lengths, readings, starts = [], [], [], [], [], []
         row = 0
         for item in encoded:
+            starts.append(row)
             ids.append(item.prompt_ids)
             positions.append(item.positions)
             blocks.append(torch.full_like(item.prompt_ids, -1) if item.blocks is None else item.blocks)
@@ -272,6 +275,7 @@ class Collator:
             branch_lengths.append([sum(len(item.responses[n]) for n in branch) for branch in branches])
             readings.append(rows)
         position_ids = torch.cat(positions, dim=1)
+        pixels = families.join_vision([item.vision for item in encoded], self.family)
         batch = {
             "input_ids": torch.cat(ids)[None],
             "position_ids": position_ids if position_ids.shape[0] == 1 else position_ids[:, None],
@@ -279,8 +283,12 @@ class Collator:
                 [len(item.prompt_ids) for item in encoded], branch_lengths, bidirectional=torch.cat(blocks)
             ),
             "separators": Separators.build(readings),
-            **families.join_vision([item.vision for item in encoded], self.family),
+            **pixels,
         }
+        prompts = [item.prompt_ids for item in encoded]
+        places = vision.placeholders(prompts, starts, pixels, self.family, self.model_config)
+        if places is not None:
+            batch["placeholders"] = places
         if self.family.passes_token_types:
             batch.update(self._token_types(encoded, branch_lengths))
         ranked = [item.rankings is not None for item in encoded]
