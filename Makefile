@@ -14,8 +14,9 @@ demo: $(SETUP)
 
 # One thread per worker: the models are tiny, and threads that wait for each other are slower than none.
 test: $(SETUP)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests --ignore=tests/gpu --ignore=tests/interpreted -n auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests --ignore=tests/gpu --ignore=tests/interpreted --ignore=tests/pretended -n auto --dist worksteal $(ARGS)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/interpreted -n auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/pretended -n auto --dist worksteal $(ARGS)
 
 setup: .venv/ready
 

@@ -9,7 +9,7 @@ import torch
 import yojo
 
 # Suites with a process of their own, named on the command line: see the Makefile.
-collect_ignore = ["gpu", "interpreted"]
+collect_ignore = ["gpu", "interpreted", "pretended"]
 
 
 @pytest.fixture(scope="session")

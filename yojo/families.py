@@ -38,6 +38,62 @@ def whole_prompt_block(prompt):
     return torch.zeros_like(prompt["input_ids"][0])
 
 
+def _vision_utils():
+    """transformers' functions that make the indices of vision towers, or None before it had them (5.13 or so)."""
+    try:
+        from transformers import vision_utils
+    except ImportError:
+        return None
+    return vision_utils if hasattr(vision_utils, "get_vision_attention_seqlens") else None
+
+
+def _lengths(name, offsets):
+    return {f"cu_{name}seqlens": offsets, f"max_{name}seqlen": int((offsets[1:] - offsets[:-1]).max())}
+
+
+def qwen2_vl_indices(config, grid):
+    """Indices of the vision tower for images of these sizes: what it computes itself where it gets none.
+
+    Args:
+        config: the vision config.
+        grid: [images, 3] int64, frames, height and width in patches.
+
+    Returns:
+        dict of tensors and ints; None where this version of transformers does not take them.
+    """
+    utils = _vision_utils()
+    if utils is None:
+        return None
+    positions = utils.get_vision_position_ids(grid, config.spatial_merge_size)
+    return {"position_ids": positions, **_lengths("", utils.get_vision_cu_seqlens(grid))}
+
+
+def qwen2_5_vl_indices(config, grid):
+    """Likewise, with the windows."""
+    indices = qwen2_vl_indices(config, grid)
+    if indices is None:
+        return None
+    window_index, offsets = _vision_utils().get_vision_window_index(
+        grid, config.spatial_merge_size, config.window_size, config.patch_size
+    )
+    return indices | {"window_index": window_index} | _lengths("window_", offsets)
+
+
+def qwen3_vl_indices(config, grid):
+    """Likewise, with the interpolation of learned positions."""
+    indices = qwen2_vl_indices(config, grid)
+    if indices is None:
+        return None
+    taps, weights = _vision_utils().get_vision_interpolation_indices_and_weights(
+        grid,
+        num_grid_per_side=int(config.num_position_embeddings**0.5),
+        mode="bilinear",
+        align_corners=True,
+        spatial_merge_size=config.spatial_merge_size,
+    )
+    return indices | {"interp_indices": taps, "interp_weights": weights}
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """Facts about one family of backbones.
@@ -54,6 +110,12 @@ class Family:
             model cuts off again.
         offsets: tensor name -> the name of the tensor whose entries (the product of its first two dimensions) it
             indexes; indices are shifted when prompts are joined, negative ones are left alone.
+        features: whether vision features replace the embeddings of their placeholders ("replaced") or are added to
+            them ("added"); None: the model's own forward does it, and waits for the device (see `yojo.placing`).
+        video_token: the config's name for the id of a video's placeholders.
+        sizes: names of vision tensors that the model asks for their values; they are kept on the CPU for it.
+        vision_indices: function of a vision config and a `..._grid_thw` -> dict of the keyword arguments that let the
+            vision tower do without the grid on the device, or None; None for a family without grids.
     """
 
     name: str
@@ -64,29 +126,43 @@ class Family:
     join: dict[str, int] = dataclasses.field(default_factory=dict)
     padded: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     offsets: dict[str, str] = dataclasses.field(default_factory=dict)
+    features: str | None = None
+    video_token: str = "video_token_id"
+    sizes: tuple[str, ...] = ()
+    vision_indices: object = None
 
 
+_GRIDS = {"features": "replaced", "sizes": ("image_grid_thw", "video_grid_thw")}
 _TILES = {"pixel_values": 1, "pixel_attention_mask": 1}  # [1, images, ...]: one prompt is one entry of dimension 0
 
 FAMILIES = (
-    Family("Qwen2-VL", ("qwen2_vl",)),
-    Family("Qwen2.5-VL", ("qwen2_5_vl",)),
-    Family("Qwen3-VL", ("qwen3_vl",)),
+    Family("Qwen2-VL", ("qwen2_vl",), vision_indices=qwen2_vl_indices, **_GRIDS),
+    Family("Qwen2.5-VL", ("qwen2_5_vl",), vision_indices=qwen2_5_vl_indices, **_GRIDS),
+    Family("Qwen3-VL", ("qwen3_vl",), vision_indices=qwen3_vl_indices, **_GRIDS),
     Family(
         "Molmo2",
         ("molmo2",),
         blocks=one_image_block,
         passes_token_types=True,
         offsets={"image_token_pooling": "pixel_values", "video_token_pooling": "pixel_values_videos"},
+        features="added",
+        video_token="image_token_id",
+        sizes=("image_grids", "video_grids"),
     ),
-    Family("Gemma 3", ("gemma3",), blocks=image_blocks),
+    Family("Gemma 3", ("gemma3",), blocks=image_blocks, features="replaced"),
     Family("Gemma 3 (text)", ("gemma3_text",)),
-    Family("LLaVA-OneVision", ("llava_onevision",), padded={"pixel_values": (1,)}),
-    Family("InternVL", ("internvl",)),
-    Family("SmolVLM", ("smolvlm",), join=_TILES),
-    Family("Idefics 3", ("idefics3",), join=_TILES),
-    Family("Mistral 3", ("mistral3",), padded={"pixel_values": (2, 3)}),
-    Family("PaliGemma", ("paligemma",), blocks=whole_prompt_block, first_position=1),
+    Family(
+        "LLaVA-OneVision",
+        ("llava_onevision",),
+        padded={"pixel_values": (1,)},
+        features="replaced",
+        sizes=("image_sizes", "batch_num_images"),
+    ),
+    Family("InternVL", ("internvl",), features="replaced"),
+    Family("SmolVLM", ("smolvlm",), join=_TILES, features="replaced"),
+    Family("Idefics 3", ("idefics3",), join=_TILES, features="replaced"),
+    Family("Mistral 3", ("mistral3",), padded={"pixel_values": (2, 3)}, features="replaced", sizes=("image_sizes",)),
+    Family("PaliGemma", ("paligemma",), blocks=whole_prompt_block, first_position=1, features="replaced"),
     Family("Llama", ("llama",)),
     Family("Qwen3", ("qwen3",)),
     Family("Gemma 2", ("gemma2",)),

@@ -9,7 +9,7 @@ import math
 import torch
 from transformers.utils import ModelOutput
 
-from yojo import graphs, last_layer
+from yojo import families, graphs, last_layer, placing
 from yojo import pooling as poolings
 from yojo.patch import unwrap
 from yojo_kernels import listwise_loss, score_head
@@ -165,12 +165,14 @@ class Separators:
         return dataclasses.replace(self, **{name: function(getattr(self, name)) for name in names})
 
 
-def scoring_forward(self, *args, layout=None, separators=None, rankings=None, **kwargs):
+def scoring_forward(self, *args, layout=None, separators=None, placeholders=None, rankings=None, **kwargs):
     """The forward of a patched model.
 
     Args:
         layout: `Layout` of a packed row, from `yojo.Collator`; None for ordinary inputs.
         separators: `Separators` of the packed row, from `yojo.Collator`.
+        placeholders: `Placeholders` of a packed row with images, from `yojo.Collator`; without them the model finds
+            the placeholders itself, for which it waits for the device.
         rankings: [S, Nmax], 1 = best, -1 where there is no response (float targets for the loss "soft").
         **kwargs: the model's own inputs: input_ids [1, T], position_ids, vision tensors, ...
 
@@ -179,7 +181,7 @@ def scoring_forward(self, *args, layout=None, separators=None, rankings=None, **
         the model returns.
     """
     if layout is not None:
-        return _score_packed(self, layout, separators, rankings, args, kwargs)
+        return _score_packed(self, layout, separators, placeholders, rankings, args, kwargs)
     is_separator = _separators_in(self, args, kwargs)
     if is_separator is not None:
         return _score_plain(self, is_separator, rankings, args, kwargs)
@@ -190,6 +192,9 @@ def scoring_forward(self, *args, layout=None, separators=None, rankings=None, **
         )
     stock = self.yojo.stock_forward
     return type(self).forward(self, *args, **kwargs) if stock is None else stock(*args, **kwargs)
+
+
+NEW_ARGUMENTS = ("layout", "separators", "placeholders", "rankings")
 
 
 @functools.cache
@@ -204,14 +209,14 @@ def scoring_forward_of(cls):
     function.__kwdefaults__ = scoring_forward.__kwdefaults__
     function.__doc__ = scoring_forward.__doc__
     own = inspect.signature(cls.forward)
-    extra = [inspect.signature(scoring_forward).parameters[name] for name in ("layout", "separators", "rankings")]
+    extra = [inspect.signature(scoring_forward).parameters[name] for name in NEW_ARGUMENTS]
     parameters = list(own.parameters.values())
     at = len(parameters) - 1 if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)
     function.__signature__ = own.replace(parameters=parameters[:at] + extra + parameters[at:])
     return function
 
 
-def _score_packed(self, layout, separators, rankings, args, kwargs):
+def _score_packed(self, layout, separators, placeholders, rankings, args, kwargs):
     if args:
         raise TypeError("a packed batch is passed by name: model(**batch)")
     if separators is None:
@@ -234,10 +239,12 @@ def _score_packed(self, layout, separators, rankings, args, kwargs):
     mask = torch.full((1, 1, 1, 1), float("nan"), dtype=self.dtype, device=input_ids.device)
     rows = separators.read
     few = last_layer.request(self, rows, separators.read_counts, layout)
+    if placeholders is not None:
+        placeholders = placeholders.to(device, non_blocking=True)
     fusion = self.yojo.fusion
     with contextlib.nullcontext(layout) if fusion.graphs is None else fusion.graphs.row(layout) as layout:
         layout = fusion.begin(layout)
-        hidden = _hidden_states(self, {**kwargs, "attention_mask": mask, "layout": layout, **few})[0]
+        hidden = _hidden_states(self, {**kwargs, "attention_mask": mask, "layout": layout, **few}, placeholders)[0]
         fusion.end(layout)
     if hidden.shape[0] != layout.num_tokens:  # the rows that are read, and no others
         rows = torch.arange(rows.shape[0], device=rows.device)
@@ -316,11 +323,14 @@ def _check_plain_rankings(rankings, rows, loss):
             )
 
 
-def _hidden_states(self, inputs):
+def _hidden_states(self, inputs, placeholders=None):
     """Final hidden states of the backbone alone: no vocabulary logits, no list of every layer's states."""
     inputs = {name: value for name, value in inputs.items() if name not in ("logits_to_keep", "num_items_in_batch")}
     inputs.update(use_cache=False, output_hidden_states=False, output_attentions=False, return_dict=True)
-    return self.base_model(**inputs)[0]
+    if placeholders is None or placing.is_watched(self):
+        return self.base_model(**inputs)[0]
+    backbone, inputs = placing.embed(self, inputs, placeholders, families.family_of(self.config))
+    return backbone(**inputs)[0]
 
 
 def _output(self, scores, separators, rankings):

@@ -8,7 +8,7 @@ import typing
 
 import torch
 
-from yojo import families
+from yojo import families, placing
 from yojo.model import Separators
 from yojo.patch import patched_base, separator_id_of, tokenizer_of
 from yojo_kernels import Layout
@@ -165,6 +165,7 @@ class Collator:
         self.tokenizer = tokenizer_of(processor)
         self.config = base.yojo.config
         self.family = families.family_of(base.config)
+        self.model_config = base.config
         self.positions = families.PromptPositions(base)
         self.max_length = max_length
         self.window = _shortest_window(base) if self.family.blocks is families.whole_prompt_block else None
@@ -187,7 +188,8 @@ class Collator:
 
         Returns:
             dict: input_ids [1, T] int64; position_ids [1, T], or [3, 1, T] for M-RoPE; layout (`Layout`); separators
-            (`Separators`); the processor's vision tensors; and rankings [S, Nmax] (int64, -1 = no response; float32
+            (`Separators`); the processor's vision tensors and where their features go (placeholders, a
+            `yojo.placing.Placeholders`); and rankings [S, Nmax] (int64, -1 = no response; float32
             for the loss "soft") when the examples have them.
 
         Raises:
@@ -260,9 +262,10 @@ class Collator:
         """
         if not encoded:
             raise ValueError("no examples: a batch needs at least one")
-        ids, positions, blocks, branch_lengths, spans = [], [], [], [], []
+        ids, positions, blocks, branch_lengths, spans, starts = [], [], [], [], [], []
         row = 0
         for item in encoded:
+            starts.append(row)
             ids.append(item.prompt_ids)
             positions.append(item.positions)
             blocks.append(torch.full_like(item.prompt_ids, -1) if item.blocks is None else item.blocks)
@@ -290,13 +293,18 @@ class Collator:
             prompt_lengths.append(filling)
             branch_lengths.append([])
         position_ids = torch.cat(positions, dim=1)
+        pixels = families.join_vision([item.vision for item in encoded], self.family)
         batch = {
             "input_ids": torch.cat(ids)[None],
             "position_ids": position_ids if position_ids.shape[0] == 1 else position_ids[:, None],
             "layout": Layout.build(prompt_lengths, branch_lengths, bidirectional=torch.cat(blocks)),
             "separators": Separators.build(spans, self.config.pooling),
-            **families.join_vision([item.vision for item in encoded], self.family),
+            **pixels,
         }
+        prompts = [item.prompt_ids for item in encoded]
+        places = placing.placeholders(prompts, starts, pixels, self.family, self.model_config)
+        if places is not None:
+            batch["placeholders"] = places
         if self.family.passes_token_types:
             batch.update(self._token_types(encoded, branch_lengths, filling))
         ranked = [item.rankings is not None for item in encoded]
