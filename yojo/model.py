@@ -8,7 +8,7 @@ import math
 import torch
 from transformers.utils import ModelOutput
 
-from yojo import families, last_layer, vision
+from yojo import families, last_layer, media
 from yojo_kernels import listwise_loss, score_head
 
 
@@ -257,9 +257,9 @@ def _hidden_states(self, inputs, placeholders=None):
     """Final hidden states of the backbone alone: no vocabulary logits, no list of every layer's states."""
     inputs = {name: value for name, value in inputs.items() if name not in ("logits_to_keep", "num_items_in_batch")}
     inputs.update(use_cache=False, output_hidden_states=False, output_attentions=False, return_dict=True)
-    if placeholders is None or vision.is_watched(self):
+    if placeholders is None or media.is_watched(self):
         return self.base_model(**inputs)[0]
-    backbone, inputs = vision.embed(self, inputs, placeholders, families.family_of(self.config))
+    backbone, inputs = media.embed(self, inputs, placeholders, families.family_of(self.config))
     return backbone(**inputs)[0]
 
 

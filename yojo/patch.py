@@ -9,7 +9,7 @@ import typing
 
 import torch
 
-from yojo import families, last_layer, vision
+from yojo import families, last_layer, media
 from yojo.config import YojoConfig
 from yojo_kernels import multi_response_attention
 
@@ -96,7 +96,7 @@ def patch(model, processor=None, **options):
     state.stock_forward = base.__dict__.get("forward")
     base.forward = types.MethodType(scoring_forward_of(type(base)), base)
     state.whole_last_layer = last_layer.install(base)
-    vision.install(base, families.family_of(base.config))
+    media.install(base, families.family_of(base.config))
     base.yojo = state
     base.config.yojo = config.to_dict()
     return model
@@ -119,7 +119,7 @@ def unpatch(model):
     state = base.yojo
     _set_implementation(base, families.attention_modules(base), state.stock_attention)
     last_layer.remove(base)
-    vision.remove(base)
+    media.remove(base)
     if state.stock_row is not None:
         with torch.no_grad():
             base.get_input_embeddings().weight[state.separator_id] = state.stock_row
