@@ -130,6 +130,24 @@ def comparative(family):
 
 @parametrize_families
 @torch.no_grad()
+def test_a_row_that_is_filled_up_gives_the_same_scores(family):
+    for made in (isolated, comparative):
+        model, collator, _ = made(family)
+        samples = samples_of(family)
+        for row in rows_of(family):
+            encoded = [collator.from_processed(*samples[name]) for name in row]
+            expected, batch = model(**collator.pack(encoded)).scores, collator.pack(encoded, pad_to_multiple_of=64)
+            tokens = batch["input_ids"].shape[1]
+            assert tokens % 64 == 0 and tokens > sum(item.num_tokens(collator.config) for item in encoded)
+            assert batch["layout"].num_samples == len(row) + 1
+            table = model(**batch).scores
+            assert table.shape == expected.shape and torch.equal(table.isfinite(), expected.isfinite())
+            finite = expected.isfinite()
+            assert (table - expected)[finite].abs().max() <= PARITY
+
+
+@parametrize_families
+@torch.no_grad()
 def test_isolated_equals_single_passes(family):
     model, collator, stock = isolated(family)
     samples = samples_of(family)

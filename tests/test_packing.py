@@ -304,6 +304,8 @@ def test_a_collator_needs_a_patched_model_and_its_separator(backbone, make_rewar
         yojo.Collator(processor, model)
     with pytest.raises(ValueError, match="tokenizer lacks the separator"):
         yojo.Collator(processor, make_reward_model().model)
+    with pytest.raises(ValueError, match="pad_to_multiple_of must be at least 1 or None, got 0"):
+        yojo.Collator(make_reward_model().processor, make_reward_model().model, pad_to_multiple_of=0)
     with pytest.raises(ValueError, match="max_length must be at least 1"):
         yojo.Collator(make_reward_model().processor, make_reward_model().model, max_length=0)
 

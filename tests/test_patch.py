@@ -38,7 +38,7 @@ def test_patching_twice_is_patching_once(fresh):
         ({"mood": "isolated"}, ValueError, "unknown option 'mood'; the options are mode, permutations"),
         ({"mode": "parallel"}, ValueError, "mode must be one of comparative, isolated, got 'parallel'"),
         ({"loss": "hinge"}, ValueError, "loss must be one of best"),
-        ({"pooling": "last"}, ValueError, "pooling must be one of separator, got 'last'"),
+        ({"pooling": "median"}, ValueError, "pooling must be one of separator, last, first, .*, got 'median'"),
         ({"format": "mr2rm"}, ValueError, "format must be one of yojo, got 'mr2rm'"),
         ({"permutations": 0}, ValueError, "permutations must be at least 1"),
         ({"permutations": 2.0}, TypeError, "permutations must be an int"),

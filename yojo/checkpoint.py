@@ -71,7 +71,7 @@ def save_pretrained(reward_model, path):
     (path / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
 
 
-def load_pretrained(path, *, base_model=None, dtype=None, device=None, **kwargs):
+def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None, **kwargs):
     """Load a folder that `save_pretrained` wrote.
 
     Args:
@@ -79,6 +79,7 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, **kwargs)
         base_model: for an adapter, where its base model lies if not where it was when the adapter was saved.
         dtype: torch dtype of the backbone; the one it was saved in by default. The head stays float32.
         device: where the model goes; where transformers puts it (the CPU) by default.
+        fuse: how the decoder layers run, as for `yojo.patch`; "auto" by default.
         **kwargs: handed to the model class's `from_pretrained`, such as attn_implementation or device_map.
 
     Returns:
@@ -90,7 +91,7 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, **kwargs)
     """
     import transformers
 
-    path = _local(path)
+    path = local_folder(path)
     description = _read_description(path)
     config = YojoConfig.from_dict(description["config"])
     head = _read_head(path)
@@ -117,7 +118,7 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, **kwargs)
     hidden_size = base.config.get_text_config().hidden_size
     if hidden_size != description["hidden_size"]:
         raise ValueError(f"the head was made for hidden size {description['hidden_size']}, {source} has {hidden_size}")
-    patch(base, processor, **config.to_dict())
+    patch(base, processor, fuse=fuse, **config.to_dict())
     if base.yojo.separator_id != description["separator_id"]:
         raise ValueError(
             f"the separator has id {base.yojo.separator_id} in the processor and {description['separator_id']} in "
@@ -134,7 +135,8 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, **kwargs)
     return model.eval(), processor
 
 
-def _local(path):
+def local_folder(path):
+    """The folder of a path, or of a hub name whose files are then downloaded."""
     if Path(path).is_dir():
         return Path(path)
     if Path(path).exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:

@@ -6,7 +6,15 @@ CHOICES = {
     "mode": ("comparative", "isolated"),
     "head": ("mlp", "linear"),
     "activation": ("silu", "gelu", "relu", "selu", "tanh"),
-    "pooling": ("separator",),
+    "pooling": (
+        "separator",
+        "last",
+        "first",
+        "first_last_concat",
+        "first_last_add",
+        "first_last_sub",
+        "response_mean",
+    ),
     "loss": ("best", "plackett_luce", "bradley_terry", "soft"),
     "format": ("yojo",),
 }
@@ -24,8 +32,14 @@ class YojoConfig:
         head: "mlp", Linear(H, head_dim), activation, Linear(head_dim, 1); or "linear", Linear(H, 1).
         head_dim: width of the mlp head.
         activation: of the mlp head: "silu", "gelu", "relu", "selu" or "tanh".
-        pooling: which hidden state a response is scored from; "separator", the one at its closing separator.
-        scale_scores: divide the head's output by sqrt(H).
+        pooling: which of the final hidden states a response is scored from. "separator", the one at its closing
+            separator. Or, as in the paper, those of the response's own tokens, without the separator: "last" or
+            "first", of its last or first token; "first_last_concat", both, the first one first, so that the head
+            reads 2H numbers; "first_last_add", their sum; "first_last_sub", last minus first (0 for a response of
+            one token); "response_mean", the mean over all of its tokens. What is joined is joined in float32.
+            Ordinary [B, L] inputs, which do not say where the first response begins, are scored with "separator"
+            and "last" alone.
+        scale_scores: divide the head's output by sqrt(H), with H the backbone's hidden size whatever the pooling.
         loss: "best", "plackett_luce", "bradley_terry" or "soft" (see `yojo_kernels.listwise_loss`).
         separator: the special token that closes every response.
         format: how prompt and responses become tokens; "yojo", the prompt through the chat template with the

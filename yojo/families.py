@@ -10,6 +10,7 @@ import torch
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
+SLIDES = "yojo_slides"  # attribute of a patched model's attention modules: whether the layer has a sliding window
 
 
 def _token_types(prompt):

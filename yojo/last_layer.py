@@ -12,6 +12,7 @@ import types
 
 import torch
 
+from yojo import fuse
 from yojo_kernels import Layout
 
 # Decoders whose layers treat every token alone but for their attention, and whose final norm does: tested one by one.
@@ -33,8 +34,9 @@ DECODERS = (
 LARGEST_SHARE = 1 / 4
 
 # Forward hooks that can do without an attention output that is never made: transformers' own recorders of hidden
-# states and attentions, which are not listening here, and around the whole layer, FSDP's.
-_HARMLESS_HOOKS = ("transformers.utils.output_capturing",)
+# states and attentions, which are not listening here, those of `yojo profile`, which are called all the same, and around
+# the whole layer, FSDP's.
+_HARMLESS_HOOKS = ("transformers.utils.output_capturing", "yojo.profiling")
 _HARMLESS_AROUND = (*_HARMLESS_HOOKS, "torch.distributed")
 
 
@@ -58,6 +60,9 @@ class Stop(Exception):
 class KeysWanted:
     """Stands for the layout in the layer's first run: the attention function gives it keys and values of all tokens."""
 
+    def __init__(self, device):
+        self.device = device
+
     def take(self, key, value):
         """Keep key and value, [1, Hkv, T, D], and stop the layer."""
         self.key, self.value = key, value
@@ -80,6 +85,11 @@ class Reading:
     key: torch.Tensor
     value: torch.Tensor
 
+    @property
+    def device(self):
+        """Where the tensors lie."""
+        return self.layout.device
+
 
 def install(base):
     """Give the last decoder layer of a model a forward that obeys `read_rows`.
@@ -92,7 +102,8 @@ def install(base):
     if name not in DECODERS:
         return f"{name} decoders are not known to treat every token of a layer alone but for its attention"
     layer = last_layer(base)
-    if "forward" in layer.__dict__:
+    replaced = layer.__dict__.get("forward")
+    if replaced is not None and getattr(replaced, "__func__", None) is not fuse.layer_forward:
         return "something else has replaced the forward of the last layer"
     deepstack = getattr(getattr(base.config, "vision_config", None), "deepstack_visual_indexes", None) or ()
     if len(deepstack) >= len(decoder.layers):
@@ -106,7 +117,7 @@ def remove(base):
     if base.get_decoder().config.model_type in DECODERS:
         layer = last_layer(base)
         if getattr(layer.__dict__.get("forward"), "__func__", None) is forward:
-            del layer.forward
+            del layer.forward  # `yojo.fuse` puts its own back where it is to stay
 
 
 def last_layer(base):
@@ -114,7 +125,12 @@ def last_layer(base):
     return base.get_decoder().layers[-1]
 
 
-def request(base, rows, counts, num_tokens):
+def applies(base, num_read, num_tokens):
+    """Whether the last layer of a patched model computes so few rows alone, in a row of so many tokens."""
+    return base.yojo.whole_last_layer is None and num_read <= LARGEST_SHARE * num_tokens
+
+
+def request(base, rows, counts, layout):
     """The keyword arguments that make the last layer compute these rows alone; none where it had better not.
 
     The layer may still run on all rows: the number of rows of the final hidden states says which it was.
@@ -122,13 +138,15 @@ def request(base, rows, counts, num_tokens):
     Args:
         base: the patched model.
         rows: [M] int64, the rows to read, sample by sample.
-        counts: S ints, how many of them belong to each sample.
-        num_tokens: T, tokens of the packed row.
+        counts: S ints, how many of them belong to each sample; those of a row's filling have none.
+        layout: `Layout` of the packed row.
     """
-    whole = base.yojo.whole_last_layer is not None or torch.compiler.is_compiling()
-    if whole or rows.shape[0] > LARGEST_SHARE * num_tokens or _is_watched(last_layer(base)):
+    if torch.compiler.is_compiling() or not applies(base, rows.shape[0], layout.num_tokens):
         return {}
-    return {"read_rows": ReadRows(rows, tuple(counts))}
+    if _is_watched(last_layer(base)):
+        return {}
+    filling = (0,) * (layout.num_samples - len(counts))
+    return {"read_rows": ReadRows(rows, (*counts, *filling))}
 
 
 def forward(self, hidden_states, *args, read_rows=None, **kwargs):
@@ -143,7 +161,8 @@ def forward(self, hidden_states, *args, read_rows=None, **kwargs):
         [1, M, H] with read_rows, else what the layer returns.
     """
     if read_rows is None or torch.compiler.is_compiling() or args or not _is_known(kwargs, hidden_states.shape[1]):
-        return type(self).forward(self, hidden_states, *args, **kwargs)
+        whole = fuse.layer_forward if "yojo_fusion" in self.__dict__ else type(self).forward
+        return whole(self, hidden_states, *args, **kwargs)
     if _own_forward(self) is not type(self).forward and self.gradient_checkpointing and self.training:
         # transformers checkpoints inside the class's forward: both runs belong into one checkpoint.
         run = functools.partial(_two_runs, self, read_rows=read_rows, **kwargs)
@@ -152,7 +171,9 @@ def forward(self, hidden_states, *args, read_rows=None, **kwargs):
 
 
 def _two_runs(self, hidden_states, *, read_rows, layout, **kwargs):
-    own, wanted, rows = _own_forward(self), KeysWanted(), read_rows.rows
+    own, wanted, rows = _own_forward(self), KeysWanted(layout.device), read_rows.rows
+    if "yojo_fusion" in self.__dict__ and self.yojo_fusion.of_pass(layout) == "liger":
+        own = fuse.run_liger
     try:
         own(self, hidden_states, layout=wanted, **kwargs)
     except Stop:

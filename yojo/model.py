@@ -1,5 +1,6 @@
 """The patched forward, its value head and output, and `RewardModel`."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -8,7 +9,9 @@ import math
 import torch
 from transformers.utils import ModelOutput
 
-from yojo import families, last_layer, media
+from yojo import families, graphs, last_layer, media
+from yojo import pooling as poolings
+from yojo.patch import unwrap
 from yojo_kernels import listwise_loss, score_head
 
 
@@ -26,7 +29,7 @@ class RewardOutput(ModelOutput):
 
 
 class ScoreHead(torch.nn.Module):
-    """The value head: final hidden states at the separators -> one float32 score each.
+    """The value head: final hidden states, pooled -> one float32 score per reading.
 
     Its weights are plain parameters rather than Linear layers, so that neither quantisation nor
     `LoraConfig(target_modules="all-linear")` takes hold of them.
@@ -34,9 +37,9 @@ class ScoreHead(torch.nn.Module):
 
     def __init__(self, hidden_size, config):
         super().__init__()
-        width = hidden_size
+        width = poolings.width(config.pooling, hidden_size)
         if config.head == "mlp":
-            self.weight1 = torch.nn.Parameter(torch.empty(config.head_dim, hidden_size))
+            self.weight1 = torch.nn.Parameter(torch.empty(config.head_dim, width))
             self.bias1 = torch.nn.Parameter(torch.zeros(config.head_dim))
             torch.nn.init.normal_(self.weight1, std=0.01)
             width = config.head_dim
@@ -45,11 +48,18 @@ class ScoreHead(torch.nn.Module):
         self.weight2 = torch.nn.Parameter(torch.empty(1, width))
         self.bias2 = torch.nn.Parameter(torch.zeros(1))
         torch.nn.init.normal_(self.weight2, std=0.01)
+        self.pooling = config.pooling
         self.activation = config.activation
         self.scale = math.sqrt(hidden_size) if config.scale_scores else 1.0
 
-    def forward(self, hidden, rows):
-        """Scores of the given rows: hidden [T, H], rows [M] int64 -> [M] float32."""
+    def forward(self, hidden, rows, lengths=None):
+        """Score every reading: hidden [T, H], rows [R] int64 and lengths as `Separators` has them -> [Q] float32.
+
+        With a pooling that reads one row, R = Q and the head gathers the rows itself.
+        """
+        if self.pooling not in poolings.ONE_ROW:
+            hidden = poolings.pool(hidden, rows, self.pooling, lengths)
+            rows = torch.arange(hidden.shape[0], device=hidden.device)
         return score_head(
             hidden,
             rows,
@@ -72,7 +82,11 @@ class Separators:
         cells: [M] int64, index of each response in the flattened [S, Nmax] scores.
         offsets: [S + 1] int32, sample s owns the responses offsets[s]:offsets[s + 1].
         width: Nmax, the most responses any sample has.
-        counts: S ints, the responses of each sample; known without asking the device.
+        read_counts: S ints, how many of the rows that are read belong to each sample; known without asking the device.
+        pooling: the pooling that tokens and lengths are for.
+        tokens: [R] int64, the rows of response tokens that the pooling reads, reading after reading; None for the
+            pooling "separator", which reads rows.
+        lengths: [M * K] int64, how many of them belong to each reading; None unless the pooling is "response_mean".
     """
 
     rows: torch.Tensor
@@ -80,26 +94,54 @@ class Separators:
     cells: torch.Tensor
     offsets: torch.Tensor
     width: int
-    counts: tuple[int, ...]
+    read_counts: tuple[int, ...]
+    pooling: str = "separator"
+    tokens: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
 
     @staticmethod
-    def build(readings, device=None):
-        """From, per sample and response, the list of rows its score is read at (nested lists of ints)."""
-        counts = [len(sample) for sample in readings]
-        flat = [rows for sample in readings for rows in sample]
-        most = max(len(rows) for rows in flat)
+    def build(spans, pooling="separator", device=None):
+        """From where the responses stand.
+
+        Args:
+            spans: per sample and response a list of (row of its first token, row of its separator), one pair for each
+                branch that holds it; the first may be None for the poolings of `yojo.pooling.BY_END`.
+            pooling: as in `YojoConfig`.
+            device: where the tensors go.
+        """
+        counts = [len(sample) for sample in spans]
+        flat = [response for sample in spans for response in sample]
+        most = max(map(len, flat))
         width = max(counts)
         cells = [s * width + n for s, count in enumerate(counts) for n in range(count)]
+        # A response that fewer branches hold fills the table up with its first reading, which then weighs nothing.
+        full = [[response + response[:1] * (most - len(response)) for response in sample] for sample in spans]
+        read = [[poolings.rows_read(pooling, *span) for response in sample for span in response] for sample in full]
+        readings = [rows for sample in read for rows in sample]
+        tokens = lengths = None
+        if pooling != "separator":
+            tokens = torch.tensor([row for rows in readings for row in rows], device=device)
+            if pooling == "response_mean":
+                lengths = torch.tensor([len(rows) for rows in readings], device=device)
         return Separators(
-            rows=torch.tensor([rows + rows[:1] * (most - len(rows)) for rows in flat], device=device),
+            rows=torch.tensor([[row for _, row in response] for sample in full for response in sample], device=device),
             weights=torch.tensor(
-                [[1.0 / len(rows)] * len(rows) + [0.0] * (most - len(rows)) for rows in flat], device=device
+                [[1.0 / len(response)] * len(response) + [0.0] * (most - len(response)) for response in flat],
+                device=device,
             ),
             cells=torch.tensor(cells, device=device),
             offsets=torch.tensor([0, *counts], device=device).cumsum(0).to(torch.int32),
             width=width,
-            counts=tuple(counts),
+            read_counts=tuple(sum(map(len, sample)) for sample in read),
+            pooling=pooling,
+            tokens=tokens,
+            lengths=lengths,
         )
+
+    @property
+    def read(self):
+        """[R] int64: every row of the final hidden states that is read; one may appear several times."""
+        return self.rows.flatten() if self.tokens is None else self.tokens
 
     @property
     def num_samples(self):
@@ -118,7 +160,8 @@ class Separators:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function):
-        names = ("rows", "weights", "cells", "offsets")
+        names = ["rows", "weights", "cells", "offsets"]
+        names += [name for name in ("tokens", "lengths") if getattr(self, name) is not None]
         return dataclasses.replace(self, **{name: function(getattr(self, name)) for name in names})
 
 
@@ -178,26 +221,35 @@ def _score_packed(self, layout, separators, placeholders, rankings, args, kwargs
         raise TypeError("a packed batch is passed by name: model(**batch)")
     if separators is None:
         raise TypeError("layout is given without separators: pass the whole batch of yojo.Collator, model(**batch)")
+    pooling = self.yojo.config.pooling
+    if separators.pooling != pooling:
+        raise ValueError(
+            f"the batch was made for pooling={separators.pooling!r}, the model is patched with pooling={pooling!r}: "
+            "make it with a yojo.Collator of this model"
+        )
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     for name in ("labels", "past_key_values", "inputs_embeds", "attention_mask"):
         if name in kwargs:
             raise ValueError(f"{name} has no meaning for a packed row of responses; leave it out")
     input_ids = kwargs["input_ids"]
     device = input_ids.device  # a blocking copy would wait until the device has done all it was given before
-    layout = layout.to(device, non_blocking=True).for_one_pass()
-    separators = separators.to(device, non_blocking=True)
+    layout, separators = layout.to(device, non_blocking=True), separators.to(device, non_blocking=True)
     # A 4-D mask is handed down as it is, so no L x L mask is ever built. Every layer reads the layout instead; one
     # that did not would turn the scores into NaN, or be caught by the attention function.
     mask = torch.full((1, 1, 1, 1), float("nan"), dtype=self.dtype, device=input_ids.device)
-    rows = separators.rows.flatten()
-    counts = [count * separators.rows.shape[1] for count in separators.counts]
-    few = last_layer.request(self, rows, counts, layout.num_tokens)
+    rows = separators.read
+    few = last_layer.request(self, rows, separators.read_counts, layout)
     if placeholders is not None:
         placeholders = placeholders.to(device, non_blocking=True)
-    hidden = _hidden_states(self, {**kwargs, "attention_mask": mask, "layout": layout, **few}, placeholders)[0]
+    fusion = self.yojo.fusion
+    with contextlib.nullcontext(layout) if fusion.graphs is None else fusion.graphs.row(layout) as layout:
+        layout = fusion.begin(layout)
+        inputs = {**kwargs, "attention_mask": mask, "layout": layout, **few}
+        hidden = _hidden_states(self, inputs, placeholders)[0]
+        fusion.end(layout)
     if hidden.shape[0] != layout.num_tokens:  # the rows that are read, and no others
         rows = torch.arange(rows.shape[0], device=rows.device)
-    readings = self.score(hidden, rows).view(separators.rows.shape)
+    readings = self.score(hidden, rows, separators.lengths).view(separators.weights.shape)
     scores = (readings * separators.weights).sum(dim=1)
     return _output(self, scores, separators, rankings)
 
@@ -222,6 +274,11 @@ def _score_plain(self, is_separator, rankings, args, kwargs):
             f"ordinary [B, L] inputs with separators are scored in comparative mode only, and the model is patched "
             f"with mode={config.mode!r}, permutations={config.permutations}: use yojo.Collator, which packs them"
         )
+    if config.pooling not in poolings.BY_END:
+        raise ValueError(
+            f"pooling={config.pooling!r} reads a response from its first token on, and ordinary [B, L] inputs do not "
+            f"say where the first one begins: use yojo.Collator, or {' or '.join(map(repr, poolings.BY_END))}"
+        )
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     if args:
         names = list(inspect.signature(type(self).forward).parameters)[1:]
@@ -231,14 +288,28 @@ def _score_plain(self, is_separator, rankings, args, kwargs):
             f"row {int((~is_separator.any(dim=1)).nonzero()[0])} of the batch holds no separator "
             f"{config.separator!r}: every response must be closed by one"
         )
+    if config.pooling == "last":
+        _check_no_response_is_empty(is_separator, config.separator)
     length = is_separator.shape[1]
     rows = [(b * length + found.nonzero()[:, 0]).tolist() for b, found in enumerate(is_separator)]
-    separators = Separators.build([[[at] for at in row] for row in rows], device=is_separator.device)
+    spans = [[[(None, at)] for at in row] for row in rows]
+    separators = Separators.build(spans, config.pooling, device=is_separator.device)
     if rankings is not None:
         _check_plain_rankings(rankings, rows, config.loss)
     hidden = _hidden_states(self, kwargs).flatten(0, 1)
-    scores = self.score(hidden, separators.rows[:, 0])
+    scores = self.score(hidden, separators.read)
     return _output(self, scores, separators, rankings)
+
+
+def _check_no_response_is_empty(is_separator, separator):
+    """A separator right behind another one, or at the row's start, leaves no token for the pooling "last" to read."""
+    behind = torch.nn.functional.pad(is_separator[:, :-1], (1, 0), value=True)
+    empty = (is_separator & behind).nonzero().tolist()
+    if empty:
+        raise ValueError(
+            f"row {empty[0][0]} of the batch holds an empty response: nothing stands before the separator "
+            f"{separator!r} at place {empty[0][1]}, and pooling='last' reads the token before it"
+        )
 
 
 def _check_plain_rankings(rankings, rows, loss):
@@ -356,7 +427,11 @@ class RewardModel:
         return scores
 
     def _score_row(self, encoded):
-        batch = self.collator.pack(encoded)
+        multiple = None
+        if limit := unwrap(self.model).yojo.graphs:
+            tokens = sum(item.num_tokens(self.config) for item in encoded)
+            multiple = graphs.BUCKET if graphs.bucket_of(tokens, limit) else None
+        batch = self.collator.pack(encoded, pad_to_multiple_of=multiple)
         batch.pop("rankings", None)
         device = next(self.model.parameters()).device
         batch = {name: value.to(device) for name, value in batch.items()}

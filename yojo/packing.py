@@ -147,15 +147,20 @@ class Collator:
         model: the patched model.
         max_length: the most tokens one example may take in the row (prompt and all branches), or None. A longer one
             is an error: nothing is ever cut.
+        pad_to_multiple_of: fill rows up to a multiple of so many tokens, or None: a sample of its own at the end of the
+            row, which nothing reads and no score depends on. Rows then have few different lengths.
 
     Raises:
         ValueError: a model that is not patched, or a tokenizer without the separator.
     """
 
-    def __init__(self, processor, model, max_length=None):
+    def __init__(self, processor, model, max_length=None, pad_to_multiple_of=None):
         base = patched_base(model, "Collator")
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length must be at least 1 or None, got {max_length}")
+        if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
+            raise ValueError(f"pad_to_multiple_of must be at least 1 or None, got {pad_to_multiple_of}")
+        self.pad_to_multiple_of = pad_to_multiple_of
         self.processor = processor
         self.tokenizer = tokenizer_of(processor)
         self.config = base.yojo.config
@@ -248,11 +253,16 @@ class Collator:
             )
         return encoded
 
-    def pack(self, encoded):
-        """Lay encoded examples end to end in one row; returns the batch that `__call__` describes."""
+    def pack(self, encoded, pad_to_multiple_of=None):
+        """Lay encoded examples end to end in one row; returns the batch that `__call__` describes.
+
+        Args:
+            encoded: list of `Encoded`.
+            pad_to_multiple_of: instead of the collator's own.
+        """
         if not encoded:
             raise ValueError("no examples: a batch needs at least one")
-        ids, positions, blocks, branch_lengths, readings, starts = [], [], [], [], [], []
+        ids, positions, blocks, branch_lengths, spans, starts = [], [], [], [], [], []
         row = 0
         for item in encoded:
             starts.append(row)
@@ -261,7 +271,7 @@ class Collator:
             blocks.append(torch.full_like(item.prompt_ids, -1) if item.blocks is None else item.blocks)
             row += len(item.prompt_ids)
             branches = _branches(len(item.responses), self.config)
-            rows = [[] for _ in item.responses]
+            sample = [[] for _ in item.responses]
             for branch in branches:
                 branch_ids = [token for n in branch for token in item.responses[n]]
                 ids.append(torch.tensor(branch_ids))
@@ -270,19 +280,25 @@ class Collator:
                 )
                 blocks.append(torch.full((len(branch_ids),), -1))
                 for n in branch:
+                    sample[n].append((row, row + len(item.responses[n]) - 1))
                     row += len(item.responses[n])
-                    rows[n].append(row - 1)
             branch_lengths.append([sum(len(item.responses[n]) for n in branch) for branch in branches])
-            readings.append(rows)
+            spans.append(sample)
+        prompt_lengths = [len(item.prompt_ids) for item in encoded]
+        filling = -row % (pad_to_multiple_of or self.pad_to_multiple_of or 1)
+        if filling:
+            ids.append(torch.full((filling,), self.separator_id))
+            positions.append(torch.arange(filling).expand(positions[0].shape[0], -1))
+            blocks.append(torch.full((filling,), -1))
+            prompt_lengths.append(filling)
+            branch_lengths.append([])
         position_ids = torch.cat(positions, dim=1)
         pixels = families.join_vision([item.vision for item in encoded], self.family)
         batch = {
             "input_ids": torch.cat(ids)[None],
             "position_ids": position_ids if position_ids.shape[0] == 1 else position_ids[:, None],
-            "layout": Layout.build(
-                [len(item.prompt_ids) for item in encoded], branch_lengths, bidirectional=torch.cat(blocks)
-            ),
-            "separators": Separators.build(readings),
+            "layout": Layout.build(prompt_lengths, branch_lengths, bidirectional=torch.cat(blocks)),
+            "separators": Separators.build(spans, self.config.pooling),
             **pixels,
         }
         prompts = [item.prompt_ids for item in encoded]
@@ -290,7 +306,7 @@ class Collator:
         if places is not None:
             batch["placeholders"] = places
         if self.family.passes_token_types:
-            batch.update(self._token_types(encoded, branch_lengths))
+            batch.update(self._token_types(encoded, branch_lengths, filling))
         ranked = [item.rankings is not None for item in encoded]
         if any(ranked):
             if not all(ranked):
@@ -307,14 +323,15 @@ class Collator:
             raise ValueError(f"{name}: response {i} is empty: {text!r} has no tokens")
         return ids
 
-    def _token_types(self, encoded, branch_lengths):
+    def _token_types(self, encoded, branch_lengths, filling):
         names = dict.fromkeys(name for item in encoded for name in item.token_types)
         types = {}
         for name in names:
             pieces = []
-            for item, lengths in zip(encoded, branch_lengths, strict=True):
+            for item, lengths in zip(encoded, branch_lengths, strict=False):
                 prompt = item.token_types.get(name, torch.zeros_like(item.prompt_ids))
                 pieces += [prompt, prompt.new_zeros(sum(lengths))]
+            pieces.append(pieces[0].new_zeros(filling))
             types[name] = torch.cat(pieces)[None]
         return types
 

@@ -10,6 +10,8 @@ import typing
 import torch
 
 from yojo import families, last_layer, media
+from yojo import fuse as fusing
+from yojo import graphs as row_graphs
 from yojo.config import YojoConfig
 from yojo_kernels import multi_response_attention
 
@@ -32,6 +34,7 @@ class Patch:
         set_vocab_size: whether resizing gave the model an attribute `vocab_size` that it did not have.
         whole_last_layer: why the last layer computes rows that nobody reads; None where it does not. Setting it to
             some text makes it compute them all, for comparison.
+        fusion: how the decoder layers are fused.
     """
 
     config: YojoConfig
@@ -42,9 +45,20 @@ class Patch:
     stock_row: torch.Tensor | None = None
     set_vocab_size: bool = False
     whole_last_layer: str | None = None
+    fusion: fusing.Fusion | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def fuse(self):
+        """The `fuse` the model is patched with."""
+        return self.fusion.fuse
+
+    @property
+    def graphs(self):
+        """The `graphs` the model is patched with."""
+        return 0 if self.fusion.graphs is None else self.fusion.graphs.limit
 
 
-def patch(model, processor=None, **options):
+def patch(model, processor=None, *, fuse=None, graphs=None, **options):
     """Turn a vision-language (or text-only) model into a reward model, in place.
 
     Afterwards `model(**batch)` with a batch of `yojo.Collator` returns `.scores` [S, Nmax] and, when rankings are
@@ -57,6 +71,20 @@ def patch(model, processor=None, **options):
         processor: its processor, or its tokenizer for a text-only model. The separator token is taken from it, or
             added to it and to the model's embedding, starting from the mean embedding. Without one, packed batches
             are still scored, but ordinary [B, L] inputs with separators are not recognised.
+        fuse: how the decoder layers run while a packed row is scored; scores agree within the precision's error, and
+            ordinary inputs never notice. It is no field of the config and is not saved.
+            "auto" (None on a model not patched yet) fuses on CUDA devices, by Liger-Kernel where it is installed and
+            has the family, else by torch.compile, and runs the layers as they are where that fails;
+            "liger", RMSNorm, rotary embedding and gated MLP by Liger-Kernel (CUDA);
+            "compile", torch.compile of the decoder layers, one graph for all layers of a kind whatever the lengths;
+            the first pass with and without gradients runs as it is;
+            "none", the layers as they are.
+            None on a patched model leaves it as it is, another value switches it.
+        graphs: rows of up to so many tokens are replayed from CUDA graphs, layer by layer, while they are only scored
+            (no gradients): short rows spend more time on launching kernels than on running them. 0, or None on a model
+            not patched yet, for none. `yojo.RewardModel` fills such rows up to a multiple of 256 tokens, which is what
+            graphs need; with `yojo.Collator` it is `pad_to_multiple_of=256`. Layers with adapters that are not merged,
+            with hooks, in training mode or fused by torch.compile run as they are. Like fuse it is not saved.
         **options: fields of `YojoConfig`.
 
     Returns:
@@ -65,12 +93,16 @@ def patch(model, processor=None, **options):
     Raises:
         TypeError: not a transformers model.
         ValueError: an unknown option or value, a model that cannot be patched (the reason is named), a model that
-            was patched before with other options.
+            was patched before with other options, a `fuse` that this model cannot have.
 
     Example:
         >>> model = yojo.patch(model, processor, mode="isolated")
     """
     config = YojoConfig.from_dict(options)
+    if fuse is not None:
+        fusing.check_choice(fuse)
+    if graphs is not None:
+        row_graphs.check_limit(graphs)
     base = unwrap(model)
     if is_patched(base):
         differing = {name: value for name, value in options.items() if getattr(base.yojo.config, name) != value}
@@ -81,16 +113,22 @@ def patch(model, processor=None, **options):
             )
         if processor is not None and base.yojo.separator_id is None:
             _add_separator(base, processor, base.yojo)
+        wanted = (fuse or base.yojo.fuse, base.yojo.graphs if graphs is None else graphs)
+        if wanted != (base.yojo.fuse, base.yojo.graphs):
+            _replan_layers(base, *wanted)
         return model
     modules = _check_model(base)
+    fusion = fusing.plan(base, modules, fuse or "auto", graphs or 0)
 
     from yojo.model import ScoreHead, scoring_forward_of
 
     stock = _common_implementation(modules)
-    state = Patch(config=config, separator_id=None, stock_attention=stock)
+    state = Patch(config=config, separator_id=None, stock_attention=stock, fusion=fusion)
     if processor is not None:
         _add_separator(base, processor, state)
     _set_implementation(base, modules, _register(stock))
+    _mark_sliding(base, modules)
+    fusion.install()
     reference_parameter = list(base.get_decoder().parameters())[-1]
     base.score = ScoreHead(base.config.get_text_config().hidden_size, config).to(reference_parameter.device)
     state.stock_forward = base.__dict__.get("forward")
@@ -120,6 +158,9 @@ def unpatch(model):
     _set_implementation(base, families.attention_modules(base), state.stock_attention)
     last_layer.remove(base)
     media.remove(base)
+    state.fusion.remove()
+    for module in families.attention_modules(base):
+        module.__dict__.pop(families.SLIDES, None)
     if state.stock_row is not None:
         with torch.no_grad():
             base.get_input_embeddings().weight[state.separator_id] = state.stock_row
@@ -205,8 +246,7 @@ def attend(module, query, key, value, attention_mask, *, stock, layout=None, **k
         if kwargs.get(name) is not None:
             raise ValueError(f"{type(module).__name__} uses {name} in its attention, which is not supported")
     window = kwargs.get("sliding_window")
-    layer_types = getattr(module.config, "layer_types", None)
-    if window is None and layer_types and layer_types[module.layer_idx] == "sliding_attention":
+    if window is None and getattr(module, families.SLIDES, False):
         raise RuntimeError(f"{type(module).__name__}, layer {module.layer_idx}, slides but did not say its window")
     if torch.is_autocast_enabled(query.device.type):
         # Norms and rotary embeddings leave queries and keys in float32; stock attention casts them just so.
@@ -306,6 +346,24 @@ def _set_implementation(base, modules, name):
             raise RuntimeError(
                 f"{type(base).__name__}: setting the decoder's attention changed {type(config).__name__}"
             )
+
+
+def _replan_layers(base, fuse, graphs):
+    last_layer.remove(base)
+    try:
+        fusion = fusing.plan(base, families.attention_modules(base), fuse, graphs)
+        base.yojo.fusion.remove()
+        base.yojo.fusion = fusion
+    finally:
+        base.yojo.fusion.install()
+        base.yojo.whole_last_layer = last_layer.install(base)
+
+
+def _mark_sliding(base, modules):
+    # `attend` must not look it up by the layer's index: each layer would be compiled anew.
+    layer_types = getattr(base.config.get_text_config(), "layer_types", None)
+    for module in modules:
+        setattr(module, families.SLIDES, bool(layer_types) and layer_types[module.layer_idx] == "sliding_attention")
 
 
 # ---- separator ----

@@ -217,13 +217,25 @@ class Layout:
                 raise ValueError(f"{name} must be at least 1, got {size}")
         plot(self, path, block_m, block_n, window)
 
-    def for_one_pass(self):
+    def for_one_pass(self, tables=()):
         """The same layout for one pass through a model, whose layers then share their tables under a compiler too.
 
         A graph must not depend on which tables a layout happens to hold, so a compiled call makes its own. Within one
         pass it may: the first layer makes them, all others find them, and nobody else ever sees them.
+
+        Args:
+            tables: which tables to make at once, as `tables_of_pass` of an earlier pass has them. Where each layer is
+                compiled by itself, the first one then finds them like all others and needs no graph of its own.
         """
-        return dataclasses.replace(self, _tables_of_pass={})
+        layout = dataclasses.replace(self, _tables_of_pass={})
+        for name, settings in tables:
+            layout._tiles(name, settings)
+        return layout
+
+    @property
+    def tables_of_pass(self):
+        """Names and settings of the tables that the layers asked for since `for_one_pass`."""
+        return tuple(key for key in self._tables_of_pass or () if key[0] != "position_extremes")
 
     def query_tiles(self, block_m, block_n, window=None):
         """The table of query tiles (see `yojo_kernels.tiles.query_tiles`), made on first use and kept."""
@@ -248,14 +260,14 @@ class Layout:
             if key not in self._tables_of_pass:
                 self._tables_of_pass[key] = make(*tensors, *settings)
             return self._tables_of_pass[key]
-        if key in self._tables:
-            return self._tables[key]
         # What a CUDA graph makes holds nothing before the graph is replayed, and lies in memory that is the graph's own.
         capturing = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        tables = self._tables if not capturing else {} if self._tables_of_pass is None else self._tables_of_pass
+        of_pass = {} if self._tables_of_pass is None else self._tables_of_pass
+        tables = self._tables if key in self._tables or not capturing else of_pass
         if key not in tables:
             with torch.inference_mode(False):  # scoring may make what training will save for backward
                 tables[key] = make(*tensors, *settings)
+        of_pass[key] = tables[key]
         return tables[key]
 
     def _map(self, function):
@@ -290,6 +302,34 @@ def visible_to(queries, sample, branch, position, block, window):
     if window:
         visible = visible & (position[queries][:, None] - position[None, :] < window)
     return visible
+
+
+def count_visible(prompt, branches, window=None, blocks=()):
+    """How many (query, key) pairs one sample has, in closed form.
+
+    Args:
+        prompt: tokens of the prompt.
+        branches: tokens of each branch.
+        window: sliding window in the default positions, or None.
+        blocks: sizes of the bidirectional blocks, each inside the prompt (or inside one branch).
+
+    Returns:
+        int, the same as `Layout.visible(window).sum()`.
+    """
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, or None for no window, got {window}")
+    # The query at position p sees the p + 1 keys up to itself, or the window's last ones. Keys of a block that come
+    # after their query have larger positions, which no window cuts off.
+    pairs = _sum_of_keys(prompt, window)
+    for length in branches:
+        pairs += _sum_of_keys(prompt + length, window) - _sum_of_keys(prompt, window)
+    return pairs + sum(size * (size - 1) // 2 for size in blocks)
+
+
+def _sum_of_keys(length, window):
+    """Sum over positions 0 ... length - 1 of min(position + 1, window)."""
+    ramp = length if window is None else min(length, window)
+    return ramp * (ramp + 1) // 2 + (length - ramp) * (window or 0)
 
 
 def _length(value, name, least):

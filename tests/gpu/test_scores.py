@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import yojo
+from yojo.config import CHOICES
+from yojo.pooling import pool
 
 pytestmark = pytest.mark.gpu
 
@@ -67,3 +69,30 @@ def test_training_step_under_autocast(make_reward_model, examples):
     output.loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in reward_model.model.parameters())
     assert reward_model.model.score.weight1.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("pooling", CHOICES["pooling"])
+def test_poolings_equal_the_cpus_wait_for_nothing_and_repeat_to_the_bit(make_reward_model, examples, pooling):
+    separators = make_reward_model(permutations=2, pooling=pooling).collator(examples)["separators"]
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(int(separators.read.max()) + 1, 96, generator=generator).bfloat16()
+    expected = pool(hidden, separators.read, pooling, separators.lengths)
+    weight = torch.randn(expected.shape, generator=generator)
+
+    def run(hidden, separators, weight):
+        hidden = hidden.clone().requires_grad_()
+        pooled = pool(hidden, separators.read, pooling, separators.lengths)
+        (pooled * weight).sum().backward()
+        return pooled.detach(), hidden.grad
+
+    moved = [x.to("cuda") for x in (hidden, separators, weight)]
+    first = run(*moved)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        second = run(*moved)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(map(torch.equal, first, second))
+    pooled, gradient = run(hidden, separators, weight)
+    assert torch.equal(first[0].cpu(), pooled) and torch.equal(pooled, expected)
+    assert (first[1].cpu().float() - gradient.float()).abs().max() <= 2**-7 * gradient.abs().max()

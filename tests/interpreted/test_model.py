@@ -1,12 +1,13 @@
 """A patched model whose attention runs in the kernels, interpreted: scores and gradients as with the reference."""
 
+import functools
 import sys
 
 import pytest
 import torch
 
 import yojo
-from yojo_kernels import multi_response_attention
+from yojo_kernels import attention, launch, multi_response_attention
 
 MODES = [{"mode": "comparative"}, {"mode": "isolated"}, {"mode": "comparative", "permutations": 2}]
 
@@ -42,3 +43,26 @@ def test_a_patched_model_scores_and_trains_as_with_the_reference(make_reward_mod
         assert (grad - grads_there[name]).norm() <= 1e-4 * grad.norm() + 1e-7, name
     tables = [name for name, _ in batch["layout"]._tables]  # made once, shared by all layers and heads
     assert sorted(tables) == ["key_tiles", "query_tiles"]
+
+
+@pytest.mark.parametrize("options", MODES, ids=lambda options: "-".join(map(str, options.values())))
+@torch.no_grad()
+def test_flops_of_a_pass_through_the_kernels(make_reward_model, samples, monkeypatch, options):
+    """The operator says how many pairs it computes: those that are visible."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from yojo.flops import batch_flops
+
+    monkeypatch.setattr(
+        sys.modules["yojo.patch"],
+        "multi_response_attention",
+        functools.partial(multi_response_attention, impl="triton"),
+    )
+    assert attention and launch.INTERPRETED  # formulas are known before the counter is made, which copies them
+    model = make_reward_model(**options)
+    example = yojo.Example("Which digit?", ["one", "it is a two", "3"], images=[samples[0][0]])
+    batch = model.collator([example, yojo.Example("And here?", ["a", "it is a b"])])
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # which the counter sees, on a CPU
+        model.model(**batch)
+    assert batch_flops(model.model, batch).total == counter.get_total_flops()

@@ -1,0 +1,173 @@
+"""A scoring pass of a whole backbone, and what each measure against waste contributes, one after the other.
+
+On a GPU the backbone has the shape of Qwen3-VL-4B and random weights (right for speed) in bfloat16, and the rows are one
+prompt of text with its responses. On a CPU a tiny one runs in float32, so that the code is known to work. The steps:
+
+    logits_and_states  vocabulary logits and every layer's hidden states are computed, as reward code usually does
+    backbone           neither of them; head in plain PyTorch
+    fused_head         the head's kernel
+    last_rows          the last layer for the rows that are read alone
+    fused_layers       norms, rotary embeddings and gated MLPs fused (`fuse` of the line says how)
+    graphs             short rows replayed from CUDA graphs
+
+The scores of every step are checked against those of the first before it is timed.
+"""
+
+import contextlib
+import functools
+import sys
+
+import pytest
+import torch
+import transformers
+
+import yojo
+from bench.timing import figures, measure, peak_bytes
+from yojo.flops import scoring_flops
+from yojo.graphs import BUCKET
+from yojo.model import Separators
+from yojo_kernels import Layout, score_head
+
+# prompt tokens, responses, response tokens (the separator among them)
+ROWS = {"cuda": [(256, 4, 64), (1024, 4, 128), (2048, 16, 128), (6144, 16, 128), (7168, 64, 16)], "cpu": [(20, 3, 6)]}
+STEPS = ("logits_and_states", "backbone", "fused_head", "last_rows", "fused_layers", "graphs")
+SHORT = 2048  # tokens; rows up to here are replayed from graphs
+TINY = dict(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=16, rope_parameters=dict(rope_type="default", rope_theta=100.0, mrope_section=[4, 2, 2]))  # fmt: skip
+QWEN3_VL_4B = dict(vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36,
+                   num_attention_heads=32, num_key_value_heads=8, head_dim=128, max_position_embeddings=262144,
+                   rope_parameters=dict(rope_type="default", rope_theta=5e6, mrope_section=[24, 20, 20], mrope_interleaved=True),
+                   tie_word_embeddings=True)  # fmt: skip
+VISION = dict(
+    depth=1,
+    hidden_size=16,
+    intermediate_size=24,
+    num_heads=2,
+    patch_size=4,
+    num_position_embeddings=16,
+    deepstack_visual_indexes=[],
+)  # fmt: skip; never run: the rows are text
+
+
+def pytest_generate_tests(metafunc):
+    if "row" in metafunc.fixturenames:
+        rows = ROWS[metafunc.config.getoption("--device")]
+        metafunc.parametrize("row", rows, ids=lambda row: "-".join(map(str, row)))
+
+
+@functools.cache
+def stock(device_type):
+    """The backbone, unpatched."""
+    text = QWEN3_VL_4B if device_type == "cuda" else TINY
+    config = transformers.Qwen3VLConfig(
+        text_config=text, vision_config=VISION | {"out_hidden_size": text["hidden_size"]}
+    )
+    dtype = torch.bfloat16 if device_type == "cuda" else torch.float32
+    with torch.device(device_type):
+        model = transformers.Qwen3VLForConditionalGeneration._from_config(config, dtype=dtype)
+    return model.eval()
+
+
+@functools.lru_cache(maxsize=1)
+def model_of(step, mode, device_type):
+    """The backbone as a step runs it; patched anew for each."""
+    model = yojo.unpatch(stock(device_type))
+    number = STEPS.index(step)
+    torch.manual_seed(0)
+    fuse = "auto" if number >= STEPS.index("fused_layers") else "none"
+    yojo.patch(model, mode=mode, fuse=fuse, graphs=SHORT if step == "graphs" else 0)
+    if number < STEPS.index("last_rows"):
+        model.yojo.whole_last_layer = "measured without"
+    return model
+
+
+@functools.lru_cache(maxsize=1)
+def batch_of(row, mode, device_type, padded):
+    """Packed inputs of one prompt and its responses: random ids, filled up to a bucket where `padded`."""
+    prompt, responses, each = row
+    branches = [responses * each] if mode == "comparative" else [each] * responses
+    total = prompt + responses * each
+    filling = -total % BUCKET if padded else 0
+    generator = torch.Generator().manual_seed(total)
+    layout = Layout.build([prompt] + [filling] * (filling > 0), [branches] + [[]] * (filling > 0))
+    ids = torch.randint(0, 300, (1, total + filling), generator=generator)
+    spans = [[[(prompt + n * each, prompt + (n + 1) * each - 1)] for n in range(responses)]]
+    batch = {
+        "input_ids": ids,
+        "position_ids": layout.position.long()[None, None].expand(3, 1, -1),
+        "layout": layout,
+        "separators": Separators.build(spans),
+    }
+    return {name: value.to(device_type) for name, value in batch.items()}
+
+
+@contextlib.contextmanager
+def head_of(step):
+    """The value head in plain PyTorch before the step that fuses it."""
+    module = sys.modules["yojo.model"]
+    impl = "reference" if STEPS.index(step) < STEPS.index("fused_head") else "auto"
+    module.score_head = functools.partial(score_head, impl=impl)
+    try:
+        yield
+    finally:
+        module.score_head = score_head
+
+
+@torch.inference_mode()
+def run(step, row, mode, device_type):
+    """(call, scores) of one step."""
+    model = model_of(step, mode, device_type)
+    padded = step == "graphs" and sum(row[:1]) + row[1] * row[2] <= SHORT
+    batch = batch_of(row, mode, device_type, padded)
+
+    def with_logits():
+        mask = torch.full((1, 1, 1, 1), float("nan"), dtype=model.dtype, device=device_type)
+        inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+        layout = batch["layout"].for_one_pass()
+        output = type(model).forward(
+            model, **inputs, layout=layout, attention_mask=mask, output_hidden_states=True, use_cache=False
+        )
+        assert output.logits.shape[-1] > 0
+        return model.score(output.hidden_states[-1][0], batch["separators"].read)
+
+    def scoring():
+        return model(**batch).scores[0]
+
+    return with_logits if step == "logits_and_states" else scoring
+
+
+@pytest.mark.parametrize("mode", ["isolated", "comparative"])
+@pytest.mark.parametrize("step", STEPS)
+def test_forward(benchmark, device, record, row, mode, step):
+    prompt, responses, each = row
+    if step == "graphs" and prompt + responses * each > SHORT:
+        pytest.skip(f"rows of more than {SHORT} tokens are not replayed from graphs")
+    with torch.inference_mode(), head_of(step):
+        call = run(step, row, mode, device.type)
+        scores = call()
+        for _ in range(3):  # compiles, captures
+            again = call()
+        assert torch.allclose(scores, again, rtol=2e-2, atol=1e-3) and scores.isfinite().all()
+        seconds = measure(call, device)
+        benchmark.group = f"forward {mode}, {prompt} + {responses} x {each}"
+        benchmark.pedantic(lambda: (call(), device.type == "cuda" and torch.cuda.synchronize()), rounds=3)
+        model = model_of(step, mode, device.type)
+        flops = scoring_flops(model, prompt, [each - 1] * responses, mode=mode).total
+        record(
+            bench="forward",
+            variant=f"yojo_{mode}",
+            impl=step,
+            fuse=model.yojo.fuse,
+            mode=mode,
+            model="Qwen3-VL-4B shape" if device.type == "cuda" else "tiny",
+            dtype=str(model.dtype).removeprefix("torch."),
+            responses=responses,
+            prompt_tokens=prompt,
+            response_tokens=each,
+            head_dim=model.config.get_text_config().head_dim,
+            heads=model.config.get_text_config().num_attention_heads,
+            kv_heads=model.config.get_text_config().num_key_value_heads,
+            peak_bytes=peak_bytes(call, device),
+            **figures(seconds, float(flops)),
+            **{"pass": "forward"},
+        )

@@ -1,0 +1,172 @@
+"""Graphs of short rows with a capture that runs the call again instead of replaying it: what is filled in, and when.
+
+A graph reads the tensors of its bucket alone, and so does a call that is run again: a tensor that is not filled in anew
+would show in the scores.
+"""
+
+import copy
+import sys
+
+import pytest
+import torch
+
+import yojo
+from yojo import graphs
+from yojo_kernels import multi_response_attention
+
+PROMPTS = ["Which digit?", "And here, which digit is it?", "What?"]
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch):
+    """Attention runs in the kernels, and buckets are small."""
+
+    def attend(*arguments, **keywords):
+        keywords["impl"] = "auto" if keywords.get("query_rows") is not None else "triton"
+        return multi_response_attention(*arguments, **keywords)
+
+    monkeypatch.setattr(sys.modules["yojo.patch"], "multi_response_attention", attend)
+    monkeypatch.setattr(graphs, "BUCKET", 64)
+
+
+class Recorder:
+    """A capture that counts."""
+
+    def __init__(self):
+        self.captured = self.replayed = 0
+
+    def __call__(self, call):
+        self.captured += 1
+
+        def replay():
+            self.replayed += 1
+            call()
+
+        return replay
+
+
+def examples_of(samples, count=4):
+    texts = ["one", "it is a two", "3", "maybe four", "a five"]
+    return [
+        yojo.Example(PROMPTS[i % 3], texts[: 1 + (i * 2) % 5], images=[samples[i][0]] * (i % 3 != 2))
+        for i in range(count)
+    ]
+
+
+def with_graphs(reward_model, limit=192):
+    yojo.patch(reward_model.model, graphs=limit)
+    reward_model.model.yojo.fusion.graphs.capture = recorder = Recorder()
+    return recorder
+
+
+@pytest.mark.parametrize("options", [{"mode": "isolated"}, {"permutations": 2}], ids=str)
+def test_replayed_scores_are_the_same(make_reward_model, samples, options):
+    reward_model = make_reward_model(**options)
+    examples = examples_of(samples)
+    expected = reward_model.score_many(examples, token_budget=1)
+    recorder = with_graphs(reward_model)
+    layers = reward_model.model.config.get_text_config().num_hidden_layers - 1  # the last one reads few rows
+    for _ in range(2):
+        got = reward_model.score_many(examples, token_budget=1)
+        for one, other in zip(got, expected, strict=True):
+            assert torch.allclose(one, other, rtol=0, atol=2e-6)
+    frames = reward_model.model.yojo.fusion.graphs.frames
+    assert recorder.captured == layers * sum(bool(frame.graphs) for frame in frames.values()) > 0
+    assert recorder.replayed >= layers * (2 * len(examples) - len(frames)) > 3 * recorder.captured / 2
+    assert {tokens % 64 for tokens, _ in frames} == {0} and max(tokens for tokens, _ in frames) <= 192
+
+
+def test_several_samples_and_rows_of_more_samples(make_reward_model, samples, monkeypatch):
+    """Tables grow with the samples of a row: beyond the room that there is, the row runs as it is."""
+    reward_model = make_reward_model(mode="isolated")
+    short = [yojo.Example("What?", ["7"]) for _ in range(6)]
+    expected = [reward_model.score_many(short[:count])[0] for count in (1, 1, 3, 6)]
+    monkeypatch.setattr(graphs, "SPARE_TILES", 2)
+    monkeypatch.setattr(graphs, "BUCKET", 96)
+    recorder = with_graphs(reward_model, 96)
+    replayed = []
+    for count, scores in zip((1, 1, 3, 6), expected, strict=True):
+        before = recorder.replayed
+        assert torch.allclose(reward_model.score_many(short[:count])[0], scores, rtol=0, atol=2e-6)
+        replayed.append(recorder.replayed > before)
+    assert replayed == [False, True, True, False]
+
+
+def test_other_weights_are_captured_anew(make_reward_model, samples):
+    reward_model = make_reward_model(mode="isolated")
+    example = examples_of(samples)[1]
+    recorder = with_graphs(reward_model)
+    for _ in range(3):
+        before = reward_model.score_many([example])[0]
+    captured = recorder.captured
+    mlp = reward_model.model.get_decoder().layers[0].mlp
+    mlp.down_proj.weight = torch.nn.Parameter(mlp.down_proj.weight.detach() * 2)
+    for _ in range(3):
+        after = reward_model.score_many([example])[0]
+    assert recorder.captured == 2 * captured and not torch.allclose(before, after, atol=1e-4)
+    yojo.patch(reward_model.model, graphs=0)
+    assert torch.allclose(reward_model.score_many([example])[0], after, rtol=0, atol=2e-6)
+
+
+def test_what_a_graph_would_leave_out_runs_as_it_is(make_reward_model, samples):
+    """Hooks, adapters and training mode; gradients and longer rows."""
+    from peft import LoraConfig, get_peft_model
+
+    example = examples_of(samples)[1]
+    reward_model = make_reward_model(mode="isolated")
+    recorder = with_graphs(reward_model)
+    seen = []
+    layer = reward_model.model.get_decoder().layers[0]
+    handle = layer.mlp.register_forward_hook(lambda *arguments: seen.append(1))
+    for _ in range(3):
+        reward_model.score_many([example])
+    assert recorder.captured == 0 and len(seen) == 3
+    handle.remove()
+    for _ in range(3):
+        reward_model.score_many([example])
+    assert recorder.captured > 0
+    layer.mlp.register_forward_hook(lambda *arguments: seen.append(1))
+    reward_model.score_many([example])
+    assert len(seen) == 4
+
+    reward_model = make_reward_model(mode="isolated")
+    batch = reward_model.collator.pack([reward_model.collator.encode(example)], pad_to_multiple_of=64)
+    recorder = with_graphs(reward_model)
+    for _ in range(3):
+        reward_model.model(**batch).scores.sum().backward()
+    assert recorder.captured == 0
+    assert [graphs.bucket_of(tokens, 128) for tokens in (1, 64, 65, 128, 129)] == [64, 64, 128, 128, None]
+
+    reward_model = make_reward_model(mode="isolated")
+    wrapped = get_peft_model(reward_model.model, LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False))
+    recorder = with_graphs(yojo.RewardModel(wrapped, reward_model.processor))
+    for _ in range(3):
+        yojo.RewardModel(wrapped.eval(), reward_model.processor).score_many([example])
+    assert recorder.captured == 0
+
+
+def test_a_copy_has_graphs_of_its_own_and_unpatch_leaves_none(make_reward_model, samples):
+    reward_model = make_reward_model(mode="isolated")
+    example = examples_of(samples)[1]
+    with_graphs(reward_model)
+    for _ in range(2):
+        expected = reward_model.score_many([example])[0]
+    other = copy.deepcopy(reward_model.model)
+    own = other.yojo.fusion.graphs
+    assert own is not reward_model.model.yojo.fusion.graphs and not own.frames and other.yojo.graphs == 192
+    assert own.layers[0] is other.get_decoder().layers[0]
+    again = yojo.RewardModel(other, reward_model.processor)
+    assert torch.allclose(again.score_many([example])[0], expected, rtol=0, atol=2e-6)
+    yojo.unpatch(other)
+    assert all("forward" not in layer.__dict__ and not hasattr(layer, "yojo_fusion") for layer in other.get_decoder().layers)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "graphs_option, error", [(-1, ValueError), (100, ValueError), (2.5, TypeError), (True, TypeError)]
+)
+def test_a_wrong_number_is_refused(backbone, monkeypatch, graphs_option, error):
+    monkeypatch.setattr(graphs, "BUCKET", 256)
+    model, processor = copy.deepcopy(backbone)
+    with pytest.raises(error, match="graphs must be"):
+        yojo.patch(model, processor, graphs=graphs_option)
+    assert not hasattr(model, "yojo")
