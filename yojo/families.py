@@ -111,7 +111,7 @@ class Family:
         offsets: tensor name -> the name of the tensor whose entries (the product of its first two dimensions) it
             indexes; indices are shifted when prompts are joined, negative ones are left alone.
         features: whether vision features replace the embeddings of their placeholders ("replaced") or are added to
-            them ("added"); None: the model's own forward does it, and waits for the device (see `yojo.placing`).
+            them ("added"); None: the model's own forward does it, and waits for the device (see `yojo.media`).
         video_token: the config's name for the id of a video's placeholders.
         sizes: names of vision tensors that the model asks for their values; they are kept on the CPU for it.
         vision_indices: function of a vision config and a `..._grid_thw` -> dict of the keyword arguments that let the

@@ -9,7 +9,7 @@ import math
 import torch
 from transformers.utils import ModelOutput
 
-from yojo import families, graphs, last_layer, placing
+from yojo import families, graphs, last_layer, media
 from yojo import pooling as poolings
 from yojo.patch import unwrap
 from yojo_kernels import listwise_loss, score_head
@@ -244,7 +244,8 @@ def _score_packed(self, layout, separators, placeholders, rankings, args, kwargs
     fusion = self.yojo.fusion
     with contextlib.nullcontext(layout) if fusion.graphs is None else fusion.graphs.row(layout) as layout:
         layout = fusion.begin(layout)
-        hidden = _hidden_states(self, {**kwargs, "attention_mask": mask, "layout": layout, **few}, placeholders)[0]
+        inputs = {**kwargs, "attention_mask": mask, "layout": layout, **few}
+        hidden = _hidden_states(self, inputs, placeholders)[0]
         fusion.end(layout)
     if hidden.shape[0] != layout.num_tokens:  # the rows that are read, and no others
         rows = torch.arange(rows.shape[0], device=rows.device)
@@ -327,9 +328,9 @@ def _hidden_states(self, inputs, placeholders=None):
     """Final hidden states of the backbone alone: no vocabulary logits, no list of every layer's states."""
     inputs = {name: value for name, value in inputs.items() if name not in ("logits_to_keep", "num_items_in_batch")}
     inputs.update(use_cache=False, output_hidden_states=False, output_attentions=False, return_dict=True)
-    if placeholders is None or placing.is_watched(self):
+    if placeholders is None or media.is_watched(self):
         return self.base_model(**inputs)[0]
-    backbone, inputs = placing.embed(self, inputs, placeholders, families.family_of(self.config))
+    backbone, inputs = media.embed(self, inputs, placeholders, families.family_of(self.config))
     return backbone(**inputs)[0]
 
 

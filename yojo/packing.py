@@ -8,7 +8,7 @@ import typing
 
 import torch
 
-from yojo import families, placing
+from yojo import families, media
 from yojo.model import Separators
 from yojo.patch import patched_base, separator_id_of, tokenizer_of
 from yojo_kernels import Layout
@@ -189,7 +189,7 @@ class Collator:
         Returns:
             dict: input_ids [1, T] int64; position_ids [1, T], or [3, 1, T] for M-RoPE; layout (`Layout`); separators
             (`Separators`); the processor's vision tensors and where their features go (placeholders, a
-            `yojo.placing.Placeholders`); and rankings [S, Nmax] (int64, -1 = no response; float32
+            `yojo.media.Placeholders`); and rankings [S, Nmax] (int64, -1 = no response; float32
             for the loss "soft") when the examples have them.
 
         Raises:
@@ -302,7 +302,7 @@ class Collator:
             **pixels,
         }
         prompts = [item.prompt_ids for item in encoded]
-        places = placing.placeholders(prompts, starts, pixels, self.family, self.model_config)
+        places = media.placeholders(prompts, starts, pixels, self.family, self.model_config)
         if places is not None:
             batch["placeholders"] = places
         if self.family.passes_token_types:

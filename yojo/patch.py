@@ -9,7 +9,7 @@ import typing
 
 import torch
 
-from yojo import families, last_layer, placing
+from yojo import families, last_layer, media
 from yojo import fuse as fusing
 from yojo import graphs as row_graphs
 from yojo.config import YojoConfig
@@ -134,7 +134,7 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
     state.stock_forward = base.__dict__.get("forward")
     base.forward = types.MethodType(scoring_forward_of(type(base)), base)
     state.whole_last_layer = last_layer.install(base)
-    placing.install(base, families.family_of(base.config))
+    media.install(base, families.family_of(base.config))
     base.yojo = state
     base.config.yojo = config.to_dict()
     return model
@@ -157,7 +157,7 @@ def unpatch(model):
     state = base.yojo
     _set_implementation(base, families.attention_modules(base), state.stock_attention)
     last_layer.remove(base)
-    placing.remove(base)
+    media.remove(base)
     state.fusion.remove()
     for module in families.attention_modules(base):
         module.__dict__.pop(families.SLIDES, None)

@@ -10,8 +10,8 @@ import torch
 from test_families import FAMILIES, gradients, patched, rows_of, samples_of
 
 import yojo
-from yojo import families, placing
-from yojo.placing import Placeholders
+from yojo import families, media
+from yojo.media import Placeholders
 
 WITH_IMAGES = [family for family in FAMILIES if "image" in tiny.prompts(family)]
 
@@ -181,7 +181,7 @@ def test_flash_attention_gets_its_boundaries_on_the_device(family, monkeypatch):
         return stock(self, *args, **kwargs)
 
     boundaries = [v for name, v in batch["placeholders"].sizes.items() if name.startswith("image_cu_")]
-    monkeypatch.setattr(placing, "_is_flash", lambda config: True)
+    monkeypatch.setattr(media, "_is_flash", lambda config: True)
     monkeypatch.setattr(torch.Tensor, "to", to)
     model(**batch)
     assert boundaries and all((tensor.data_ptr(), True) in sent for tensor in boundaries)
@@ -202,14 +202,14 @@ def test_hooks_on_the_backbone_see_images(monkeypatch):
     assert torch.equal(model(**batch).scores, expected)
     handle.remove()
     assert {"input_ids", "pixel_values"} <= seen[0]
-    assert not placing.is_watched(model)
+    assert not media.is_watched(model)
     model.base_model._hf_hook = object()
-    assert placing.is_watched(model)
+    assert media.is_watched(model)
 
 
 def test_a_family_that_is_not_listed_places_its_features_itself():
     family = families.Family("other", ("other",))
-    assert placing.placeholders([torch.tensor([4])], [0], {"pixel_values": torch.zeros(1)}, family, None) is None
+    assert media.placeholders([torch.tensor([4])], [0], {"pixel_values": torch.zeros(1)}, family, None) is None
 
 
 def test_unpatch_gives_the_decoder_its_method_back():
