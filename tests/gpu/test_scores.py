@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import yojo
+from yojo import last_layer
 from yojo.config import CHOICES
 from yojo.pooling import pool
 
@@ -96,3 +97,57 @@ def test_poolings_equal_the_cpus_wait_for_nothing_and_repeat_to_the_bit(make_rew
     pooled, gradient = run(hidden, separators, weight)
     assert torch.equal(first[0].cpu(), pooled) and torch.equal(pooled, expected)
     assert (first[1].cpu().float() - gradient.float()).abs().max() <= 2**-7 * gradient.abs().max()
+
+
+@pytest.mark.parametrize("share", [0, 1])
+@pytest.mark.parametrize("layout_on", ["cpu", "cuda"])
+@pytest.mark.parametrize("mode", ["comparative", "isolated"])
+def test_nothing_waits_between_a_batch_and_its_scores(make_reward_model, examples, mode, layout_on, share, monkeypatch):
+    """Qwen3-VL, rows of text alone and with images; the last layer for all rows and for those that are read."""
+    monkeypatch.setattr(last_layer, "LARGEST_SHARE", share)
+    reward_model = make_reward_model(mode=mode)
+    reward_model.model.cuda()
+    for row in (examples, [example for example in examples if not example.images]):
+
+        def arrived(row=row):
+            """A batch nobody has seen yet, so that its tables are to be made; Trainer leaves layouts on the CPU."""
+            batch = reward_model.collator(row)
+            stays = {name for name, value in batch.items() if not isinstance(value, torch.Tensor)}
+            stays = stays if layout_on == "cpu" else set()
+            return {name: value if name in stays else value.to("cuda") for name, value in batch.items()}
+
+        def run(batch):
+            with torch.inference_mode():
+                return reward_model.model(**batch)
+
+        for _ in range(3):  # kernels are compiled, libraries initialised
+            expected = run(arrived()).scores
+        batch = arrived()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            output = run(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.equal(output.scores, expected) and output.loss.isfinite()
+
+
+def test_the_last_layer_for_the_rows_that_are_read(make_reward_model, examples, monkeypatch):
+    monkeypatch.setattr(last_layer, "LARGEST_SHARE", 1)
+    reward_model = make_reward_model(mode="isolated", fuse="none")
+    model = reward_model.model.cuda()
+    batch = {name: value.to("cuda") for name, value in reward_model.collator(examples).items()}
+    results = []
+    for reason in (None, "for comparison"):
+        model.yojo.whole_last_layer = reason
+        model.zero_grad()
+        output = model(**batch)
+        output.loss.backward()
+        grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        results.append((output.scores.detach(), grads))
+    (scores, grads), (expected, expected_grads) = results
+    finite = expected.isfinite()
+    assert (scores - expected)[finite].abs().max() <= 1e-5 and grads.keys() == expected_grads.keys()
+    largest = max(float(gradient.abs().max()) for gradient in expected_grads.values())
+    for name, gradient in grads.items():
+        bound = max(1e-3 * float(expected_grads[name].abs().max()), 1e-5 * largest)
+        assert (gradient - expected_grads[name]).abs().max() <= bound, name

@@ -9,6 +9,7 @@ from pretend import OnDevice, Pretend
 from test_families import FAMILIES, gradients, parametrize_families, patched, rows_of, samples_of
 
 from yojo import last_layer
+from yojo.config import CHOICES
 from yojo_kernels import multi_response_attention, tiles
 
 IDEFICS = {
@@ -104,6 +105,16 @@ def test_every_mode_and_loss(options, loss, device):
         with pytest.MonkeyPatch.context() as patch, torch.no_grad():
             patch.setattr(last_layer, "LARGEST_SHARE", share)
             assert isinstance(model(**batch).loss, OnDevice)
+    assert not device.waits
+
+
+@pytest.mark.parametrize("pooling", CHOICES["pooling"])
+def test_every_pooling(pooling, device):
+    model, collator = patched("qwen3_vl", pooling=pooling, permutations=2)
+    model.to(device.name)
+    batch = moved(packed(collator, [samples_of("qwen3_vl")[name] for name in rows_of("qwen3_vl")[0]]), device)
+    device.waits.clear()
+    model(**batch).loss.backward()
     assert not device.waits
 
 
