@@ -1,6 +1,5 @@
 """The patched forward, its value head and output, and `RewardModel`."""
 
-import contextlib
 import dataclasses
 import functools
 import inspect
@@ -241,12 +240,13 @@ def _score_packed(self, layout, separators, placeholders, rankings, args, kwargs
     few = last_layer.request(self, rows, separators.read_counts, layout)
     if placeholders is not None:
         placeholders = placeholders.to(device, non_blocking=True)
-    fusion = self.yojo.fusion
-    with contextlib.nullcontext(layout) if fusion.graphs is None else fusion.graphs.row(layout) as layout:
-        layout = fusion.begin(layout)
-        inputs = {**kwargs, "attention_mask": mask, "layout": layout, **few}
-        hidden = _hidden_states(self, inputs, placeholders)[0]
-        fusion.end(layout)
+    inputs = {**kwargs, "attention_mask": mask, **few}
+    row_graphs = self.yojo.fusion.graphs
+    if row_graphs is None or torch.compiler.is_compiling():  # a compiler gets no context to break its graph in
+        hidden = _fused_hidden_states(self, layout, inputs, placeholders)
+    else:
+        with row_graphs.row(layout) as layout:
+            hidden = _fused_hidden_states(self, layout, inputs, placeholders)
     if hidden.shape[0] != layout.num_tokens:  # the rows that are read, and no others
         rows = torch.arange(rows.shape[0], device=rows.device)
     readings = self.score(hidden, rows, separators.lengths).view(separators.weights.shape)
@@ -322,6 +322,14 @@ def _check_plain_rankings(rankings, rows, loss):
                 f"row {row} holds {len(found)} separators but its rankings are {given}: one rank from 1 (best) per "
                 "response, then -1 up to the width of the batch"
             )
+
+
+def _fused_hidden_states(self, layout, inputs, placeholders):
+    """[T, H], or [R, H] where the last layer computed just the rows that are read."""
+    layout = self.yojo.fusion.begin(layout)
+    hidden = _hidden_states(self, {**inputs, "layout": layout}, placeholders)[0]
+    self.yojo.fusion.end(layout)
+    return hidden
 
 
 def _hidden_states(self, inputs, placeholders=None):
