@@ -7,7 +7,16 @@ import types
 import pytest
 import torch
 
-from yojo_kernels import AttentionCall, Layout, causal, choose_attention, multi_response_attention, tuning
+from yojo_kernels import (
+    AttentionCall,
+    Layout,
+    causal,
+    choose,
+    choose_attention,
+    implementations,
+    multi_response_attention,
+    tuning,
+)
 
 HOPPER = torch.device("cuda", 0)
 
@@ -25,6 +34,23 @@ def hopper(monkeypatch):
     causal.flash_function.cache_clear()
     yield
     causal.flash_function.cache_clear()
+
+
+def test_head_and_loss_run_in_the_kernels_where_they_can(monkeypatch):
+    for module in ("head", "loss"):
+        assert choose(module, HOPPER, torch.bfloat16, torch.float32) == ("triton", "the Triton kernel")
+        name, reason = choose(module, HOPPER, torch.float64)
+        assert name == "reference" and "not float64" in reason
+        name, reason = choose(module, torch.device("cpu"), torch.float32)
+        assert name == "reference" and "it needs an NVIDIA GPU" in reason
+    assert {name: chosen for name, (chosen, _) in implementations(HOPPER).items()} == {
+        "multi_response_attention": "triton",
+        "multi_response_attention, causal rows": "triton",
+        "score_head": "triton",
+        "listwise_loss": "triton",
+    }
+    monkeypatch.setattr(tuning, "capability", lambda device: (7, 5))
+    assert choose("head", HOPPER, torch.float16)[0] == "reference"
 
 
 def flash_like(q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal, softcap, deterministic):  # fmt: skip

@@ -30,23 +30,22 @@ def implementations(device=None):
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     usual = AttentionCall(device, torch.bfloat16, 128)
-    hidden, scores = (torch.empty(0, dtype=dtype, device=device) for dtype in (torch.bfloat16, torch.float32))
     return {
         "multi_response_attention": choose_attention(usual),
         "multi_response_attention, causal rows": choose_attention(dataclasses.replace(usual, causal=True)),
-        "score_head": choose("head", hidden, scores),
-        "listwise_loss": choose("loss", scores, scores),
+        "score_head": choose("head", device, torch.bfloat16, torch.float32),
+        "listwise_loss": choose("loss", device, torch.float32),
     }
 
 
-def choose(module, *tensors):
+def choose(module, device, *dtypes):
     """(implementation, reason) of `score_head` ("head") and `listwise_loss` ("loss") under impl="auto"."""
     kernels = _kernels(module)
     if isinstance(kernels, str):
         return "reference", f"plain PyTorch; {kernels}"
     if kernels.launch.INTERPRETED:
         return "reference", "plain PyTorch; the Triton kernel is interpreted here: ask for it with impl='triton'"
-    reason = kernels.obstacle(*tensors)
+    reason = kernels.obstacle(device, *dtypes)
     if reason is not None:
         return "reference", f"plain PyTorch; the Triton kernel cannot run: {reason}"
     return "triton", "the Triton kernel"
@@ -296,7 +295,8 @@ def score_head(hidden, rows, weight1, bias1, weight2, bias2, *, activation="silu
     if _can_look_at(rows) and rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= hidden.shape[0]):
         raise ValueError(f"rows must lie in 0 <= row < {hidden.shape[0]}, got {int(rows.min())} to {int(rows.max())}")
     _check_impl(impl)
-    module = _pick(impl, "head", "score_head", hidden, weight1, bias1, weight2, bias2)
+    dtypes = [tensor.dtype for tensor in (hidden, weight1, bias1, weight2, bias2) if tensor is not None]
+    module = _pick(impl, "head", "score_head", hidden.device, *dtypes)
     return module.score_head(hidden, rows, weight1, bias1, weight2, bias2, activation=activation, scale=scale)
 
 
@@ -357,7 +357,8 @@ def listwise_loss(scores, rankings, offsets, *, kind="best", reduction="mean", i
             raise ValueError(f"sample {int((lengths == 0).nonzero()[0])} has no responses")
         _check_rankings(rankings, lengths, kind)
     _check_impl(impl)
-    module = _pick(impl, "loss", "listwise_loss", scores, rankings)
+    dtypes = [tensor.dtype for tensor in (scores, rankings) if tensor.dtype.is_floating_point]
+    module = _pick(impl, "loss", "listwise_loss", scores.device, *dtypes)
     return module.listwise_loss(scores, rankings, offsets, kind=kind, reduction=reduction)
 
 
@@ -441,13 +442,13 @@ def _attention_implementation(name, query):
     return _triton("attention", "multi_response_attention", *arguments).multi_response_attention
 
 
-def _pick(impl, module, name, *tensors):
+def _pick(impl, module, name, device, *dtypes):
     """The module that computes score_head or listwise_loss: `reference`, or the kernels."""
     if impl == "auto":
-        impl, reason = choose(module, *tensors)
+        impl, reason = choose(module, device, *dtypes)
         if not torch.compiler.is_compiling():
             log.debug("%s: %s (%s)", name, impl, reason)
-    return reference if impl == "reference" else _triton(module, name, *tensors)
+    return reference if impl == "reference" else _triton(module, name, device, *dtypes)
 
 
 def _triton(module, name, *arguments):

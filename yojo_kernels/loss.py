@@ -177,11 +177,7 @@ def loss_kernel(scores, rankings, offsets, losses, loss, grads, scratch, arrived
 
 # ---- operators ----
 
-
-def obstacle(scores, rankings):
-    """Why the kernel cannot run on these tensors, as half a sentence; None where it can."""
-    dtypes = (scores.dtype, rankings.dtype) if rankings.dtype.is_floating_point else (scores.dtype,)
-    return launch.obstacle(scores.device, *dtypes)
+obstacle = launch.obstacle  # takes the device and every floating-point dtype
 
 
 def listwise_loss(scores, rankings, offsets, *, kind, reduction):
