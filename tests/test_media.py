@@ -157,14 +157,18 @@ def test_grids_stay_on_the_cpu_and_indices_travel(family):
     assert all(not isinstance(value, torch.Tensor) or value.numel() < 100 for value in found.sizes.values())
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 @torch.no_grad()
-def test_without_indices_the_tower_makes_its_own(family, monkeypatch):
-    model, collator = patched(family)
-    expected = model(**batch_of(family, collator)).scores
-    monkeypatch.setattr(families, "_vision_utils", lambda: None)  # an older transformers
-    batch = batch_of(family, collator)
-    assert not batch["placeholders"].sizes and not batch["placeholders"].indices
+def test_with_an_older_transformers_the_model_places_its_features_itself(monkeypatch):
+    model, collator = patched("qwen3_vl")
+    expected = model(**batch_of("qwen3_vl", collator)).scores
+    stock = type(model.base_model).forward
+
+    def forward(self, input_ids=None, pixel_values=None, **kwargs):
+        return stock(self, input_ids=input_ids, pixel_values=pixel_values, **kwargs)
+
+    monkeypatch.setattr(type(model.base_model), "forward", forward)
+    batch = batch_of("qwen3_vl", yojo.Collator(tiny.tokenizer(with_separator=True), model))
+    assert "placeholders" not in batch
     assert torch.equal(model(**batch).scores, expected)
 
 
@@ -208,8 +212,9 @@ def test_hooks_on_the_backbone_see_images(monkeypatch):
 
 
 def test_a_family_that_is_not_listed_places_its_features_itself():
-    family = families.Family("other", ("other",))
-    assert media.placeholders([torch.tensor([4])], [0], {"pixel_values": torch.zeros(1)}, family, None) is None
+    model, collator = patched("qwen3_vl")
+    assert media.can_place(model, collator.family)
+    assert not media.can_place(model, families.Family("other", ("other",)))
 
 
 def test_unpatch_gives_the_decoder_its_method_back():

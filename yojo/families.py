@@ -38,15 +38,6 @@ def whole_prompt_block(prompt):
     return torch.zeros_like(prompt["input_ids"][0])
 
 
-def _vision_utils():
-    """transformers' functions that make the indices of vision towers, or None before it had them (5.13 or so)."""
-    try:
-        from transformers import vision_utils
-    except ImportError:
-        return None
-    return vision_utils if hasattr(vision_utils, "get_vision_attention_seqlens") else None
-
-
 def _lengths(name, offsets):
     return {f"cu_{name}seqlens": offsets, f"max_{name}seqlen": int((offsets[1:] - offsets[:-1]).max())}
 
@@ -59,39 +50,36 @@ def qwen2_vl_indices(config, grid):
         grid: [images, 3] int64, frames, height and width in patches.
 
     Returns:
-        dict of tensors and ints; None where this version of transformers does not take them.
+        dict of tensors and ints.
     """
-    utils = _vision_utils()
-    if utils is None:
-        return None
-    positions = utils.get_vision_position_ids(grid, config.spatial_merge_size)
-    return {"position_ids": positions, **_lengths("", utils.get_vision_cu_seqlens(grid))}
+    from transformers import vision_utils
+
+    positions = vision_utils.get_vision_position_ids(grid, config.spatial_merge_size)
+    return {"position_ids": positions, **_lengths("", vision_utils.get_vision_cu_seqlens(grid))}
 
 
 def qwen2_5_vl_indices(config, grid):
     """Likewise, with the windows."""
-    indices = qwen2_vl_indices(config, grid)
-    if indices is None:
-        return None
-    window_index, offsets = _vision_utils().get_vision_window_index(
+    from transformers import vision_utils
+
+    window_index, offsets = vision_utils.get_vision_window_index(
         grid, config.spatial_merge_size, config.window_size, config.patch_size
     )
-    return indices | {"window_index": window_index} | _lengths("window_", offsets)
+    return qwen2_vl_indices(config, grid) | {"window_index": window_index} | _lengths("window_", offsets)
 
 
 def qwen3_vl_indices(config, grid):
     """Likewise, with the interpolation of learned positions."""
-    indices = qwen2_vl_indices(config, grid)
-    if indices is None:
-        return None
-    taps, weights = _vision_utils().get_vision_interpolation_indices_and_weights(
+    from transformers import vision_utils
+
+    taps, weights = vision_utils.get_vision_interpolation_indices_and_weights(
         grid,
         num_grid_per_side=int(config.num_position_embeddings**0.5),
         mode="bilinear",
         align_corners=True,
         spatial_merge_size=config.spatial_merge_size,
     )
-    return indices | {"interp_indices": taps, "interp_weights": weights}
+    return qwen2_vl_indices(config, grid) | {"interp_indices": taps, "interp_weights": weights}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +103,7 @@ class Family:
         video_token: the config's name for the id of a video's placeholders.
         sizes: names of vision tensors that the model asks for their values; they are kept on the CPU for it.
         vision_indices: function of a vision config and a `..._grid_thw` -> dict of the keyword arguments that let the
-            vision tower do without the grid on the device, or None; None for a family without grids.
+            vision tower do without the grid on the device; None for a family without grids.
     """
 
     name: str

@@ -41,6 +41,17 @@ class Placeholders:
         return Placeholders(rows, {name: function(tensor) for name, tensor in self.indices.items()}, self.sizes)
 
 
+def can_place(base, family):
+    """Whether the features of this model can be placed by rows.
+
+    The family must be known for it, and transformers recent enough for its forward to take encoder outputs (5.18): since
+    then they come in one form from all families.
+    """
+    if family.features is None:
+        return False
+    return "mm_encoder_outputs" in inspect.signature(type(base.base_model).forward).parameters
+
+
 def placeholders(prompts, starts, tensors, family, config):
     """Find the placeholders of a packed row; on the CPU, before it goes to the model.
 
@@ -52,29 +63,22 @@ def placeholders(prompts, starts, tensors, family, config):
         config: the model's.
 
     Returns:
-        `Placeholders`, or None for a row of text or a family that places its features itself.
+        `Placeholders`.
     """
     kinds = [kind for kind, pixels in MODALITIES.items() if pixels in tensors]
-    if family.features is None or not kinds:
-        return None
     rows, indices, sizes = {}, {}, {}
     for kind in kinds:
         token = getattr(config, family.video_token if kind == "video" else "image_token_id")
         rows[kind] = torch.cat(
             [(ids == token).nonzero()[:, 0] + start for ids, start in zip(prompts, starts, strict=True)]
         )
-    known = True
     if family.vision_indices is not None:
         for kind in kinds:
-            grid = tensors[f"{kind}_grid_thw"]
-            made = family.vision_indices(config.vision_config, grid)
-            known = known and made is not None
-            for name, value in (made or {}).items():
+            for name, value in family.vision_indices(config.vision_config, tensors[f"{kind}_grid_thw"]).items():
                 # Boundaries and numbers are asked for; a flash attention wants the boundaries on the device, see `embed`.
                 asked = not isinstance(value, torch.Tensor) or name.startswith("cu_")
                 (sizes if asked else indices)[f"{kind}_{name}"] = value
-    if known:
-        sizes.update({name: tensors[name] for name in family.sizes if name in tensors})
+    sizes.update({name: tensors[name] for name in family.sizes if name in tensors})
     return Placeholders(rows, indices, sizes)
 
 

@@ -166,6 +166,7 @@ class Collator:
         self.config = base.yojo.config
         self.family = families.family_of(base.config)
         self.model_config = base.config
+        self.places_features = media.can_place(base, self.family)
         self.positions = families.PromptPositions(base)
         self.max_length = max_length
         self.window = _shortest_window(base) if self.family.blocks is families.whole_prompt_block else None
@@ -301,10 +302,9 @@ class Collator:
             "separators": Separators.build(spans, self.config.pooling),
             **pixels,
         }
-        prompts = [item.prompt_ids for item in encoded]
-        places = media.placeholders(prompts, starts, pixels, self.family, self.model_config)
-        if places is not None:
-            batch["placeholders"] = places
+        if self.places_features and pixels:
+            prompts = [item.prompt_ids for item in encoded]
+            batch["placeholders"] = media.placeholders(prompts, starts, pixels, self.family, self.model_config)
         if self.family.passes_token_types:
             batch.update(self._token_types(encoded, branch_lengths, filling))
         ranked = [item.rankings is not None for item in encoded]
