@@ -115,7 +115,7 @@ class Fusion:
         self.obstacle = obstacle
         self.liger_obstacle = liger_obstacle
         self.compiled = {}  # (forward, whether the layer slides, grad and inference mode) -> compiled forward
-        self.tables = {}  # what a pass depends on beside its row -> the tables its layers ask for
+        self.last = {}  # what a pass depends on beside its row -> layout of the last such pass, with what it asked for
         self.failure = None  # why torch.compile gave up, under "auto"
         self._passes = weakref.WeakKeyDictionary()  # layout of a pass -> _Pass
 
@@ -151,9 +151,10 @@ class Fusion:
         mode = None
         if how == "compile":
             mode = _mode(layout.device)
-            if mode not in self.tables:
+            if mode not in self.last:
                 how, reason = "none", "the first pass of its kind shows which tables the compiled layers will need"
-        layout = layout.for_one_pass(self.tables.get(mode, ()))
+        # Looked at no earlier than now: layers that are recomputed ask for tables in the pass's backward.
+        layout = layout.for_one_pass(self.last[mode].tables_of_pass if mode in self.last else ())
         if how == "compile":
             _mark_row(layout)
         logger.debug("decoder layers: %s (%s)", how, reason)
@@ -161,10 +162,10 @@ class Fusion:
         return layout
 
     def end(self, layout):
-        """Remember what the pass showed."""
+        """Remember the pass: the next one of its kind makes the tables it asked for before its first layer."""
         this = None if torch.compiler.is_compiling() else self._passes.get(layout)
         if this is not None and this.mode is not None:
-            self.tables[this.mode] = layout.tables_of_pass
+            self.last[this.mode] = layout
 
     def of_pass(self, layout):
         """What the layers of this pass run with: "none", "liger" or "compile"."""
@@ -214,7 +215,7 @@ class Fusion:
 @dataclasses.dataclass(frozen=True)
 class _Pass:
     how: str
-    mode: tuple | None  # key of `Fusion.tables`, for a pass that runs compiled or shows what is needed for it
+    mode: tuple | None  # key of `Fusion.last`, for a pass that runs compiled or shows what is needed for it
 
 
 def _mode(device):
@@ -307,7 +308,7 @@ def layer_forward(self, *args, **kwargs):
     """The forward of a decoder layer: fused in a scoring pass, its own otherwise."""
     layout = kwargs.get("layout")
     how = "none"
-    if layout is not None and not torch.compiler.is_compiling():
+    if layout is not None and not torch.compiler.is_compiling() and hasattr(self, "yojo_fusion"):
         how = self.yojo_fusion.of_pass(layout)
     if how == "none":
         return type(self).forward(self, *args, **kwargs)
