@@ -116,7 +116,7 @@ class Fusion:
         self.obstacle = obstacle
         self.liger_obstacle = liger_obstacle
         self.compiled = {}  # (forward, whether the layer slides, grad and inference mode) -> compiled forward
-        self.tables = {}  # what a pass depends on beside its row -> the tables its layers ask for
+        self.last = {}  # what a pass depends on beside its row -> layout of the last such pass, with what it asked for
         self.graphs = None  # `yojo.graphs.RowGraphs` that replay the layers of short rows, or None
         self.failure = None  # why torch.compile gave up, under "auto"
         self._passes = weakref.WeakKeyDictionary()  # layout of a pass -> _Pass
@@ -153,9 +153,10 @@ class Fusion:
         mode = None
         if how == "compile":
             mode = _mode(layout.device)
-            if mode not in self.tables:
+            if mode not in self.last:
                 how, reason = "none", "the first pass of its kind shows which tables the compiled layers will need"
-        layout = layout.for_one_pass(self.tables.get(mode, ()))
+        # Looked at no earlier than now: layers that are recomputed ask for tables in the pass's backward.
+        layout = layout.for_one_pass(self.last[mode].tables_of_pass if mode in self.last else ())
         if how == "compile":
             _mark_row(layout)
         logger.debug("decoder layers: %s (%s)", how, reason)
@@ -163,10 +164,10 @@ class Fusion:
         return layout
 
     def end(self, layout):
-        """Remember what the pass showed."""
+        """Remember the pass: the next one of its kind makes the tables it asked for before its first layer."""
         this = None if torch.compiler.is_compiling() else self._passes.get(layout)
         if this is not None and this.mode is not None:
-            self.tables[this.mode] = layout.tables_of_pass
+            self.last[this.mode] = layout
 
     def of_pass(self, layout):
         """What the layers of this pass run with: "none", "liger" or "compile"."""
@@ -216,7 +217,7 @@ class Fusion:
 @dataclasses.dataclass(frozen=True)
 class _Pass:
     how: str
-    mode: tuple | None  # key of `Fusion.tables`, for a pass that runs compiled or shows what is needed for it
+    mode: tuple | None  # key of `Fusion.last`, for a pass that runs compiled or shows what is needed for it
 
 
 def _mode(device):
@@ -313,12 +314,11 @@ def _is_ours(module):
 def layer_forward(self, *args, **kwargs):
     """The forward of a decoder layer: fused in a scoring pass, its own otherwise."""
     layout = kwargs.get("layout")
-    how = "none"
-    if layout is not None and not torch.compiler.is_compiling():
-        how = self.yojo_fusion.of_pass(layout)
-    graphs = self.yojo_fusion.graphs
-    if graphs is not None and layout is not None and how != "compile" and graphs.active():
-        return graphs.run(self, run_liger if how == "liger" else type(self).forward, *args, **kwargs)
+    how, fusion = "none", getattr(self, "yojo_fusion", None)
+    if layout is not None and not torch.compiler.is_compiling() and fusion is not None:
+        how = fusion.of_pass(layout)
+        if how != "compile" and fusion.graphs is not None and fusion.graphs.active():
+            return fusion.graphs.run(self, run_liger if how == "liger" else type(self).forward, *args, **kwargs)
     if how == "none":
         return type(self).forward(self, *args, **kwargs)
     run = functools.partial(run_liger if how == "liger" else _run_compiled, self, **kwargs)

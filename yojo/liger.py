@@ -9,7 +9,10 @@ import functools
 import types
 
 import torch
-from liger_kernel.ops import LigerGELUMulFunction, LigerRMSNormFunction, LigerRopeFunction, LigerSiLUMulFunction
+from liger_kernel.ops.geglu import LigerGELUMulFunction
+from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+from liger_kernel.ops.rope import LigerRopeFunction
+from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
 from yojo.fuse import ACTIVATIONS, NORMS
 from yojo_kernels.launch import DTYPES

@@ -398,7 +398,8 @@ def _add_separator(base, processor, state):
 
         tokenizer.add_tokens([AddedToken(separator, special=True, normalized=False)], special_tokens=True)
     state.separator_id = separator_id_of(tokenizer, separator)
-    used = [i for i in tokenizer.get_vocab().values() if i != state.separator_id and i < rows]
+    # Sorted: the order of a tokenizer's vocabulary is another one each time, and so would be the mean's last bits.
+    used = sorted(i for i in tokenizer.get_vocab().values() if i != state.separator_id and i < rows)
     with torch.no_grad():
         mean = embedding.weight[torch.tensor(used, device=embedding.weight.device)].float().mean(0)
     if state.separator_id >= rows:

@@ -235,7 +235,7 @@ class Layout:
     @property
     def tables_of_pass(self):
         """Names and settings of the tables that the layers asked for since `for_one_pass`."""
-        return tuple(key for key in self._tables_of_pass or () if key[0] != "position_extremes")
+        return tuple(key for key in self._tables_of_pass or () if key[1])  # not what tables are made from
 
     def query_tiles(self, block_m, block_n, window=None):
         """The table of query tiles (see `yojo_kernels.tiles.query_tiles`), made on first use and kept."""
@@ -246,6 +246,9 @@ class Layout:
         return self._tiles("key_tiles", (block_m, block_n, extra, window or 0))
 
     def _tiles(self, name, settings):
+        known = self._tables_of_pass
+        if known is not None and (name, settings) in known and torch.compiler.is_compiling():
+            return known[name, settings]  # a graph that does without what the table was made from
         extremes = None
         if settings[-1]:  # a window
             extremes = self._kept("position_extremes", (self.segment_offsets, self.position), ())
@@ -267,7 +270,8 @@ class Layout:
         if key not in tables:
             with torch.inference_mode(False):  # scoring may make what training will save for backward
                 tables[key] = make(*tensors, *settings)
-        of_pass[key] = tables[key]
+        if settings:
+            of_pass[key] = tables[key]
         return tables[key]
 
     def _map(self, function):
