@@ -24,6 +24,7 @@ from test_families import patched, samples_of
 
 import yojo
 from yojo import fuse
+from yojo.patch import unwrap
 
 SLIDING = ("gemma2", "gemma3", "gemma3_text", "paligemma2")  # two kinds of layers
 BLOCKS = ("molmo2", "gemma3")  # rows with images have blocks, rows without have none
@@ -141,6 +142,7 @@ def test_a_graph_for_each_way_to_run(graphs):
 def test_gradient_checkpointing_recomputes_what_ran(graphs, reentrant):
     model, plain, collator = pair("qwen3_vl", "compile")
     for network in (model, plain):
+        network.yojo.whole_last_layer = "layers are counted"
         network.gradient_checkpointing_enable({"use_reentrant": reentrant})
         network.enable_input_require_grads()
         network.train()
@@ -178,6 +180,8 @@ def test_lora(graphs, before):
     else:
         model, plain, collator = pair("qwen3", "compile")
         model, plain = lora(model), lora(plain)
+    for network in (model, plain):
+        unwrap(network).yojo.whole_last_layer = "layers are counted"
     batches = batches_of("qwen3", collator)
     for batch in [batches[0], *batches]:
         check_training(model, plain, batch)

@@ -314,6 +314,7 @@ def _is_ours(module):
 def layer_forward(self, *args, **kwargs):
     """The forward of a decoder layer: fused in a scoring pass, its own otherwise."""
     layout = kwargs.get("layout")
+    kwargs.pop("read_rows", None)  # for the last layer alone: a graph of all layers should not depend on it
     how, fusion = "none", getattr(self, "yojo_fusion", None)
     if layout is not None and not torch.compiler.is_compiling() and fusion is not None:
         how = fusion.of_pass(layout)

@@ -219,6 +219,7 @@ def test_a_patched_qwen3_vl_in_bfloat16_scores_as_with_the_reference(make_reward
     A few scores are a draw of luck: the head reads every row of the batch, not the separators alone.
     """
     reward_model = make_reward_model(**options)
+    reward_model.model.yojo.whole_last_layer = "all rows are compared"
     reward_model.model.cuda()
     batch = {name: value.to("cuda") for name, value in reward_model.collator(examples).items()}
     rows = torch.arange(batch["input_ids"].shape[1], device="cuda")
@@ -255,6 +256,7 @@ def test_a_patched_model_uses_the_kernels(make_reward_model, examples, monkeypat
 
     assert implementations()["multi_response_attention"][0] == "triton"
     reward_model = make_reward_model(mode="isolated")
+    reward_model.model.yojo.whole_last_layer = "all layers are counted"
     reward_model.model.cuda()
     launched = []
     real = attention.multi_response_attention

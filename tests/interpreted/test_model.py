@@ -20,6 +20,7 @@ def test_a_patched_model_scores_and_trains_as_with_the_reference(make_reward_mod
         for i, prompt in enumerate(prompts)
     ]
     model = make_reward_model(**options)
+    model.model.yojo.whole_last_layer = "all layers run in the kernels"
     batch = model.collator(examples)
     results = []
     for impl in ("reference", "triton"):
@@ -61,6 +62,7 @@ def test_flops_of_a_pass_through_the_kernels(make_reward_model, samples, monkeyp
     )
     assert attention and launch.INTERPRETED  # formulas are known before the counter is made, which copies them
     model = make_reward_model(**options)
+    model.model.yojo.whole_last_layer = "all layers run in the kernels"
     example = yojo.Example("Which digit?", ["one", "it is a two", "3"], images=[samples[0][0]])
     batch = model.collator([example, yojo.Example("And here?", ["a", "it is a b"])])
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # which the counter sees, on a CPU
