@@ -19,7 +19,7 @@ from fuse_cases import (
     unpatched_like_new,
 )
 
-from yojo import fuse
+from yojo import fuse, last_layer
 from yojo_kernels import multi_response_attention
 
 pytest.importorskip("liger_kernel")
@@ -55,6 +55,13 @@ def interpreter():
         patch.setattr(liger_kernel.ops.rms_norm, "rsqrt", rsqrt)
         patch.setattr(liger_kernel.ops.geglu, "tanh", tanh)
         yield
+
+
+@pytest.fixture(autouse=True)
+def whole_layers(request, monkeypatch):
+    """All layers run on all rows, so that they can be counted; but where a test is about the last one."""
+    if "last_layer" not in request.function.__name__:
+        monkeypatch.setattr(last_layer, "LARGEST_SHARE", 0)
 
 
 @pytest.fixture()
@@ -224,3 +231,15 @@ def test_one_graph_for_all_rows_with_the_triton_kernel(training, monkeypatch):
     for nodes in graphs:
         assert sum("yojo.attention" in node for node in nodes) == 1
         assert not any("yojo." in node and "tiles" in node for node in nodes)  # made before the first layer
+
+
+def test_the_last_layer_runs_fused_on_the_rows_that_are_read():
+    model, plain, collator = pair("qwen3", "liger")
+    batch = text_row(collator, [30, 20], [[4, 3], [5]])
+    check_training(model, plain, batch)
+    with torch.no_grad():
+        scores = model(**batch).scores
+        for network in (model, plain):
+            network.yojo.whole_last_layer = "for comparison"
+        assert (model(**batch).scores - scores).nan_to_num(0.0).abs().max() <= 2e-6
+        assert (plain(**batch).scores - scores).nan_to_num(0.0).abs().max() <= 2e-6
