@@ -111,6 +111,7 @@ def test_info_names_versions_and_implementations():
     assert result.exit_code == 0
     assert f"torch         {torch.__version__}" in result.stdout
     assert "multi_response_attention: reference (" in result.stdout
+    assert "decoder layers: none (layers are fused on CUDA devices" in result.stdout
 
 
 def test_commands_refuse_unknown_options():

@@ -389,6 +389,21 @@ def test_a_layout_that_moves_within_a_pass_leaves_its_tables_behind():
     assert layout.to("meta")._tables_of_pass == {} and build().to("meta")._tables_of_pass is None
 
 
+def test_a_pass_knows_which_tables_it_asked_for_and_another_makes_them_at_once():
+    layout = build()
+    first = layout.for_one_pass()
+    assert first.tables_of_pass == () == layout.tables_of_pass
+    tiles, items = first.query_tiles(16, 8, 5), first.key_tiles(8, 16, 4)
+    assert first.tables_of_pass == (("query_tiles", (16, 8, 5)), ("key_tiles", (8, 16, 4, 0)))
+    again = layout.for_one_pass()
+    assert again.query_tiles(16, 8, 5) is tiles and again.tables_of_pass == first.tables_of_pass[:1]  # kept, and noted
+    other = build().for_one_pass(first.tables_of_pass)
+    assert other.tables_of_pass == first.tables_of_pass
+    made = other._tables_of_pass
+    assert torch.equal(made["query_tiles", (16, 8, 5)], tiles)
+    assert all(map(torch.equal, made["key_tiles", (8, 16, 4, 0)], items))
+
+
 def test_tables_are_made_inside_a_compiled_graph():
     torch._dynamo.reset()
     layout = build()
