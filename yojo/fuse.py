@@ -150,6 +150,8 @@ class Fusion:
         if torch.compiler.is_compiling():  # whoever compiles the whole model fuses it, too
             return layout.for_one_pass()
         how, reason = self.choose(layout.device)
+        if how == "compile" and self.graphs is not None and self.graphs.takes_this_pass():
+            how, reason = "none", "short rows are replayed from CUDA graphs"  # only under "auto", see `plan`
         mode = None
         if how == "compile":
             mode = _mode(layout.device)
@@ -257,6 +259,8 @@ def plan(base, attentions, fuse, graphs=0):
     if fuse == "liger" and liger_obstacle is not None:
         hint = "pip install 'yojo[liger]', or use" if liger_obstacle is NO_LIGER else "use"
         raise ValueError(f"fuse='liger' cannot fuse {type(base).__name__}: {liger_obstacle}; {hint} fuse='compile'")
+    if graphs and fuse == "compile":
+        raise ValueError(f"graphs={graphs} cannot replay layers that fuse='compile' runs: use fuse='auto' or 'liger'")
     if graphs and obstacle is not None:
         raise ValueError(f"graphs={graphs} cannot replay the layers of {type(base).__name__}: {obstacle}; use graphs=0")
     fusion = Fusion(fuse, layers, obstacle, liger_obstacle)

@@ -57,6 +57,7 @@ class RowGraphs:
         self.pool = None
         self.busy = threading.Lock()
         self.frame = None
+        self.thread = None  # the one whose pass is in `row`
 
     def __deepcopy__(self, memo):
         # Graphs hold the addresses of one model's weights: a copy of the model starts without any.
@@ -68,17 +69,17 @@ class RowGraphs:
         if not self._takes(layout) or not self.busy.acquire(blocking=False):
             yield layout
             return
+        self.thread = threading.get_ident()
         try:
             if self.plain is not None and not self._unchanged():
                 self.frames, self.plain, self.pool = {}, None, None  # other weights, or hooks: captured anew
             # What flash attention would be told of the lengths of a causal row stayed in the graph: kernels only.
             layout = dataclasses.replace(layout, causal=False)
-            frame = self.frames.get((layout.num_tokens, layout.block is not None))
-            if frame is None:  # the first row of this length runs as it is, and shows which tables it needs
+            key = layout.num_tokens, layout.block is not None, _autocast_dtype(layout.device)
+            frame = self.frames.get(key)
+            if frame is None:  # the first row of its kind runs as it is, and shows which tables it needs
                 yield layout
-                self.frames[layout.num_tokens, layout.block is not None] = _Frame(
-                    [key for key in layout._tables if key[0] == "query_tiles"]
-                )
+                self.frames[key] = _Frame([name for name in layout._tables if name[0] == "query_tiles"])
                 return
             if self.plain is None:
                 self.plain = _parts(self.layers) or None
@@ -86,12 +87,16 @@ class RowGraphs:
                 self.frame = frame
             yield layout
         finally:
-            self.frame = None
+            self.frame = self.thread = None
             self.busy.release()
+
+    def takes_this_pass(self):
+        """Whether the pass that this thread is in is one of those that graphs are for, its first one included."""
+        return self.thread == threading.get_ident()
 
     def active(self):
         """Whether the layers of the pass that this thread is in are captured or replayed."""
-        return self.frame is not None and threading.get_ident() == self.frame.thread
+        return self.frame is not None and self.takes_this_pass()
 
     def run(self, layer, forward, hidden, **kwargs):
         """What `forward(layer, hidden, **kwargs)` gives, from a graph."""
@@ -104,9 +109,10 @@ class RowGraphs:
         return on_device and short and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
     def _unchanged(self):
-        """Whether the layers still are made of the same modules and weights, without hooks."""
+        """Whether the layers still are made of the same modules and weights, in eval mode and without hooks."""
         return all(
-            owner._modules.get(name) is child and not child._forward_hooks and not child._forward_pre_hooks
+            owner._modules.get(name) is child
+            and not (child._forward_hooks or child._forward_pre_hooks or child.training)
             for owner, name, child in self.plain["modules"]
         ) and all(
             owner._parameters.get(name) is parameter and parameter.data_ptr() == at
@@ -143,11 +149,9 @@ class _Frame:
         self.shared = {}  # place of a tensor among a layer's arguments -> (the graphs' tensor, what it was filled from)
         self.hidden = None  # two tensors; a layer reads one and writes the other
         self.layout = None
-        self.thread = None
 
     def begin(self, layout):
         """Fill in the layout of a pass; False where it does not fit."""
-        self.thread = threading.get_ident()
         self.shared = {place: (tensor, None) for place, (tensor, _) in self.shared.items()}
         tables = {key: layout._tiles(*key) for key in self.tables}
         if self.layout is None:
@@ -156,7 +160,7 @@ class _Frame:
 
     def run(self, place, forward, hidden, kwargs, capture):
         if self.hidden is None:
-            self.hidden = [torch.empty_like(hidden), torch.empty_like(hidden)]
+            self.hidden = [_room_for(hidden), _room_for(hidden)]
         source, target = self.hidden[place % 2], self.hidden[(place + 1) % 2]
         if hidden is not source:
             source.copy_(hidden)
@@ -180,7 +184,7 @@ class _Frame:
                 key = (form, i, leaf.shape, leaf.dtype)
                 own, filled_from = self.shared.get(key, (None, None))
                 if own is None:
-                    own = torch.empty_like(leaf)
+                    own = _room_for(leaf)
                 if filled_from is not leaf:
                     own.copy_(leaf)
                 self.shared[key] = (own, leaf)
@@ -188,6 +192,20 @@ class _Frame:
         return tree_unflatten(leaves, form)
 
 
+def _autocast_dtype(device):
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+# What the graphs read is filled anew under torch.inference_mode and under torch.no_grad; a tensor made in the first could
+# not be filled in the second.
+
+
+@torch.inference_mode(False)
+def _room_for(tensor):
+    return torch.empty_like(tensor)
+
+
+@torch.inference_mode(False)
 def _roomy(layout, tables):
     """A copy of a layout whose tables have room for rows of more samples."""
     copies = {

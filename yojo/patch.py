@@ -84,7 +84,8 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
             (no gradients): short rows spend more time on launching kernels than on running them. 0, or None on a model
             not patched yet, for none. `yojo.RewardModel` fills such rows up to a multiple of 256 tokens, which is what
             graphs need; with `yojo.Collator` it is `pad_to_multiple_of=256`. Layers with adapters that are not merged,
-            with hooks, in training mode or fused by torch.compile run as they are. Like fuse it is not saved.
+            with hooks or in training mode run as they are; where "auto" would compile, rows that graphs take are
+            replayed instead. Like fuse it is not saved.
         **options: fields of `YojoConfig`.
 
     Returns:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import yojo
-from yojo import graphs
+from yojo import fuse, graphs
 from yojo_kernels import multi_response_attention
 
 PROMPTS = ["Which digit?", "And here, which digit is it?", "What?"]
@@ -73,7 +73,7 @@ def test_replayed_scores_are_the_same(make_reward_model, samples, options):
     frames = reward_model.model.yojo.fusion.graphs.frames
     assert recorder.captured == layers * sum(bool(frame.graphs) for frame in frames.values()) > 0
     assert recorder.replayed >= layers * (2 * len(examples) - len(frames)) > 3 * recorder.captured / 2
-    assert {tokens % 64 for tokens, _ in frames} == {0} and max(tokens for tokens, _ in frames) <= 192
+    assert {tokens % 64 for tokens, *_ in frames} == {0} and max(tokens for tokens, *_ in frames) <= 192
 
 
 def test_several_samples_and_rows_of_more_samples(make_reward_model, samples, monkeypatch):
@@ -143,6 +143,58 @@ def test_what_a_graph_would_leave_out_runs_as_it_is(make_reward_model, samples):
     for _ in range(3):
         yojo.RewardModel(wrapped.eval(), reward_model.processor).score_many([example])
     assert recorder.captured == 0
+
+
+def test_inference_mode_no_grad_and_autocast_follow_each_other(make_reward_model, samples):
+    """What is filled in anew was made in one mode and is filled in the other; another precision is another graph."""
+    reward_model = make_reward_model(mode="isolated")
+    model = reward_model.model
+    batch = reward_model.collator.pack([reward_model.collator.encode(examples_of(samples)[1])], pad_to_multiple_of=64)
+    contexts = {
+        "inference": torch.inference_mode,
+        "no_grad": torch.no_grad,
+        "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    }
+    expected = {}
+    for name, context in contexts.items():
+        with torch.no_grad(), context():
+            expected[name] = model(**batch).scores.clone()
+    assert not torch.equal(expected["autocast"], expected["no_grad"])
+    yojo.patch(model, fuse="none")
+    recorder = with_graphs(reward_model)
+    for name in ("inference", "inference", "no_grad", "autocast", "autocast", "inference", "no_grad", "autocast"):
+        with torch.no_grad(), contexts[name]():
+            assert torch.allclose(model(**batch).scores, expected[name], rtol=0, atol=2e-6), name
+    assert recorder.replayed > recorder.captured > 0
+
+
+def test_training_mode_runs_as_it_is(make_reward_model, samples):
+    """A graph made in eval mode would leave dropout out."""
+    reward_model = make_reward_model(mode="isolated")
+    batch = reward_model.collator.pack([reward_model.collator.encode(examples_of(samples)[1])], pad_to_multiple_of=64)
+    recorder = with_graphs(reward_model)
+    with torch.no_grad():
+        for _ in range(3):
+            reward_model.model(**batch)
+        replayed = recorder.replayed
+        reward_model.model.train()
+        for _ in range(3):
+            reward_model.model(**batch)
+    assert recorder.replayed == replayed > 0
+
+
+def test_graphs_go_before_compiling(make_reward_model, samples, monkeypatch):
+    """Where "auto" compiles, the rows that graphs take are not compiled: asking for graphs must not do nothing."""
+    monkeypatch.setattr(fuse, "_automatic", lambda device, obstacle: ("compile", "as on CUDA"))
+    monkeypatch.setattr(fuse, "BACKEND", "eager")
+    reward_model = make_reward_model(mode="isolated")
+    recorder = with_graphs(reward_model)
+    for _ in range(3):
+        reward_model.score_many(examples_of(samples)[1:2])
+    assert recorder.captured > 0 and not reward_model.model.yojo.fusion.compiled
+    with pytest.raises(ValueError, match="graphs=192 cannot replay layers that fuse='compile' runs"):
+        yojo.patch(reward_model.model, fuse="compile")
+    assert reward_model.model.yojo.fuse == "auto" and reward_model.model.yojo.graphs == 192
 
 
 def test_a_copy_has_graphs_of_its_own_and_unpatch_leaves_none(make_reward_model, samples):
