@@ -218,7 +218,7 @@ def _head_launch(kernel, dtype, features, tile):
 def _head_pointer(name, dtype):
     if name in HEAD_FLOATS or name in WEIGHTS:
         return "*fp32"
-    return {"rows": "*i64", "arrived": "*i32", "first": "*i8"}.get(name, POINTERS[dtype])
+    return {"rows": "*i64", "arrived": "*i32"}.get(name, POINTERS[dtype])
 
 
 def _loss_launch(features):

@@ -156,12 +156,12 @@ def linear_forward_kernel(hidden, rows, weight2, bias2, scores, stride_hidden, n
 
 
 @triton.jit(do_not_specialize=["num_readings", "stride_grad", "num_merging", "num_entries"])
-def head_merge_kernel(grad_scores, rows, merged, first, grad_bias2, grad_hidden,
+def head_merge_kernel(grad_scores, rows, merged, grad_bias2, grad_hidden,
                       num_readings, stride_grad, num_merging, num_entries, scale,
                       BLOCK_M: tl.constexpr, FILL: tl.constexpr):  # fmt: skip
     """Clears the gradient of the hidden states, and adds up the gradients of readings of the same row.
 
-    merged [M]: the sum over all readings of a row, divided by scale; first [M]: whether the reading is its row's first.
+    merged [M]: for each reading, the sum over all readings of its row, divided by scale.
     """
     program = tl.program_id(0)
     if program >= num_merging:
@@ -171,18 +171,14 @@ def head_merge_kernel(grad_scores, rows, merged, first, grad_bias2, grad_hidden,
     offs_m = program * BLOCK_M + tl.arange(0, BLOCK_M)
     row = tl.load(rows + offs_m, mask=offs_m < num_readings, other=-1)
     total = tl.zeros([BLOCK_M], tl.float32)
-    earlier = tl.zeros([BLOCK_M], tl.int32)
     overall = tl.zeros([BLOCK_M], tl.float32)
     for n in range(0, num_readings, BLOCK_M):
         offs_n = n + tl.arange(0, BLOCK_M)
         other = tl.load(rows + offs_n, mask=offs_n < num_readings, other=-2)
         grad = tl.load(grad_scores + offs_n.to(tl.int64) * stride_grad, mask=offs_n < num_readings, other=0.0).to(tl.float32)  # fmt: skip
-        same = row[:, None] == other[None, :]
-        total += tl.sum(tl.where(same, grad[None, :], 0.0), 1)
-        earlier += tl.sum((same & (offs_n[None, :] < offs_m[:, None])).to(tl.int32), 1)
+        total += tl.sum(tl.where(row[:, None] == other[None, :], grad[None, :], 0.0), 1)
         overall += grad
     tl.store(merged + offs_m, total / scale, mask=offs_m < num_readings)
-    tl.store(first + offs_m, (earlier == 0).to(tl.int8), mask=offs_m < num_readings)
     if program == 0:
         tl.store(grad_bias2, (tl.sum(overall, 0) / scale).to(grad_bias2.dtype.element_ty))
 
@@ -228,7 +224,7 @@ def _weight_grads(program, grad_scores, hidden, rows, weight2, pre, grad_weight1
 
 
 @triton.jit
-def _row_grads(program, rows, weight1, weight2, pre, merged, first, grad_hidden,
+def _row_grads(program, rows, weight1, weight2, pre, merged, grad_hidden,
                stride_weight, num_readings, num_tokens, H, K,
                ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
                BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr):  # fmt: skip
@@ -239,7 +235,7 @@ def _row_grads(program, rows, weight1, weight2, pre, merged, first, grad_hidden,
     offs_k = tl.arange(0, BLOCK_K)
     inside = offs_m < num_readings
     row = tl.load(rows + offs_m, mask=inside, other=0).to(tl.int64)
-    owner = inside & (row >= 0) & (row < num_tokens) & (tl.load(first + offs_m, mask=inside, other=0) != 0)
+    known = inside & (row >= 0) & (row < num_tokens)
     grad = tl.load(merged + offs_m, mask=inside, other=0.0)
     acc = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
     for k in range(0, K, BLOCK_K):
@@ -249,18 +245,19 @@ def _row_grads(program, rows, weight1, weight2, pre, merged, first, grad_hidden,
         )  # fmt: skip
         w2 = tl.load(weight2 + k + offs_k, mask=k + offs_k < K, other=0.0).to(tl.float32)
         _, slope = _activate(z, ACTIVATION)
-        dz = grad[:, None] * w2[None, :] * slope  # readings of one row have the same z: their gradients add up
+        # Readings of one row have the same z, so that their gradients add up, and all of them store the same numbers.
+        dz = grad[:, None] * w2[None, :] * slope
         w = tl.load(
             weight1 + (k + offs_k)[:, None].to(tl.int64) * stride_weight + offs_h[None, :],
             mask=(k + offs_k < K)[:, None] & (offs_h < H)[None, :], other=0.0,
         )  # fmt: skip
         acc = tl.dot(dz, w.to(tl.float32), acc, input_precision=PRECISION)
     at = grad_hidden + row[:, None] * H + offs_h[None, :]
-    tl.store(at, acc.to(grad_hidden.dtype.element_ty), mask=owner[:, None] & (offs_h < H)[None, :])
+    tl.store(at, acc.to(grad_hidden.dtype.element_ty), mask=known[:, None] & (offs_h < H)[None, :])
 
 
 @triton.jit(do_not_specialize=["num_readings", "num_tokens", "stride_grad", "num_weight_programs"])
-def head_backward_kernel(grad_scores, hidden, rows, weight1, weight2, pre, merged, first,
+def head_backward_kernel(grad_scores, hidden, rows, weight1, weight2, pre, merged,
                          grad_hidden, grad_weight1, grad_bias1, grad_weight2,
                          stride_hidden, stride_weight, num_readings, num_tokens, stride_grad, num_weight_programs, scale,
                          H, K,
@@ -277,13 +274,13 @@ def head_backward_kernel(grad_scores, hidden, rows, weight1, weight2, pre, merge
                       stride_hidden, num_readings, num_tokens, stride_grad, scale, H, K,
                       HAS_BIAS1, ACTIVATION, TERMS, EMULATED, BLOCK_M, BLOCK_K, BLOCK_H)  # fmt: skip
     else:
-        _row_grads(program - num_weight_programs, rows, weight1, weight2, pre, merged, first, grad_hidden,
+        _row_grads(program - num_weight_programs, rows, weight1, weight2, pre, merged, grad_hidden,
                    stride_weight, num_readings, num_tokens, H, K,
                    ACTIVATION, PRECISION, BLOCK_M, BLOCK_K, BLOCK_H)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_readings", "num_tokens", "stride_grad", "num_weight_programs"])
-def linear_backward_kernel(grad_scores, hidden, rows, weight2, merged, first, grad_hidden, grad_weight2,
+def linear_backward_kernel(grad_scores, hidden, rows, weight2, merged, grad_hidden, grad_weight2,
                            stride_hidden, num_readings, num_tokens, stride_grad, num_weight_programs, scale, H,
                            BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr):  # fmt: skip
     """The same for a linear head: BLOCK_H entries of weight2's gradient, or a tile of the gradient of the rows read."""
@@ -313,11 +310,11 @@ def linear_backward_kernel(grad_scores, hidden, rows, weight2, merged, first, gr
         offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
         inside = offs_m < num_readings
         row = tl.load(rows + offs_m, mask=inside, other=0).to(tl.int64)
-        owner = inside & (row >= 0) & (row < num_tokens) & (tl.load(first + offs_m, mask=inside, other=0) != 0)
+        known = inside & (row >= 0) & (row < num_tokens)
         grad = tl.load(merged + offs_m, mask=inside, other=0.0)
         w = tl.load(weight2 + offs_h, mask=offs_h < H, other=0.0).to(tl.float32)
         at = grad_hidden + row[:, None] * H + offs_h[None, :]
-        tl.store(at, (grad[:, None] * w[None, :]).to(grad_hidden.dtype.element_ty), mask=owner[:, None] & (offs_h < H)[None, :])  # fmt: skip
+        tl.store(at, (grad[:, None] * w[None, :]).to(grad_hidden.dtype.element_ty), mask=known[:, None] & (offs_h < H)[None, :])  # fmt: skip
 
 
 # ---- operators ----
@@ -437,13 +434,12 @@ def _score_head_backward(
     if num_readings == 0:
         return tuple(gradient.zero_() for gradient in gradients)
     merged = torch.empty(num_readings, dtype=torch.float32, device=hidden.device)
-    first = torch.empty(num_readings, dtype=torch.int8, device=hidden.device)
     tile = tuning.head("head_merge", num_readings, hidden.device)
     num_merging = triton.cdiv(num_readings, tile.block_m)
     num_filling = triton.cdiv(grad_hidden.numel(), FILL)
     with launch.on(hidden.device):
         head_merge_kernel[(num_merging + num_filling,)](
-            grad_scores, rows, merged, first, grad_bias2, grad_hidden,
+            grad_scores, rows, merged, grad_bias2, grad_hidden,
             num_readings, grad_scores.stride(0), num_merging, grad_hidden.numel(), scale,
             BLOCK_M=tile.block_m, FILL=FILL, num_warps=tile.num_warps,
         )  # fmt: skip
@@ -455,14 +451,14 @@ def _score_head_backward(
         if weight1 is None:
             num_weight_programs = tiles_h if need_weights else 0
             linear_backward_kernel[(num_weight_programs + num_row_programs,)](
-                grad_scores, hidden, rows, weight2, merged, first, grad_hidden, grad_weight2,
+                grad_scores, hidden, rows, weight2, merged, grad_hidden, grad_weight2,
                 hidden.stride(0), num_readings, num_tokens, grad_scores.stride(0), num_weight_programs, scale, size,
                 BLOCK_M=tile.block_m, BLOCK_H=tile.block_h, num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
             return gradients
         num_weight_programs = tiles_h * triton.cdiv(weight1.shape[0], tile.block_k) if need_weights else 0
         head_backward_kernel[(num_weight_programs + num_row_programs,)](
-            grad_scores, hidden, rows, weight1, weight2, pre, merged, first,
+            grad_scores, hidden, rows, weight1, weight2, pre, merged,
             grad_hidden, grad_weight1, grad_bias1, grad_weight2,
             hidden.stride(0), weight1.stride(0), num_readings, num_tokens, grad_scores.stride(0), num_weight_programs,
             scale, size, weight1.shape[0],

@@ -166,6 +166,8 @@ def test_inference_mode_no_grad_and_autocast_follow_each_other(make_reward_model
         with torch.no_grad(), contexts[name]():
             assert torch.allclose(model(**batch).scores, expected[name], rtol=0, atol=2e-6), name
     assert recorder.replayed > recorder.captured > 0
+    # A call that is run again obeys the precision around it, and a graph would not: it needs one of its own.
+    assert len(model.yojo.fusion.graphs.frames) == 2
 
 
 def test_training_mode_runs_as_it_is(make_reward_model, samples):
