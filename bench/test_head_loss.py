@@ -24,7 +24,10 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("readings", READINGS[device])
     if "way" in metafunc.fixturenames:
         ways = ["reference", "triton"] if device == "cuda" or launch.INTERPRETED else ["reference"]
-        metafunc.parametrize("way", [*ways, *(f"{way}_graph" for way in ways if device == "cuda")])
+        cases = [(way, direction) for way in ways for direction in ("forward", "backward", "both")]
+        if device == "cuda":  # a graph holds a forward, or a forward and its backward
+            cases += [(f"{way}_graph", direction) for way in ways for direction in ("forward", "both")]
+        metafunc.parametrize("way, direction", cases)
 
 
 @functools.lru_cache(maxsize=1)
@@ -81,8 +84,6 @@ def timed(benchmark, record, device, way, forward, inputs, direction, flops, **f
 
     call = {"forward": only_forward, "backward": backward, "both": both}[direction]
     if way.endswith("_graph"):
-        if direction == "backward":
-            pytest.skip("a graph holds a forward, or a forward and its backward")
         call = graph_of(call)
     benchmark.extra_info["way"] = way
     benchmark.pedantic(call, rounds=3, warmup_rounds=1)
@@ -91,7 +92,6 @@ def timed(benchmark, record, device, way, forward, inputs, direction, flops, **f
     record(impl=way, **measured, **fields)
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward", "both"])
 def test_head(benchmark, device, record, readings, way, direction):
     tensors, rows, grad = head_case(readings, device)
     _, size, width = SIZES[device.type]
@@ -108,7 +108,6 @@ def test_head(benchmark, device, record, readings, way, direction):
           bench="head", responses=readings, model=f"{size}-{width}-1", dtype=str(tensors[0].dtype).removeprefix("torch."))  # fmt: skip
 
 
-@pytest.mark.parametrize("direction", ["forward", "both"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss(benchmark, device, record, readings, way, kind, direction):
     scores, rankings, offsets = loss_case(readings, kind, device)

@@ -47,7 +47,18 @@ def test_head_and_losses_are_measured(tmp_path):
     heads = {(line["responses"], line["pass"]) for line in lines if line["bench"] == "head"}
     assert heads == {(count, direction) for count in (4, 16) for direction in ("forward", "backward", "both")}
     assert all(line["flops"] > 0 for line in lines if line["bench"] == "head")
-    assert sum(line["bench"] == "loss" for line in lines) == 2 * 4 * 2
+    assert sum(line["bench"] == "loss" for line in lines) == 2 * 4 * 3
+
+
+def test_a_whole_forward_is_measured_step_by_step(tmp_path):
+    lines, _ = run("bench/test_forward.py", tmp_path)
+    steps = ("logits_and_states", "backbone", "fused_head", "last_rows", "fused_layers", "graphs")
+    measured = [(line["mode"], line["impl"]) for line in lines]
+    assert measured == [(mode, step) for mode in ("isolated", "comparative") for step in steps]
+    flops = {(line["mode"], line["impl"]): line["flops"] for line in lines}
+    for mode in ("isolated", "comparative"):
+        assert 0 < flops[mode, "last_rows"] < flops[mode, "fused_head"] == flops[mode, "backbone"]
+    assert {line["fuse"] for line in lines} == {"none"}  # on a CPU
 
 
 @pytest.mark.parametrize(
