@@ -12,6 +12,15 @@ import yojo
 collect_ignore = ["gpu", "interpreted", "pretended"]
 
 
+@pytest.fixture()
+def poison():
+    """Uninitialised memory is NaN."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="session")
 def backbone():
     """(model, processor) of the tiny Qwen3-VL, not patched; tests copy before they change anything."""

@@ -100,6 +100,17 @@ def rows_of(family):
     return [names, names[::-1]]
 
 
+def batch_of(family, collator, names=None):
+    """A packed row of the family's samples, ranked; of those that go together by default."""
+    samples = [samples_of(family)[name] for name in names or rows_of(family)[0]]
+    return collator.pack(
+        [
+            collator.from_processed(prompt, responses, rankings=list(range(1, len(responses) + 1)))
+            for prompt, responses in samples
+        ]
+    )
+
+
 def score(model, collator, samples):
     """Scores of several samples in one packed row, as a list of tensors."""
     batch = collator.pack([collator.from_processed(prompt, responses) for prompt, responses in samples])

@@ -312,7 +312,7 @@ def test_liger_lacks_other_activations(activation, monkeypatch):
 
 
 def failing(graph, inputs):
-    raise NotImplementedError("no compiler here")
+    raise RuntimeError("no compiler here")
 
 
 def test_auto_goes_on_unfused_where_compiling_fails(monkeypatch, caplog):

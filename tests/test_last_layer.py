@@ -9,6 +9,7 @@ import transformers
 from test_families import (
     FAMILIES,
     PARITY,
+    batch_of,
     close,
     continued,
     difference,
@@ -51,17 +52,6 @@ class Widths:
 
     def __exit__(self, *error):
         self.hook.remove()
-
-
-def batch_of(family, collator, names=None):
-    """A packed row of the family's samples, ranked."""
-    samples = [samples_of(family)[name] for name in names or rows_of(family)[0]]
-    return collator.pack(
-        [
-            collator.from_processed(prompt, responses, rankings=list(range(1, len(responses) + 1)))
-            for prompt, responses in samples
-        ]
-    )
 
 
 def agree(model, batch):

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import tiny
 import torch
-from test_families import FAMILIES, gradients, patched, rows_of, samples_of
+from test_families import FAMILIES, batch_of, gradients, patched, rows_of, samples_of
 
 import yojo
 from yojo import families, media
@@ -16,16 +16,6 @@ from yojo.media import Placeholders
 WITH_IMAGES = [family for family in FAMILIES if "image" in tiny.prompts(family)]
 
 parametrize_families = pytest.mark.parametrize("family", WITH_IMAGES)
-
-
-def batch_of(family, collator, names=None):
-    samples = [samples_of(family)[name] for name in names or rows_of(family)[0]]
-    return collator.pack(
-        [
-            collator.from_processed(prompt, responses, rankings=list(range(1, len(responses) + 1)))
-            for prompt, responses in samples
-        ]
-    )
 
 
 def own_way(batch):

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 from memory import Watch
-from test_families import continued, parametrize_families, rows_of, samples_of
+from test_families import batch_of, continued, parametrize_families, samples_of
 
 import yojo
 
@@ -23,20 +23,9 @@ def with_layers(family, count, monkeypatch):
     return tiny.finished(tiny.FAMILIES[family][0]("sdpa"))
 
 
-def row_of(family, collator):
-    """A packed row of several samples, images among them where the family has some."""
-    samples = [samples_of(family)[name] for name in rows_of(family)[0]]
-    return collator.pack(
-        [
-            collator.from_processed(prompt, responses, rankings=list(range(1, len(responses) + 1)))
-            for prompt, responses in samples
-        ]
-    )
-
-
 def patched_row(model, family):
     yojo.patch(model, tiny.tokenizer(), mode="isolated", head_dim=16)
-    return row_of(family, yojo.Collator(tiny.tokenizer(with_separator=True), model))
+    return batch_of(family, yojo.Collator(tiny.tokenizer(with_separator=True), model))
 
 
 def watched(call):

@@ -11,7 +11,8 @@ from PIL import Image
 
 import yojo
 from yojo.config import YojoConfig
-from yojo.packing import load_image, orders, plain_ids
+from yojo.images import load_image
+from yojo.packing import orders, plain_ids
 
 SPECIALS = ("<|resp_sep|>", "<|image_pad|>", "<|im_end|>", "<|vision_start|>", "<|endoftext|>")
 

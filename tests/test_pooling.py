@@ -12,20 +12,13 @@ from test_families import PARITY, close, continued, gradients, patched, samples_
 
 import yojo
 from yojo.checkpoint import CONFIG_FILE
+from yojo.config import CHOICES
 from yojo.model import Separators
 from yojo.packing import orders
 from yojo.pooling import pool, rows_read
 from yojo_kernels import score_head
 
-POOLINGS = (
-    "separator",
-    "last",
-    "first",
-    "first_last_concat",
-    "first_last_add",
-    "first_last_sub",
-    "response_mean",
-)
+POOLINGS = CHOICES["pooling"]
 MODES = ({"mode": "comparative"}, {"mode": "isolated"}, {"mode": "comparative", "permutations": 3})
 
 each_pooling = pytest.mark.parametrize("pooling", POOLINGS)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 import yojo
-from yojo import profiling
+from yojo import fuse, profiling, trace
 from yojo.cli import app
 from yojo.demo.backbone import BACKBONE
 from yojo.flops import batch_flops
@@ -51,7 +51,7 @@ def test_every_part_runs_in_its_range(family, monkeypatch):
         @contextlib.contextmanager
         def watch(name, open_ranges=open_ranges, since_last=since_last):
             since_last()
-            open_ranges.append(name.removeprefix(profiling.PREFIX))
+            open_ranges.append(name.removeprefix(trace.PREFIX))
             yield
             since_last()
             open_ranges.pop()
@@ -96,9 +96,9 @@ NESTED = [
 
 def test_time_belongs_to_the_innermost_range():
     expected = {"other": 10 + 2 + 10, "norms": 10 + 20 + 8, "attention": 20, "head": 20}
-    got = profiling.seconds_by_part(NESTED[::-1], on_gpu=False, skip=1)
+    got = trace.seconds_by_part(NESTED[::-1], on_gpu=False, skip=1)
     assert got == pytest.approx({part: us * 1e-6 for part, us in expected.items()})
-    both = profiling.seconds_by_part(NESTED, on_gpu=False)
+    both = trace.seconds_by_part(NESTED, on_gpu=False)
     assert sum(both.values()) == pytest.approx(200e-6) and both["mlp"] == pytest.approx(50e-6)
 
 
@@ -114,7 +114,7 @@ def test_kernels_belong_to_the_range_they_are_launched_in():
     events[-1]["cat"] = "gpu_memcpy"
     events.append({"cat": "gpu_user_annotation", "name": "yojo: mlp", "ts": 405, "dur": 70, "args": {}})
     events.append({"cat": "kernel", "name": "unlinked", "ts": 900, "dur": 64, "args": {}})
-    got = profiling.seconds_by_part(events, on_gpu=True, skip=1)
+    got = trace.seconds_by_part(events, on_gpu=True, skip=1)
     expected = {"other": 2 + 64, "norms": 4, "attention": 8 + 16, "head": 32}
     assert got == pytest.approx({part: us * 1e-6 for part, us in expected.items()})
 
@@ -278,3 +278,19 @@ def test_only_patched_models_on_known_devices():
     batch = collator.pack([collator.from_processed(*samples_of("llama")["text"])])
     with pytest.raises(ValueError, match="the model is on meta"):
         profiling.profile_pass(model.to("meta"), batch)
+
+
+def test_compiled_layers_are_profiled_as_they_are_and_compiled_again_after(monkeypatch):
+    monkeypatch.setattr(fuse, "BACKEND", "eager")
+    model, collator = patched("llama", mode="isolated", fuse="compile")
+    samples = list(samples_of("llama").values())[:2]
+    batch = collator.pack([collator.from_processed(prompt, responses) for prompt, responses in samples])
+    result = profiling.profile_pass(model, batch, notes=["a note"])
+    assert (
+        result.notes[0] == "a note" and "fuse='compile', graphs=0; its layers ran with fuse='none'" in result.notes[1]
+    )
+    assert {part.name: part.seconds > 0 for part in result.parts}["mlp"] and model.yojo.fuse == "compile"
+    with torch.no_grad():
+        for _ in range(2):
+            model(**batch)
+    assert model.yojo.fusion.compiled

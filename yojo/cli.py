@@ -144,7 +144,7 @@ def profile(
         soft_wrap=True,
         highlight=False,
     )
-    for note in notes:
+    for note in result.notes:
         console.print(f"note: {note}", soft_wrap=True, highlight=False)
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 """Examples and a processor -> the packed batch a patched model takes; the only code that knows the text format."""
 
 import dataclasses
-import io
 import os
 import random
 import typing
@@ -9,6 +8,7 @@ import typing
 import torch
 
 from yojo import families, media
+from yojo.images import load_image
 from yojo.model import Separators
 from yojo.patch import patched_base, separator_id_of, tokenizer_of
 from yojo_kernels import Layout
@@ -205,7 +205,7 @@ class Collator:
         name = example.name if example.id is not None else f"example {place}"
         if example.rankings is not None:
             _check_ranks(example.rankings, self.config.loss, name)
-        prompt = _PromptEncoder(self.processor, self.tokenizer, name)(example)
+        prompt = PromptEncoder(self.processor, self.tokenizer, name)(example)
         responses = [self._plain_ids(text, i, name) for i, text in enumerate(example.responses)]
         return self.from_processed(prompt, responses, rankings=example.rankings, name=name)
 
@@ -391,64 +391,7 @@ def plain_ids(tokenizer, text, forbidden):
     )
 
 
-def load_image(source, name):
-    """Read one image as RGB.
-
-    Args:
-        source: a PIL image, a path, the bytes of an image file, or a [height, width, 3] uint8 array.
-        name: how errors name it, such as "example 3: image 0".
-
-    Returns:
-        A PIL image in mode RGB, turned upright where its EXIF data say so.
-
-    Raises:
-        TypeError: none of these.
-        ValueError: a missing, unreadable, truncated or zero-sized image, or a URL.
-    """
-    from PIL import Image, ImageOps
-
-    if isinstance(source, Image.Image):
-        image, what = source, "the image"
-    elif isinstance(source, (bytes, bytearray)):
-        image, what = _open_image(io.BytesIO(source), f"{name}: {len(source)} bytes"), "the image"
-    elif isinstance(source, (str, os.PathLike)):
-        what = os.fspath(source)
-        if what.startswith(("http://", "https://")):
-            raise ValueError(f"{name}: {what} is a URL; download it first, nothing is fetched here")
-        if not os.path.exists(what):
-            raise ValueError(f"{name}: no such file: {what}")
-        image = _open_image(what, f"{name}: {what}")
-    elif hasattr(source, "__array__") or isinstance(source, torch.Tensor):
-        array = source.detach().cpu().numpy() if isinstance(source, torch.Tensor) else source.__array__()
-        if array.ndim != 3 or array.shape[2] != 3 or array.dtype.name != "uint8":
-            raise ValueError(
-                f"{name}: an array image must be [height, width, 3] uint8, got {list(array.shape)} {array.dtype}"
-            )
-        if 0 in array.shape:
-            raise ValueError(f"{name} is zero-sized: {array.shape[1]} x {array.shape[0]} pixels")
-        image, what = Image.fromarray(array), "the array"
-    else:
-        raise TypeError(f"{name} must be a PIL image, a path, bytes or an array, got {type(source).__name__}")
-    if 0 in image.size:
-        raise ValueError(f"{name} is zero-sized: {image.size[0]} x {image.size[1]} pixels")
-    try:
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{name}: {what} cannot be read: {error}") from error
-
-
-def _open_image(file, what):
-    from PIL import Image
-
-    try:
-        image = Image.open(file)
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{what} is not a readable image: {error}") from error
-    return image
-
-
-class _PromptEncoder:
+class PromptEncoder:
     """One prompt through the processor's chat template, images and videos in their places."""
 
     def __init__(self, processor, tokenizer, name):

@@ -1,6 +1,5 @@
 """Where the time of one scoring pass goes, part by part, beside its FLOPs and what the device can do."""
 
-import bisect
 import contextlib
 import dataclasses
 import functools
@@ -18,6 +17,7 @@ from yojo import families
 from yojo.checkpoint import CONFIG_FILE, local_folder
 from yojo.flops import batch_flops
 from yojo.patch import is_patched, patch, unwrap
+from yojo.trace import PREFIX, seconds_by_part
 
 # Part -> how tables and pictures call it, in the order they show it.
 PARTS = {
@@ -34,7 +34,6 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 SECONDS = 2.0  # passes are timed for about this long
 FEWEST, MOST = 3, 30
 TRACED = 3  # passes under torch's profiler, after a first one that is dropped
-PREFIX = "yojo: "  # of the ranges in the profiler's trace
 
 
 # ---- the result ----
@@ -228,7 +227,7 @@ def _with_images(collator, prompt_tokens, images, words, generator):
     """A processed prompt of random images, filled up with words behind them."""
     from PIL import Image
 
-    from yojo.packing import _PromptEncoder
+    from yojo.packing import PromptEncoder
 
     if collator.processor is collator.tokenizer:
         raise ValueError("images need the model's processor, and the folder has none that takes images")
@@ -237,7 +236,7 @@ def _with_images(collator, prompt_tokens, images, words, generator):
         for size in images
     ]
     example = yojo.Example("?", ["?"], images=pictures)
-    prompt = _PromptEncoder(collator.processor, collator.tokenizer, "the prompt")(example)
+    prompt = PromptEncoder(collator.processor, collator.tokenizer, "the prompt")(example)
     taken = prompt["input_ids"].shape[1]
     if taken > prompt_tokens:
         raise ValueError(
@@ -258,6 +257,9 @@ def _with_images(collator, prompt_tokens, images, words, generator):
 
 def profile_pass(model, batch, *, setting=None, notes=()):
     """Measure one scoring pass.
+
+    Layers that torch.compile fuses, or CUDA graphs replay, have no parts to tell apart: they run unfused and launched
+    one by one here, and a note says so.
 
     The pass is timed without the profiler. Then a few passes run under torch's profiler, with a range around every
     part of the model: on a GPU a part's time is that of the kernels launched in its ranges, and what the GPU was idle
@@ -284,8 +286,18 @@ def profile_pass(model, batch, *, setting=None, notes=()):
         raise ValueError(f"only passes on a CPU or a CUDA GPU can be profiled, the model is on {device}")
     batch = {name: value.to(device) for name, value in batch.items() if name != "rankings"}
     call = functools.partial(_score, model, batch)
-    seconds = _median_seconds(call, device)
-    spent = attribute(_traced_seconds(call, base, device), seconds, on_gpu=device.type == "cuda")
+    before, notes = (base.yojo.fuse, base.yojo.graphs), list(notes)
+    fuse = "none" if base.yojo.fusion.choose(device)[0] == "compile" else before[0]
+    if (fuse, 0) != before:
+        notes.append(
+            f"the model is patched with fuse={before[0]!r}, graphs={before[1]}; its layers ran with fuse={fuse!r}, graphs=0"
+        )
+    patch(base, fuse=fuse, graphs=0)
+    try:
+        seconds = _median_seconds(call, device)
+        spent = attribute(_traced_seconds(call, base, device), seconds, on_gpu=device.type == "cuda")
+    finally:
+        patch(base, fuse=before[0], graphs=before[1])
     flops = batch_flops(model, batch).to_dict()
     peak, peak_dtype = matmul_peak(device)
     parts = tuple(Part(part, spent.get(part, 0.0), flops.get(part)) for part in PARTS)
@@ -457,74 +469,6 @@ def _traced_seconds(call, base, device):
         events = json.loads(path.read_text())["traceEvents"]
     total = seconds_by_part(events, on_gpu=device.type == "cuda", skip=1)
     return {part: value / TRACED for part, value in total.items()}
-
-
-def seconds_by_part(events, *, on_gpu, skip=0):
-    """Read seconds by part from a trace of torch's profiler.
-
-    Args:
-        events: the "traceEvents" of a Chrome trace. Its ranges named `PREFIX` + part belong to that part; passes are
-            the outermost of them.
-        on_gpu: sum the time of kernels (copies and fills too) by the range they were launched in; otherwise sum the
-            time of the ranges themselves, without that of ranges inside them.
-        skip: passes to leave out, from the first.
-
-    Returns:
-        dict part -> seconds.
-    """
-    pieces = _pieces(events, skip)
-    total = {}
-    if not on_gpu:
-        for start, end, part in pieces:
-            total[part] = total.get(part, 0.0) + (end - start) * 1e-6
-        return total
-    launched = {
-        event["args"]["correlation"]: event["ts"]
-        for event in events
-        if event.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in event.get("args", {})
-    }
-    starts = [start for start, _, _ in pieces]
-    for event in events:
-        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
-            at = launched.get(event.get("args", {}).get("correlation"), event["ts"])
-            place = bisect.bisect_right(starts, at) - 1
-            if place >= 0:  # before the first piece is what was skipped
-                inside = at <= pieces[place][1]
-                part = pieces[place][2] if inside else "other"
-                total[part] = total.get(part, 0.0) + event["dur"] * 1e-6
-    return total
-
-
-def _pieces(events, skip):
-    """Nested ranges cut into pieces (start, end, part) that belong to the innermost one, in microseconds, in order."""
-    found = [
-        (event["ts"], event["ts"] + event["dur"], event["name"].removeprefix(PREFIX))
-        for event in events
-        if event.get("cat") == "user_annotation" and event["name"].startswith(PREFIX)
-    ]
-    pieces, open_ranges, passes, now = [], [], 0, 0.0
-
-    def close(until):
-        nonlocal now
-        while open_ranges and open_ranges[-1][0] <= until:
-            end, part = open_ranges.pop()
-            add(end, part)
-            now = max(now, end)
-
-    def add(end, part):
-        if passes > skip and end > now:
-            pieces.append((now, end, part))
-
-    for start, end, part in sorted(found, key=lambda one: (one[0], -one[1])):
-        close(start)
-        if open_ranges:
-            add(start, open_ranges[-1][1])
-        else:
-            passes += 1
-        now = start
-        open_ranges.append((end, part))
-    close(float("inf"))
-    return pieces
 
 
 # ---- showing ----

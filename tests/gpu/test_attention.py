@@ -14,14 +14,6 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HEAD_DIMS = (16, 64, 72, 80, 96, 128, 256)
 
 
-@pytest.fixture()
-def poison():
-    """Uninitialised memory is NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def on_gpu(case):
     return {
         **case,

@@ -6,16 +6,7 @@ from head_cases import ACTIVATIONS, KINDS, check_head, check_loss, compare, head
 
 from yojo_kernels import head, listwise_loss, loss, reference, score_head
 
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def poison():
-    """Uninitialised memory is NaN."""
-    torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poison")]
 
 
 def on_gpu(case):

@@ -6,14 +6,7 @@ from head_cases import ACTIVATIONS, KINDS, check_head, check_loss, head_case, lo
 
 from yojo_kernels import head, launch, listwise_loss, loss, reference, score_head
 
-
-@pytest.fixture(autouse=True)
-def poison():
-    """Uninitialised memory is NaN."""
-    torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poison")
 
 
 def test_the_interpreter_runs():
