@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import platform
 import subprocess
 
 import pytest
@@ -77,6 +78,7 @@ def provenance(device):
     is_cuda = device.type == "cuda"
     return {
         "gpu": torch.cuda.get_device_name(device) if is_cuda else None,
+        "cpu": None if is_cuda else f"{_cpu()}, {torch.get_num_threads()} threads",
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if is_cuda else None,
         "torch": torch.__version__,
         "triton": triton_version,
@@ -84,6 +86,16 @@ def provenance(device):
         "commit": _output("git", "rev-parse", "--short", "HEAD"),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _cpu():
+    """The processor's name."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = {text.split(":", 1)[1].strip() for text in file if text.startswith("model name")}
+    except OSError:
+        names = set()
+    return ", ".join(sorted(names)) or platform.processor() or platform.machine()
 
 
 def _output(*command):

@@ -12,8 +12,12 @@ FIELDS = {
     "fuse": (str, True),
     "pass": (str, True),  # one of PASSES
     "mode": (str, True),  # comparative, isolated
+    "permutations": (int, True),  # orders of a permuted pass
+    "part": (str, True),  # what of a pass was timed, a key of yojo.profiling.PARTS; null: all of it
     "model": (str, True),  # for bench "head" its sizes, for "loss" the kind and the responses of a sample
     "dtype": (str, True),
+    "samples": (int, True),  # prompts of the row; of a batch, all its rows are one
+    "prompt": (str, True),  # what the prompt is beside words, one of PROMPTS
     "responses": (int, True),  # of all samples of the row
     "prompt_tokens": (int, True),  # of all samples of the row
     "response_tokens": (float, True),  # mean over the responses
@@ -23,9 +27,11 @@ FIELDS = {
     "seconds": (float, False),  # median of seconds_all
     "seconds_all": (list, False),
     "flops": (float, True),  # of one call: what is visible, not what an implementation spends
+    "flops_counted": (float, True),  # of one call, by torch's FlopCounterMode, to which every pair of a mask counts
     "tflops": (float, True),  # flops / seconds / 1e12
-    "peak_bytes": (int, True),  # most memory allocated during a call beyond what was there before
+    "peak_bytes": (int, True),  # most memory of tensors during a call, beyond what was there before
     "gpu": (str, True),  # null: measured on a CPU
+    "cpu": (str, True),  # its name and threads, where it computed; null beside a GPU
     "driver": (str, True),
     "torch": (str, False),
     "triton": (str, True),
@@ -47,6 +53,43 @@ VARIANTS = (
     "yojo_permuted",
 )
 PASSES = ("forward", "backward", "both")
+PROMPTS = ("text", "image", "video")
+# What a line is about; of two lines that agree in all of these, the later one holds.
+IDENTITY = (
+    "bench variant impl fuse pass mode permutations part model dtype samples prompt responses prompt_tokens "
+    "response_tokens head_dim heads kv_heads gpu cpu"
+).split()
+
+
+def identity(line):
+    """What a result line is about, as a tuple: a newer line of the same identity takes its place."""
+    return tuple(line[name] for name in IDENTITY)
+
+
+def latest(lines):
+    """The lines without those that a later one replaces, in the order of their first appearance."""
+    return list({identity(line): line for line in lines}.values())
+
+
+def read(*paths):
+    """The result lines of some files, the older ones of the same identity left out.
+
+    Raises:
+        ValueError: a line that is no JSON or breaks the schema; file and number are named.
+    """
+    lines = []
+    for path in paths:
+        with open(path) as file:
+            for number, text in enumerate(file, 1):
+                try:
+                    line = json.loads(text)
+                    found = problems(line) if isinstance(line, dict) else ["not an object"]
+                except json.JSONDecodeError as error:
+                    found = [str(error)]
+                if found:
+                    raise ValueError(f"{path}:{number}: {'; '.join(found)}")
+                lines.append(line)
+    return latest(lines)
 
 
 def problems(line):
@@ -62,7 +105,8 @@ def problems(line):
             found.append(f"{name} is {value!r}, not of type {kind.__name__}")
     if found:
         return found
-    for name, allowed in (("bench", BENCHES), ("variant", (None, *VARIANTS)), ("pass", (None, *PASSES))):
+    closed = {"bench": BENCHES, "variant": (None, *VARIANTS), "pass": (None, *PASSES), "prompt": (None, *PROMPTS)}
+    for name, allowed in closed.items():
         if line[name] not in allowed:
             found.append(f"{name} is {line[name]!r}, not one of {', '.join(map(str, allowed))}")
     if not line["seconds_all"] or not min(line["seconds_all"]) <= line["seconds"] <= max(line["seconds_all"]):
@@ -73,6 +117,8 @@ def problems(line):
         found.append("flops without tflops")
     if line["gpu"] is not None and line["driver"] is None:
         found.append("a GPU without its driver")
+    if (line["gpu"] is None) == (line["cpu"] is None):
+        found.append("either gpu or cpu says where it was measured")
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", line["date"]):
         found.append(f"date is {line['date']!r}, not YYYY-MM-DD")
     return found

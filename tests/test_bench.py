@@ -72,7 +72,10 @@ def test_a_whole_forward_is_measured_step_by_step(tmp_path):
         ({"seconds": 3.0}, "seconds is not among seconds_all"),
         ({"seconds_all": [], "seconds": 1.0}, "seconds is not among seconds_all"),
         ({"flops": 1.0, "tflops": None}, "flops without tflops"),
-        ({"gpu": "NVIDIA H200"}, "a GPU without its driver"),
+        ({"gpu": "NVIDIA H200", "cpu": None}, "a GPU without its driver"),
+        ({"gpu": "NVIDIA H200", "driver": "580.1"}, "either gpu or cpu"),
+        ({"cpu": None}, "either gpu or cpu"),
+        ({"prompt": "audio"}, "prompt is 'audio'"),
         ({"date": "today"}, "date is 'today'"),
     ],
 )
@@ -84,6 +87,7 @@ def test_a_wrong_result_line_is_found(tmp_path, capsys, change, problem):
         "seconds_all": [1, 2.0],
         "torch": "2.13.0",
         "transformers": "5.23.0",
+        "cpu": "a CPU, 2 threads",
         "date": "2026-11-24",
     }
     file = tmp_path / "results.jsonl"
