@@ -131,6 +131,19 @@ def test_a_placeholder_beyond_the_embedding():
         assert torch.equal(model(**batch).scores, expected)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("names", rows_of("molmo2"), ids="-".join)
+def test_a_placeholder_beyond_the_vocabulary_but_within_the_embedding(names):
+    """Molmo2's released checkpoints have theirs in the additional rows, and features are added to what stands there."""
+    model, collator = patched("molmo2")
+    batch = batch_of("molmo2", collator, names)
+    token = tiny.VOCABULARY + 3
+    assert model.config.text_config.vocab_size <= token < model.get_input_embeddings().weight.shape[0]
+    model.config.image_token_id = token
+    batch["input_ids"] = torch.where(batch["input_ids"] == tiny.IMAGE, token, batch["input_ids"])
+    assert torch.equal(model(**batch).scores, model(**own_way(batch)).scores)
+
+
 # ---- vision towers ----
 
 

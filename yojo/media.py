@@ -122,7 +122,8 @@ def embed(base, inputs, found, family):
     """
     backbone, inputs, config = base.base_model, dict(inputs), base.config
     input_ids = inputs.pop("input_ids")
-    if config.image_token_id >= config.get_text_config().vocab_size:  # beyond the embedding
+    # Not the vocabulary's size: Molmo2's placeholders lie beyond it in rows of their own, and features are added to them.
+    if config.image_token_id >= base.get_input_embeddings().weight.shape[0]:
         for rows in found.rows.values():
             input_ids = input_ids.index_fill(1, rows, 0)
     embeddings = base.get_input_embeddings()(input_ids)
