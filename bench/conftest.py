@@ -8,16 +8,37 @@ import subprocess
 import pytest
 import torch
 
-from bench import schema
+from bench import models, schema
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
-    parser.addoption("--results", default=None, help="folder to append result lines to, one file per device")
+    group = parser.getgroup("yojo", "YOJO's benchmarks")
+    group.addoption("--device", choices=("cpu", "cuda"), help="where to measure; by default a GPU where there is one")
+    group.addoption("--results", help="folder to append result lines to, as they come: one file per device")
+    group.addoption(
+        "--model-shape",
+        help="backbones to measure scoring and training on, separated by commas, or 'all'; by default one: "
+        + "; ".join(f"{', '.join(shapes)} ({device})" for device, shapes in models.SHAPES.items()),
+    )
+    group.addoption("--quick", action="store_true", help="few points and few rounds, to see that everything works")
+    group.addoption("--full", action="store_true", help="every combination of responses, prompts and lengths")
+    group.addoption("--commit", help="of the code, for the result lines; by default what git says")
 
 
 def pytest_configure(config):
     config.result_lines = []
+    if config.getoption("--device") is None:
+        config.option.device = "cuda" if torch.cuda.is_available() else "cpu"
+    known = models.SHAPES[config.getoption("--device")]
+    asked = config.getoption("--model-shape") or next(iter(known))
+    config.model_shapes = list(known) if asked == "all" else asked.split(",")
+    for name in config.model_shapes:
+        if name not in known:
+            raise pytest.UsageError(
+                f"--model-shape {name}: on {config.getoption('--device')} there are {', '.join(known)}, and all"
+            )
+    if config.getoption("--quick") and config.getoption("--full"):
+        raise pytest.UsageError("--quick and --full exclude each other")
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -48,7 +69,7 @@ def device(request):
 def record(request, device):
     """Function (fields) that appends one result line; what does not apply is null."""
     folder = request.config.getoption("--results")
-    place = provenance(device)
+    place = provenance(device, request.config.getoption("--commit"))
 
     def append(**fields):
         line = dict.fromkeys(schema.FIELDS) | place | fields
@@ -65,7 +86,7 @@ def record(request, device):
     return append
 
 
-def provenance(device):
+def provenance(device, commit=None):
     """What a figure needs beside it to be one: GPU, driver, versions, commit, date."""
     import transformers
 
@@ -83,7 +104,7 @@ def provenance(device):
         "torch": torch.__version__,
         "triton": triton_version,
         "transformers": transformers.__version__,
-        "commit": _output("git", "rev-parse", "--short", "HEAD"),
+        "commit": commit or _output("git", "describe", "--always", "--dirty", "--exclude=*"),
         "date": datetime.date.today().isoformat(),
     }
 

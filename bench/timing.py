@@ -1,9 +1,15 @@
 """How a call is timed, on a GPU with events and a cold cache, on a CPU with a clock; and the memory that it takes."""
 
+import contextlib
+import functools
+import gc
 import statistics
 import time
 
+import pytest
 import torch
+
+from bench.memory import Watch
 
 FLUSH_BYTES = 256 * 2**20  # more than the level-2 cache of any GPU: what was there before a round is gone
 HEAD_START = 1_000_000  # clock cycles: half a millisecond at 2 GHz
@@ -50,10 +56,67 @@ def _cold(call, device):
     return once
 
 
+def clocked(benchmark, call, device, seconds=2.0, fewest=3, most=30):
+    """Seconds of each round of a call that lasts milliseconds or more, through pytest-benchmark; None where it is off.
+
+    The clock is the host's, started with the device idle and stopped when it is idle again: what a caller waits for,
+    launching included. On CUDA the level-2 cache is overwritten before each round.
+
+    Args:
+        benchmark: pytest-benchmark's fixture.
+        call: function without arguments, warmed up by whoever checked what it gives.
+        device: torch device.
+        seconds: rounds are repeated for about this long.
+        fewest, most: rounds.
+    """
+    is_cuda = device.type == "cuda"
+    flush = torch.empty(FLUSH_BYTES if is_cuda else 0, dtype=torch.int8, device=device)
+    wait = functools.partial(torch.cuda.synchronize, device) if is_cuda else lambda: None
+
+    def prepare():
+        flush.zero_()
+        wait()
+
+    def timed():
+        call()
+        wait()
+
+    prepare()
+    estimate = max(_timed(timed), 1e-6)
+    rounds = int(min(most, max(fewest, seconds / estimate)))
+    benchmark.pedantic(timed, setup=prepare, rounds=rounds)
+    return None if benchmark.stats is None else list(benchmark.stats.stats.data)
+
+
+@contextlib.contextmanager
+def skips_what_does_not_fit(device):
+    """Where the device's memory runs out, the test is skipped with that reason; in any case memory is given back."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        # The traceback holds on to the tensors of the call.
+        reason = f"does not fit into the memory of {device}: {str(error).splitlines()[0]}"
+    else:
+        return
+    finally:
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    pytest.skip(reason)
+
+
 def peak_bytes(call, device):
-    """Most memory allocated during a call beyond what was allocated before; None on a CPU."""
+    """Most memory of tensors during a call beyond what there was before it.
+
+    On CUDA the allocator's count; elsewhere that of the tensors made by torch's operations, one by one (compiled code
+    and what an operation needs for itself are not seen).
+    """
     if device.type != "cuda":
-        return None
+        with Watch() as watch:
+            call()
+        return watch.peak
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

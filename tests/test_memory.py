@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from memory import Watch
+from bench.memory import Watch
 from test_families import batch_of, continued, parametrize_families, samples_of
 
 import yojo

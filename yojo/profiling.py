@@ -179,7 +179,7 @@ def _plain_model(path, device, dtype, notes):
     return cls.from_pretrained(path, dtype=dtype)
 
 
-class _Separator:
+class IdsOnly:
     """Stands in for a tokenizer where ids come in and no text does."""
 
     def __init__(self, config, vocabulary):
@@ -208,7 +208,7 @@ def make_batch(model, prompt_tokens, response_tokens, *, processor=None, images=
     """
     base = unwrap(model)
     vocabulary = base.get_input_embeddings().weight.shape[0]
-    tokenizer = _Separator(base.yojo.config, vocabulary) if processor is None else processor
+    tokenizer = IdsOnly(base.yojo.config, vocabulary) if processor is None else processor
     collator = yojo.Collator(tokenizer, model)
     generator = torch.Generator().manual_seed(seed)
     usable = torch.tensor(sorted(set(range(vocabulary)) - collator.forbidden))

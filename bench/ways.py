@@ -1,0 +1,416 @@
+"""Ways to score N responses to one prompt with one backbone in memory: what people do today, and YOJO.
+
+Each way is a function `make(scene, point, fuse) -> call`, where `call()` gives the scores [N] in the order of the
+responses. What a collator or processor makes beforehand (ids, positions, pixels, FlexAttention's block mask) is made by
+`make` and not timed, for every way alike. All ways read the same head at the same separators.
+"""
+
+import copy
+import dataclasses
+import functools
+
+import torch
+
+import yojo
+from bench import models
+from bench.models import KINDS
+from yojo import families
+from yojo.flops import batch_flops
+from yojo.packing import orders
+from yojo.patch import unwrap
+from yojo.profiling import IdsOnly
+from yojo_kernels import launch
+
+PERMUTATIONS = 4  # of the permuted way, or N! where that is fewer
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """What is scored.
+
+    Attributes:
+        kind: "text", "image" or "video": what the prompt is beside words.
+        prompt: P, tokens of the prompt.
+        count: N, responses.
+        each: tokens of each response, its separator among them.
+    """
+
+    kind: str
+    prompt: int
+    count: int
+    each: int
+
+    def __post_init__(self):
+        assert self.kind in KINDS and self.each >= 2
+
+    def __str__(self):
+        return f"{self.kind}_{self.prompt}+{self.count}x{self.each}"
+
+    def fields(self):
+        """Its fields of a result line."""
+        return {
+            "samples": 1,
+            "prompt": self.kind,
+            "prompt_tokens": self.prompt,
+            "responses": self.count,
+            "response_tokens": self.each,
+        }
+
+
+class Scene:
+    """One backbone of a shape in memory, stock or patched, whichever is asked for, with one value head for all.
+
+    Attributes:
+        name: of the shape.
+        model: the model, wrapped by PEFT where it is trained.
+        head: the value head, with weights that give scores of order 1.
+        twin: the same model on the meta device, patched: it makes batches and is counted while the model itself keeps
+            its state, which may have taken long to compile.
+    """
+
+    def __init__(self, name, device, wrap=lambda model: model):
+        self.name, self.device = name, device
+        self.shape = models.SHAPES[device.type][name]
+        self.model = wrap(models.build(self.shape, device))
+        self.twin = wrap(models.build(self.shape, "meta"))
+        self.base, twin = unwrap(self.model), unwrap(self.twin)
+        self.dtype = self.pixels = self.base.dtype
+        self.collators = {}
+        for mode, options in MODES.items():
+            yojo.patch(self.twin, **options)
+            rows = twin.get_input_embeddings().weight.shape[0]
+            self.collators[mode] = yojo.Collator(IdsOnly(twin.yojo.config, rows), self.twin)
+            if mode != "isolated":
+                yojo.unpatch(self.twin)
+        yojo.patch(self.model, fuse="none")
+        self.state, self.head = None, self.base.score
+        yojo.unpatch(self.model)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight, gain in ((self.head.weight1, 1.0), (self.head.weight2, self.head.scale)):
+                weight.copy_(torch.randn(weight.shape, generator=generator) * gain / weight.shape[1] ** 0.5)
+
+    def stock(self, attention="sdpa"):
+        """The backbone (no vocabulary logits) of the unpatched model."""
+        yojo.unpatch(self.model)
+        self.state = None
+        # Not through `set_attn_implementation`: transformers refuses FlexAttention to families that can run it.
+        for module in families.attention_modules(self.base):
+            module.config._attn_implementation = attention
+        return self.base.base_model
+
+    def patched(self, mode, fuse):
+        """The model patched for a mode of `MODES`."""
+        if self.state != (mode, fuse):
+            self.stock()
+            yojo.patch(self.model, fuse=fuse, **MODES[mode])
+            self.base.score = self.head
+            self.state = (mode, fuse)
+        return self.model
+
+    def fused(self, fuse):
+        """What `fuse` comes to on this device."""
+        return self.patched("isolated", fuse) and self.base.yojo.fusion.choose(self.device)[0]
+
+    def encoded(self, point, seed=0):
+        """Prompt and responses of a point with positions, as a collator packs them; words and pixels by the seed."""
+        prompt = models.prompt_of(
+            self.shape, self.base.config, point.kind, point.prompt, self.device, self.pixels, seed=seed
+        )
+        responses = models.response_ids(point.count, point.each - 1, seed=seed)
+        return self.collators["isolated"].from_processed(prompt, responses)
+
+    def packed(self, mode, encoded):
+        """A batch for the patched model from a list of encoded examples, on the device."""
+        return self.to_device(self.collators[mode].pack(encoded))
+
+    def to_device(self, inputs):
+        """Inputs where the model lies, pixels in its precision."""
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        return {name: value.to(self.dtype) if name.startswith("pixel_values") else value for name, value in inputs.items()}
+
+    def raised(self):
+        """A copy whose stock model computes the same in a higher precision: float64, or float32 for 16-bit weights."""
+        self.stock()
+        higher = copy.copy(self)
+        higher.dtype = torch.float64 if self.dtype == torch.float32 else torch.float32
+        higher.model = higher.base = copy.deepcopy(self.base).to(higher.dtype)
+        higher.head = copy.deepcopy(self.head).to(higher.dtype if self.dtype == torch.float32 else torch.float32)
+        return higher
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019 - a scene lives as long as the session
+    def flops(self, point):
+        """variant -> FLOPs of one call, counted beforehand by `yojo.flops`: what the mask makes visible, no more."""
+        encoded, twin = self.encoded(point), unwrap(self.twin)
+        batches = {mode: self.collators[mode].pack([encoded]) for mode in MODES}
+        counted = {f"yojo_{mode}": batch_flops(self.twin, batch).total for mode, batch in batches.items()}
+        counted["single"] = batch_flops(self.twin, batches["isolated"], single=True).total
+        counted["single_batch"] = counted["single"]
+        # Stock passes compute their last layer for every token.
+        twin.yojo.whole_last_layer, before = "as stock passes do", twin.yojo.whole_last_layer
+        whole = {mode: batch_flops(self.twin, batches[mode]).total for mode in ("isolated", "comparative")}
+        twin.yojo.whole_last_layer = before
+        counted["prefix_cache"] = counted["flex"] = whole["isolated"]
+        text = self.base.config.get_text_config()
+        tokens = point.prompt + point.count * point.each
+        counted["released"] = whole["comparative"] + 2 * tokens * text.hidden_size * text.vocab_size
+        return counted
+
+
+MODES = {
+    "comparative": {"mode": "comparative"},
+    "permuted": {"mode": "comparative", "permutations": PERMUTATIONS},
+    "isolated": {"mode": "isolated"},
+}
+
+
+def sequence(encoded, tail):
+    """Ordinary inputs [1, T] of a prompt and the ids behind it, positions given."""
+    ids, positions = torch.tensor(tail, dtype=torch.int64), encoded.positions
+    following = (encoded.next_position + torch.arange(len(tail))).expand(positions.shape[0], -1)
+    inputs = {
+        "input_ids": torch.cat([encoded.prompt_ids, ids])[None],
+        "position_ids": torch.cat([positions, following], dim=1),
+        **{name: torch.cat([types, torch.zeros_like(ids)])[None] for name, types in encoded.token_types.items()},
+        **encoded.vision,
+    }
+    if positions.shape[0] > 1:
+        inputs["position_ids"] = inputs["position_ids"][:, None]
+    return inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}
+
+
+def repeated(inputs, count, family):
+    """The same sequence `count` times as one batch; vision tensors once per sequence."""
+    vision = {name: inputs[name] for name in inputs if name not in _BY_TOKEN}
+    rows = {}
+    for name in _BY_TOKEN & set(inputs):
+        dim = inputs[name].ndim - 2  # positions of M-RoPE are [3, B, T]
+        rows[name] = inputs[name].repeat_interleave(count, dim)
+    return rows | families.join_vision([vision] * count, family)
+
+
+_BY_TOKEN = {"input_ids", "position_ids", "attention_mask", *families.TOKEN_TYPES}
+
+
+def joined(encoded, order):
+    """(ids of the responses in an order, one after the other; rows of their separators behind the prompt)."""
+    tail = [token for n in order for token in encoded.responses[n]]
+    ends = torch.tensor([len(encoded.responses[n]) for n in order]).cumsum(0) - 1
+    return tail, ends + len(encoded.prompt_ids)
+
+
+# ---- the ways ----
+
+
+def single(scene, point, fuse):
+    """N single-response passes one by one: of the stock model, or through YOJO's fused layers."""
+    encoded = scene.encoded(point)
+    if fuse != "none":
+        model = scene.patched("isolated", fuse)
+        batches = [scene.packed("isolated", [_alone(encoded, n)]) for n in range(point.count)]
+        return lambda: torch.cat([model(**batch).scores[0] for batch in batches])
+    backbone = scene.stock()
+    passes = [scene.to_device(sequence(encoded, ids)) for ids in encoded.responses]
+    last = torch.tensor([point.prompt + point.each - 1], device=scene.device)
+
+    def call():
+        return torch.cat([scene.head(backbone(**inputs, use_cache=False)[0][0], last) for inputs in passes])
+
+    return call
+
+
+def single_batch(scene, point, fuse):
+    """The N single-response passes as one batch, or, with YOJO's fused layers, as one packed row of N samples."""
+    encoded = scene.encoded(point)
+    if fuse != "none":
+        model = scene.patched("isolated", fuse)
+        batch = scene.packed("isolated", [_alone(encoded, n) for n in range(point.count)])
+        return lambda: model(**batch).scores[:, 0]
+    backbone = scene.stock()
+    batch = repeated(sequence(encoded, encoded.responses[0]), point.count, scene.collators["isolated"].family)
+    batch["input_ids"] = torch.cat([sequence(encoded, ids)["input_ids"] for ids in encoded.responses])
+    batch = scene.to_device(batch)
+    length = point.prompt + point.each
+    last = torch.arange(point.count, device=scene.device) * length + length - 1
+    return lambda: scene.head(backbone(**batch, use_cache=False)[0].flatten(0, 1), last)
+
+
+def released(scene, point, fuse):
+    """What the paper's released code computes: a causal pass over all responses, every logit, every layer's states."""
+    encoded = scene.encoded(point)
+    scene.stock()
+    tail, rows = joined(encoded, range(point.count))
+    inputs, rows = scene.to_device(sequence(encoded, tail)), rows.to(scene.device)
+
+    def call():
+        output = scene.base(**inputs, output_hidden_states=True, use_cache=False)
+        assert output.logits.shape[1] == point.prompt + len(tail)
+        return scene.head(output.hidden_states[-1][0], rows)
+
+    return call
+
+
+def prefix_cache(scene, point, fuse):
+    """The prompt prefilled once, its keys and values expanded, the N responses as a batch behind them."""
+    encoded = scene.encoded(point)
+    backbone = scene.stock()
+    family = scene.collators["isolated"].family
+    whole = repeated(sequence(encoded, encoded.responses[0]), point.count, family)
+    prompt = sequence(encoded, [])
+    behind = {
+        "input_ids": torch.tensor(encoded.responses),
+        "position_ids": whole["position_ids"][..., point.prompt :],
+        "attention_mask": whole["attention_mask"],
+    }
+    prompt, behind = scene.to_device(prompt), scene.to_device(behind)
+    last = torch.arange(1, point.count + 1, device=scene.device) * point.each - 1
+
+    def call():
+        cache = backbone(**prompt, use_cache=True).past_key_values
+        cache.batch_repeat_interleave(point.count)
+        hidden = backbone(**behind, past_key_values=cache, use_cache=True)[0]
+        return scene.head(hidden.flatten(0, 1), last)
+
+    return call
+
+
+def flex(scene, point, fuse):
+    """Isolated through FlexAttention, as transformers has it: the stock model, one row, a block mask."""
+    from bench.attention_peers import block_mask
+
+    encoded = scene.encoded(point)
+    batch = scene.packed("isolated", [encoded])
+    layout, rows = batch.pop("layout"), batch.pop("separators").read
+    batch.pop("placeholders", None)
+    backbone = scene.stock("flex_attention")
+    sample, branch, block = layout.sample, layout.branch, layout.block
+
+    def visible(q, k):
+        seen = (q >= k) & (sample[q] == sample[k]) & ((branch[k] < 0) | (branch[q] == branch[k]))
+        return seen if block is None else seen | ((block[q] >= 0) & (block[q] == block[k]))
+
+    # Without its limits torch.compile falls back to plain PyTorch after some lengths, unseen.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
+    size = layout.num_tokens
+    mask = block_mask(visible, size, size, scene.device)
+    return lambda: scene.head(backbone(**batch, attention_mask=mask, use_cache=False)[0][0], rows)
+
+
+def ours(mode, scene, point, fuse):
+    """YOJO: one packed row, one pass."""
+    batch = scene.packed(mode, [scene.encoded(point)])
+    model = scene.patched(mode, fuse)
+    return lambda: model(**batch).scores[0]
+
+
+WAYS = {
+    "single": single,
+    "single_batch": single_batch,
+    "released": released,
+    "prefix_cache": prefix_cache,
+    "flex": flex,
+    "yojo_comparative": functools.partial(ours, "comparative"),
+    "yojo_isolated": functools.partial(ours, "isolated"),
+    "yojo_permuted": functools.partial(ours, "permuted"),
+}
+FUSED = ("single", "single_batch", "yojo_isolated", "yojo_comparative", "yojo_permuted")
+
+
+def mode_of(variant):
+    """The mode whose scores a way gives: a key of `MODES`."""
+    if variant.startswith("yojo_"):
+        return variant.removeprefix("yojo_")
+    return "comparative" if variant == "released" else "isolated"
+
+
+def impl_of(variant, fuse, device):
+    """What computes a way's attention, for its result line."""
+    if variant == "flex":
+        return "flex"
+    if variant.startswith("yojo_") or fuse != "none":
+        return "triton" if device.type == "cuda" or launch.INTERPRETED else "reference"
+    return "sdpa"
+
+
+def _alone(encoded, n):
+    return dataclasses.replace(encoded, responses=[encoded.responses[n]])
+
+
+# ---- what the scores must be ----
+
+
+@torch.inference_mode()
+def stock_scores(scene, mode, point, passes=single):
+    """Scores of the stock model [N]: single passes, or a causal pass over all responses, over every order if permuted."""
+    if mode == "isolated":
+        return passes(scene, point, "none")()
+    encoded, backbone = scene.encoded(point), scene.stock()
+    scores = []
+    for order in orders(point.count, scene.collators[mode].config):
+        tail, rows = joined(encoded, order)
+        hidden = backbone(**scene.to_device(sequence(encoded, tail)), use_cache=False)[0][0]
+        found = scene.head(hidden, rows.to(scene.device))
+        scores.append(torch.empty_like(found).index_copy(0, torch.tensor(order, device=scene.device), found))
+    return torch.stack(scores).mean(0)
+
+
+# Where the stock model's own error is measured, and every way is tried first: many responses, long beside their prompt,
+# so that scores of a random model differ far more than they err. Behind a long prompt they hardly differ in 16 bits.
+CALIBRATION = {
+    "cuda": (Point("text", 64, 16, 32), Point("image", 256, 16, 64)),
+    "cpu": (Point("text", 16, 16, 8), Point("image", 32, 16, 8)),
+}
+
+
+class Truth:
+    """What the scores of a scene must be, and how far the stock model in its own precision is from it.
+
+    Both come from the stock model in a higher precision: float64, or float32 for 16-bit weights (products of 16 bits
+    more are tensor cores' TF32, ten times as exact as bfloat16). Isolated scores are taken from a prefix cache there,
+    which is quicker than N passes; the N passes in the model's own precision are held against them like every way.
+
+    Args:
+        scene: `Scene`.
+        wanted: (mode, point) pairs that will be asked for; the model in high precision is gone afterwards.
+
+    Attributes:
+        noise: mode -> root mean square of the stock model's own error.
+    """
+
+    def __init__(self, scene, wanted):
+        points = CALIBRATION[scene.device.type]
+        modes = sorted({mode for mode, _ in wanted})
+        own = {(mode, point): stock_scores(scene, mode, point).double() for mode in modes for point in points}
+        higher = scene.raised()
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = True
+        try:
+            self.scores = {
+                key: stock_scores(higher, *key, passes=prefix_cache).double()
+                for key in dict.fromkeys([*own, *wanted])
+            }
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+        self.noise = {}
+        for mode in modes:
+            errors = torch.cat([own[mode, point] - self.scores[mode, point] for point in points])
+            self.noise[mode] = errors.square().mean().sqrt().item()
+
+    def check(self, mode, point, scores):
+        """Fail unless the scores are as near to the truth as the stock model's are; the error (root mean square).
+
+        The bound on it is twice the stock model's, and more where N is so small that it says little.
+        """
+        truth, noise = self.scores[mode, point], self.noise[mode]
+        error = (scores.double() - truth).square().mean().sqrt().item()
+        bound = noise * (2 + 4 / point.count**0.5)
+        assert error <= bound, f"{mode} {point}: error {error:.1e} of the scores, bound {bound:.1e}"
+        return error
+
+    def try_out(self, make, scene, mode, fuse):
+        """Check a way at the points of `CALIBRATION`, where it would show if it mistook one response for another."""
+        for point in CALIBRATION[scene.device.type]:
+            self.check(mode, point, make(scene, point, fuse)())
+            bound = 3 * self.noise[mode]
+            spread = self.scores[mode, point].std().item()
+            assert spread > 1.4 * bound, f"{mode} {point}: scores differ by {spread:.1e}, too little to tell them apart"
