@@ -44,7 +44,7 @@ class Goal:
         what: is measured.
         sign: ">=" or "<=".
         threshold: in `unit`.
-        unit: "x", " TFLOP/s", " us", " %" or "x 1/N".
+        unit: "x", " TFLOP/s", " us", " %" or "/N".
         measure: function (lines of one GPU) -> `Found`, or None where it was not measured.
     """
 
@@ -260,7 +260,7 @@ def gathered_memory(lines):
             if None not in (ours["peak_bytes"], theirs["peak_bytes"]) and theirs["peak_bytes"] > output:
                 ours_beyond = max(ours["peak_bytes"] - output, 0)
                 found.append((ours["responses"] * ours_beyond / (theirs["peak_bytes"] - output), ours))
-    return _worst(found, "x 1/N", largest=True)
+    return _worst(found, "/N", largest=True)
 
 
 # ---- training, head and losses, the whole pass ----
@@ -387,7 +387,7 @@ GOALS = (
     Goal("Isolated attention, backward, on H200: rate of visible area", ">=", 300, " TFLOP/s", attention_rate("backward")),
     Goal("Isolated attention, forward: faster than keys gathered + varlen", ">=", 1, "x", attention_over(("kv_gather", None), "forward")),
     Goal("Isolated attention, backward: faster than keys gathered + varlen", ">=", 1, "x", attention_over(("kv_gather", None), "backward")),
-    Goal("Isolated attention, forward: memory beyond inputs and output / that of keys gathered", "<=", 1, "x 1/N", gathered_memory),
+    Goal("Isolated attention, forward: memory beyond inputs and output / that of keys gathered", "<=", 1, "/N", gathered_memory),
     Goal("Training step: samples/s / those of the released loop", ">=", 2, "x", training("seconds")),
     Goal("Training step: peak memory / that of the released loop", "<=", 0.5, "x", training("peak_bytes")),
     Goal("Head + loss, forward and backward: faster than PyTorch eager", ">=", 4, "x", head_and_loss),

@@ -4,6 +4,8 @@ import math
 import re
 from typing import NamedTuple
 
+from bench import schema
+
 # variant -> how tables and pictures call it, in the order they show it
 VARIANTS = {
     "single": "single passes",
@@ -106,6 +108,11 @@ def models(lines):
 def of_model(lines, model):
     """The lines of a pair that `models` gives."""
     return [line for line in lines if (line["model"] or "", line["dtype"] or "") == model]
+
+
+def ordered(lines):
+    """Lines by what they are about, so that nothing depends on the order in which they were measured."""
+    return sorted(lines, key=lambda line: _sortable(schema.identity(line)))
 
 
 def rows_of(lines, key):

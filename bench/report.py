@@ -49,7 +49,8 @@ python -m bench.report             # this page from the result lines
 - Peak memory is the most that tensors take beyond the weights.
 - Images, positions and FlexAttention's block mask are prepared beforehand, for every way alike.
 - All responses of a prompt have equal length, so the padded batch has no padding to pay for.
-- FLOPs are those of what is visible; the FLOPs ratio, N single passes over one pass, is what computing less alone gives.
+- FLOPs are those of what is visible, with the vocabulary's logits for the released code. The FLOPs ratio, those of N
+  single passes over those of the way, is what computing less alone gives.
 - Models are of the named shapes. An empty cell was not measured; nothing is estimated."""
 
 
@@ -58,7 +59,7 @@ python -m bench.report             # this page from the result lines
 
 def build(lines):
     """The page of some result lines: `Page`."""
-    page = Page()
+    page, lines = Page(), points.ordered(lines)
     page.write(HEAD)
     sections.goals_section(page, lines)
     if not lines:
@@ -113,7 +114,7 @@ def headline(lines):
 
 def readme_block(lines):
     """What stands between the README's markers."""
-    best = headline(lines)
+    best = headline(points.ordered(lines))
     on_gpu = any(line["gpu"] is not None for line in lines)
     if best is None:
         return NOTHING if not on_gpu else "All figures: [docs/benchmarks.md](docs/benchmarks.md)."

@@ -48,9 +48,12 @@ class Page:
 
 
 def table(header, rows, words=1):
-    """A Markdown table, its first columns of words to the left; "" without rows. Columns without a figure are left out."""
-    kept = [place for place in range(len(header)) if place == 0 or any(row[place] for row in rows)]
-    if not rows or len(kept) < 2:
+    """A Markdown table, its first columns, of words, to the left; "" without rows.
+
+    Columns of figures without a single one are left out, and a table without any such column is "", too.
+    """
+    kept = [place for place in range(len(header)) if place < words or any(row[place] for row in rows)]
+    if not rows or len(header) > words == len(kept):
         return ""
     lines = [header, ["---"] * words + ["---:"] * (len(header) - words), *rows]
     return "\n".join("| " + " | ".join(line[place].replace("|", "\\|") for place in kept) + " |" for line in lines)
