@@ -178,7 +178,7 @@ def breakdown(groups, path):
 
 
 def attention(shapes, names, peak, title, path):
-    """Bars: TFLOP/s of visible area of every way, shape by shape.
+    """Bars: rates over the visible area of every way, shape by shape.
 
     Args:
         shapes: {name of a shape: {(variant, impl): line}}.
@@ -189,17 +189,26 @@ def attention(shapes, names, peak, title, path):
     """
     figure, axis = figure_of(max(9, 3 + 0.95 * len(shapes)), 5.4)
     lines = [line for shape in shapes.values() for line in shape.values()]
+    per, unit = points.rate_unit(lines)
     width = 0.84 / len(names)
     shades = {"flex_tuned": 0.72, "flex_split": 0.45}
     for number, (key, name) in enumerate(names.items()):
-        found = [(place, shape[key]["tflops"]) for place, shape in enumerate(shapes.values()) if key in shape]
+        found = [
+            (place, shape[key]["tflops"] * per)
+            for place, shape in enumerate(shapes.values())
+            if key in shape and shape[key]["tflops"]
+        ]
         places = [place + (number - (len(names) - 1) / 2) * width for place, _ in found]
         colour, alpha = COLOURS[key[0]], shades.get(key[1], 1)
         axis.bar(places, [value for _, value in found], width * 0.92, color=colour, alpha=alpha, label=name, zorder=2)
-    if peak is not None:
-        axis.axhline(peak, color="#cf222e", linewidth=1, linestyle="--", label=f"matrix product, {digits(peak)}")
+    highest = max((line["tflops"] or 0 for line in lines), default=0)
+    if peak is not None and peak < 10 * highest:  # further up, it would leave nothing of the bars
+        axis.axhline(
+            peak * per, color="#cf222e", linewidth=1, linestyle="--", label=f"matrix product, {digits(peak, per)}"
+        )
+    axis.margins(x=0.01)
     axis.set_xticks(range(len(shapes)), shapes, rotation=40, ha="right", rotation_mode="anchor", fontsize=8.5)
-    axis.set_ylabel("TFLOP/s of visible area")
+    axis.set_ylabel(f"{unit} of visible area")
     axis.grid(axis="y", color="#eaeef2")
     axis.set_axisbelow(True)
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5, frameon=False)

@@ -197,12 +197,12 @@ def ratio(above, below, field):
 
 
 def breakdowns(lines):
-    """{(variant, fuse, point): {part: line}} of profiled passes."""
+    """{(variant, fuse, point): {part: line}} of profiled passes, those that are not fused first."""
     found = [line for line in lines if line["bench"] == "forward" and line["part"] is not None]
     groups = rows_of(found, lambda line: (line["variant"], line["fuse"] or "none", *point(line)))
     return {
-        (variant, fuse, Point(*sizes)): {line["part"]: line for line in group}
-        for (variant, fuse, *sizes), group in groups.items()
+        (variant, fuse, Point(*sizes)): {line["part"]: line for line in groups[variant, fuse, *sizes]}
+        for variant, fuse, *sizes in sorted(groups, key=lambda key: key[1] != "none")
     }
 
 
@@ -220,13 +220,19 @@ def provenance(lines):
     return "; ".join(words)
 
 
+def rate_unit(lines):
+    """(how many of it are 1 TFLOP/s, its name): TFLOP/s of GPUs, GFLOP/s of CPUs."""
+    return (1, "TFLOP/s") if any(line["gpu"] is not None for line in lines) else (1000, "GFLOP/s")
+
+
 # ---- numbers in words ----
 
 
-def digits(value):
-    """Three significant digits; "" for None."""
+def digits(value, per=1):
+    """Three significant digits of value * per; "" for None."""
     if value is None:
         return ""
+    value *= per
     if not math.isfinite(value):
         return str(value)
     rounded = float(f"{value:.3g}")

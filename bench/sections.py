@@ -105,16 +105,16 @@ def scoring_section(page, lines, machine, model):
             same = ", ".join(f"{field.replace('_', ' ')} {_same(places, field)}" for field in SWEEPS[over] if _same(places, field))  # fmt: skip
             page.write(f"#### {title}: {same}", least_to_gain(scores, places))
             sweep_tables(page, scores, places, column, functools.partial(_size, over=over))
-    names = points.names_of(points.in_order({points.way(line) for line in lines}))
+    per, unit = points.rate_unit(lines)
     rows = [
-        [str(place), names[one], points.seconds(line["seconds"]), _spread(line), times(scores.speedup(line)),
-         times(scores.flops_ratio(line)), digits(line["flops"] and line["flops"] / 1e12),
-         digits(line["flops_counted"] and line["flops_counted"] / 1e12), digits(line["tflops"]), memory(line["peak_bytes"])]
+        [str(place), scores.names[one], points.seconds(line["seconds"]), _spread(line), times(scores.speedup(line)),
+         times(scores.flops_ratio(line)), digits(line["flops"], per / 1e12),
+         digits(line["flops_counted"], per / 1e12), digits(line["tflops"], per), memory(line["peak_bytes"])]
         for place, found in scores.points.items()
         for one, line in sorted(found.items(), key=lambda pair: scores.ways.index(pair[0]))
     ]  # fmt: skip
     header = ["prompt tokens + N x response tokens", "way", "time", "shortest to longest", "speed-up", "FLOPs ratio",
-              "TFLOPs", "TFLOPs counted", "TFLOP/s", "peak memory"]  # fmt: skip
+              f"{unit[0]}FLOPs", f"{unit[0]}FLOPs counted", unit, "peak memory"]  # fmt: skip
     page.write("#### All points", folded(f"{len(rows)} lines", table(header, rows, words=2)))
 
 
@@ -199,6 +199,7 @@ def least_to_gain(scores, places):
 def training_section(page, lines):
     """Samples per second and memory, beside the released loop on the same samples."""
     rows = []
+    per, unit = points.rate_unit(lines)
     for group in points.rows_of(lines, goals.per_sample).values():
         released = max((line for line in group if line["variant"] == "released"), key=goals.rate, default=None)
         order = sorted(group, key=lambda line: (list(VARIANTS).index(line["variant"]), line["samples"] or 1, line["fuse"] or ""))  # fmt: skip
@@ -207,10 +208,10 @@ def training_section(page, lines):
             rows.append([
                 names[points.way(line)], count(line["samples"] or 1), str(point(line)), points.seconds(line["seconds"]), _spread(line),
                 digits(goals.rate(line)), times(released and goals.rate(line) / goals.rate(released)),
-                memory(line["peak_bytes"]), times(ratio(line, released, "peak_bytes")), digits(line["tflops"]),
+                memory(line["peak_bytes"]), times(ratio(line, released, "peak_bytes")), digits(line["tflops"], per),
             ])  # fmt: skip
     header = ["way", "samples in a row", "prompt tokens + N x response tokens", "step", "shortest to longest", "samples/s",
-              "of the released loop", "peak memory", "of the released loop", "TFLOP/s"]  # fmt: skip
+              "of the released loop", "peak memory", "of the released loop", unit]  # fmt: skip
     page.write("#### Training step: forward, loss and backward, without the optimizer", table(header, rows))
 
 
@@ -231,7 +232,8 @@ def breakdown_section(page, lines, machine, model):
 
 
 def _part_cell(line, total):
-    rate = f", {digits(line['tflops'])} TFLOP/s" if line["tflops"] else ""
+    per, unit = points.rate_unit([line])
+    rate = f", {digits(line['tflops'], per)} {unit}" if line["tflops"] else ""
     return f"{points.seconds(line['seconds'])}, {percent(line['seconds'] / total)}{rate}"
 
 
@@ -243,6 +245,7 @@ def steps_section(page, lines, peaks):
     steps = list(dict.fromkeys((line["impl"], line["fuse"] or "none") for line in lines))
     steps.sort(key=lambda step: (_place(step[0]), step))
     rows, memories = [], []
+    per, unit = points.rate_unit(lines)
     for (model, _, dtype, *_), group in points.rows_of(lines, _pass_of).items():
         found = {(line["impl"], line["fuse"] or "none"): line for line in group}
         first = next((found[step] for step in steps if step in found and step[0] == STEPS[0]), None)
@@ -255,10 +258,10 @@ def steps_section(page, lines, peaks):
         peak = goals.matmul_peak(peaks, dtype)
         share = peak and best["tflops"] and best["tflops"] / peak
         name = f"{VARIANTS[best['variant']]}, {point(best)}; {model}"
-        rows.append([name, *cells, digits(best["tflops"]), percent(share)])
+        rows.append([name, *cells, digits(best["tflops"], per), percent(share)])
         memories.append([name, *(memory(found[step]["peak_bytes"]) if step in found else "" for step in steps)])
     names = [step + (f", {fuse}" if fuse != "none" else "") for step, fuse in steps]
-    header = ["pass", *names, "TFLOP/s at best", "of matrix product"]
+    header = ["pass", *names, f"{unit} at best", "of matrix product"]
     page.write(
         "### What each step of a scoring pass brings",
         provenance(lines),
@@ -282,6 +285,7 @@ def _pass_of(line):
 def attention_section(page, lines, machine):
     """Rates of every way to compute attention, forward and backward, and what is prepared once per batch."""
     ways = [line for line in lines if line["variant"] is not None]
+    per, unit = points.rate_unit(lines)
     page.write("### Attention", provenance(lines))
     for direction in schema.PASSES:
         found = [line for line in ways if line["pass"] == direction]
@@ -290,11 +294,11 @@ def attention_section(page, lines, machine):
             attention_tables(page, own, machine, direction, dtype, goals.matmul_peak(lines, dtype))
     rows = [
         [{"matmul": "matrix product"}.get(line["impl"], line["impl"]), line["dtype"] or "",
-         "" if line["prompt_tokens"] is None else plots.shape_name(line), points.seconds(line["seconds"]), digits(line["tflops"])]
+         "" if line["prompt_tokens"] is None else plots.shape_name(line), points.seconds(line["seconds"]), digits(line["tflops"], per)]
         for line in sorted((line for line in lines if line["variant"] is None), key=lambda line: (line["impl"], point(line).tokens, str(point(line)), line["head_dim"] or 0))
     ]  # fmt: skip
     if rows:
-        rows = table(["what", "dtype", "row", "time", "TFLOP/s"], rows, words=3)
+        rows = table(["what", "dtype", "row", "time", unit], rows, words=3)
         page.write("#### Matrix product, and what is prepared once per batch", rows)
 
 
@@ -306,14 +310,15 @@ def attention_tables(page, lines, machine, direction, dtype, peak):
         plots.shape_name(group[0]): {(line["variant"], line["impl"]): line for line in group}
         for group in points.rows_of(lines, _attention_shape).values()
     }
-    title = f"Attention, {direction}, {dtype}: TFLOP/s of visible area"
+    per, unit = points.rate_unit(lines)
+    title = f"Attention, {direction}, {dtype}: {unit} of visible area"
     page.write(f"#### {title}")
-    draw = functools.partial(plots.attention, shapes, names, peak, f"{title}; {machine}")
+    draw = functools.partial(plots.attention, shapes, names, peak, title)
     page.picture(points.slug(machine, "attention", direction, dtype) + ".png", title, lines, draw)
     rates, ratios, memories = [], [], []
     for name, shape in shapes.items():
         ours = next((shape[key] for key in keys if key[0] == "yojo_isolated" and key in shape), None)
-        rates.append([name, *(digits(shape[key]["tflops"]) if key in shape else "" for key in keys)])
+        rates.append([name, *(digits(shape[key]["tflops"], per) if key in shape else "" for key in keys)])
         peers = [shape.get(key) if key[0] != "yojo_isolated" else None for key in keys]
         ratios.append([name, *(times(ratio(line, ours, "seconds")) for line in peers)])
         memories.append([name, *(memory(shape[key]["peak_bytes"]) if key in shape else "" for key in keys)])

@@ -249,8 +249,8 @@ def test_every_kind_of_line_has_its_section(everything):
         "#### Where the time of one pass goes",
     ]
     rest = ["### What each step of a scoring pass brings", "### Attention"]
-    kinds = [[f"#### Attention, {direction}, {dtype}: TFLOP/s of visible area" for direction in ("forward", "backward")]
-             for dtype in ("bfloat16", "float32")]  # fmt: skip
+    kinds = [[f"#### Attention, {direction}, {kind} of visible area" for direction in ("forward", "backward")]
+             for kind in ("bfloat16: TFLOP/s", "float32: GFLOP/s")]  # fmt: skip
     last = ["#### Matrix product, and what is prepared once per batch", "### Value head and losses"]
     assert headings == [
         "# Benchmarks", "## What is compared", "## How it was measured", "## Goals",
@@ -475,7 +475,10 @@ def test_a_value_that_misses_does_not_look_like_its_threshold():
 
 def test_the_readme_shows_the_headline(everything):
     block = report.readme_block(everything)
-    assert "qwen3-vl-4b, image prompt of 2,048 tokens, responses of 100; bfloat16; NVIDIA H200; driver 580.95" in block
+    assert (
+        "qwen3-vl-4b, image prompt of 2,048 tokens, responses of 100. Measured in bfloat16 on NVIDIA H200; driver 580.95"
+        in block
+    )
     assert report.NOTHING not in block and "(docs/benchmarks.md)" in block
     assert "](docs/benchmarks/nvidia-h200-qwen3-vl-4b-bfloat16-speed-up.png)" in block
     assert (
