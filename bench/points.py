@@ -200,9 +200,10 @@ def breakdowns(lines):
     """{(variant, fuse, point): {part: line}} of profiled passes, those that are not fused first."""
     found = [line for line in lines if line["bench"] == "forward" and line["part"] is not None]
     groups = rows_of(found, lambda line: (line["variant"], line["fuse"] or "none", *point(line)))
+    groups = dict(sorted(groups.items(), key=lambda group: group[0][1] != "none"))
     return {
-        (variant, fuse, Point(*sizes)): {line["part"]: line for line in groups[variant, fuse, *sizes]}
-        for variant, fuse, *sizes in sorted(groups, key=lambda key: key[1] != "none")
+        (variant, fuse, Point(*sizes)): {line["part"]: line for line in group}
+        for (variant, fuse, *sizes), group in groups.items()
     }
 
 

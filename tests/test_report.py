@@ -125,7 +125,7 @@ def attention_lines(place, tflops=500.0):
     ways = {("yojo_isolated", "triton"): 1.0, ("yojo_comparative", "triton"): 1.02, ("flex", "flex"): 0.5, ("flex", "flex_tuned"): 0.6,
             ("flex", "flex_split"): 0.55, ("kv_gather", "varlen"): 0.8, ("sdpa", "sdpa"): 1.1}  # fmt: skip
     lines = []
-    for prompt, count, each, dim in [(2048, 4, 128, 128), (8192, 8, 256, 128), (8192, 64, 64, 128), (32768, 4, 512, 128), (11321, 24, 503.25, 128), (8192, 8, 256, 64)]:  # fmt: skip
+    for prompt, count, each, dim in [(2048, 4, 128, 128), (8192, 8, 256, 128), (8192, 64, 64, 128), (32768, 4, 512, 128), (11321, 24, 503.25, 128), (16384, 8, 256, 64)]:  # fmt: skip
         sizes = dict(prompt_tokens=prompt, responses=count, response_tokens=each, head_dim=dim, heads=32, kv_heads=8)
         tokens = prompt + count * each
         output, flops = int(tokens * 32 * dim * 2), 2.0 * 32 * dim * tokens**2
@@ -145,8 +145,8 @@ def head_lines(place):
     for readings in (4, 512):
         for bench, model in (("head", "2560-1024-1"), ("loss", "best, samples of 4")):
             for impl, us in (("reference", 200), ("triton", 40), ("reference_graph", 60), ("triton_graph", 12)):
-                for direction in schema.PASSES:
-                    lines.append(make(us * 1e-6, bench=bench, impl=impl, model=model, responses=readings, **place, **{"pass": direction}))  # fmt: skip
+                for direction, part in (("forward", 0.4), ("backward", 0.6), ("both", 1.0)):
+                    lines.append(make(us * part * 1e-6, bench=bench, impl=impl, model=model, responses=readings, **place, **{"pass": direction}))  # fmt: skip
     return lines
 
 
@@ -282,6 +282,7 @@ def test_numbers_of_the_n_sweep(everything):
     )
     assert cell(text, "4", "YOJO comparative, liger", 2) == f"{2448 * 2e5 / 2**20:.0f} MiB" == "467 MiB"
     assert cell(text, "4", "YOJO comparative, liger", 3) == f"{4 / ours:.1f}" == "76.1"
+    assert "= 100 %" not in text  # the stock passes are not held against themselves
     # 64 responses in 64 passes with fused layers, at 250 TFLOP/s.
     assert cell(text, "64", "single passes, liger") == f"{64 * (2148 * 8e9 / 250e12 + 1e-3):.2f} s (1.25x)"
 
@@ -321,6 +322,17 @@ def test_every_score_line_is_in_a_table_and_what_was_not_measured_is_empty():
     assert cell(page, "2", "FlexAttention") == "" and cell(page, "4", "FlexAttention") != ""
     # 3 x 810 tokens take 97.2 ms, and 3 ms to launch; 1 % less and 1 % more
     assert cell(points, "777 + 3 x 33, text", "shortest to longest") == "99.2 ms to 101 ms"
+
+
+def test_there_is_no_speedup_without_stock_passes():
+    lines = [line for count in (1, 2, 4) for line in score_lines(H200, count)]
+    lines = [line for line in lines if (line["variant"], line["fuse"], line["responses"]) != ("single", "none", 2)]
+    page = report.page(lines)
+    assert (
+        cell(page, "2", "YOJO comparative, liger") == "48.3 ms" and cell(page, "2", "single passes, liger") == "139 ms"
+    )
+    assert cell(page, "2", "YOJO comparative, liger", 1) == "" != cell(page, "4", "YOJO comparative, liger", 1)
+    assert cell(report.readme_block(lines), "2", "YOJO comparative, liger") == ""
 
 
 def test_ways_that_differ_in_nothing_but_what_computes_them_keep_apart():
@@ -450,6 +462,15 @@ def test_goals_speak_of_gpus_and_rates_of_an_h200():
     found = verdicts(attention_lines(H100))
     assert found["Isolated attention, forward, on H200: rate of visible area"][1] == "not measured"
     assert found["Isolated attention, forward: faster than tuned FlexAttention"][1] == "reached"
+
+
+def test_goals_of_attention_leave_out_short_rows_and_other_head_dims():
+    goal = "Isolated attention, forward, on H200: rate of visible area"
+    lines = attention_lines(H200)
+    for which in ({"head_dim": 64}, {"prompt_tokens": 2048}, {"variant": "yojo_comparative"}, {"pass": "backward"}):
+        assert verdicts(change(lines, seconds_=2, **which))[goal][0].startswith("500 TFLOP/s")
+    assert verdicts(change(lines, seconds_=2, prompt_tokens=32768))[goal][0].startswith("250 TFLOP/s")
+    assert verdicts([line | {"dtype": "float16"} for line in lines])[goal][1] == "not measured"
 
 
 def test_a_goal_stands_once_for_each_gpu(everything):
@@ -619,6 +640,13 @@ def test_rounds_that_overlap_are_no_change(compared):
     assert status == 0 and rows_of(printed)[0][4:] == ["1.30x", "", ""]
     new = [make(1.3, spread=0.05, bench="loss", impl="triton", responses=4)]  # from 1.235
     assert compared(new, old)[0] == 1 and compared(new, old, "--slower", "1.4")[0] == 0
+
+
+def test_a_change_within_the_threshold_has_no_flag(compared):
+    for change_of in (1.05, 0.95):
+        old, new = (make(value, spread=1e-4, bench="loss", impl="triton", responses=4) for value in (1.0, change_of))
+        status, printed, _ = compared([new], [old])
+        assert status == 0 and rows_of(printed)[0][6] == "" and ": 0 slower, 0 faster" in printed
 
 
 def test_more_memory_fails(compared):
