@@ -112,13 +112,13 @@ class Scene:
         """What `fuse` comes to on this device."""
         return self.patched("isolated", fuse) and self.base.yojo.fusion.choose(self.device)[0]
 
-    def encoded(self, point, seed=0):
+    def encoded(self, point, seed=0, rankings=None):
         """Prompt and responses of a point with positions, as a collator packs them; words and pixels by the seed."""
         prompt = models.prompt_of(
             self.shape, self.base.config, point.kind, point.prompt, self.device, self.pixels, seed=seed
         )
         responses = models.response_ids(point.count, point.each - 1, seed=seed)
-        return self.collators["isolated"].from_processed(prompt, responses)
+        return self.collators["isolated"].from_processed(prompt, responses, rankings=rankings)
 
     def packed(self, mode, encoded):
         """A batch for the patched model from a list of encoded examples, on the device."""
@@ -127,7 +127,9 @@ class Scene:
     def to_device(self, inputs):
         """Inputs where the model lies, pixels in its precision."""
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
-        return {name: value.to(self.dtype) if name.startswith("pixel_values") else value for name, value in inputs.items()}
+        return {
+            name: value.to(self.dtype) if name.startswith("pixel_values") else value for name, value in inputs.items()
+        }
 
     def raised(self):
         """A copy whose stock model computes the same in a higher precision: float64, or float32 for 16-bit weights."""
@@ -138,7 +140,7 @@ class Scene:
         higher.head = copy.deepcopy(self.head).to(higher.dtype if self.dtype == torch.float32 else torch.float32)
         return higher
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 - a scene lives as long as the session
+    @functools.cache  # noqa: B019 - a scene lives as long as the session
     def flops(self, point):
         """variant -> FLOPs of one call, counted beforehand by `yojo.flops`: what the mask makes visible, no more."""
         encoded, twin = self.encoded(point), unwrap(self.twin)
@@ -386,8 +388,7 @@ class Truth:
         torch.backends.cuda.matmul.allow_tf32 = True
         try:
             self.scores = {
-                key: stock_scores(higher, *key, passes=prefix_cache).double()
-                for key in dict.fromkeys([*own, *wanted])
+                key: stock_scores(higher, *key, passes=prefix_cache).double() for key in dict.fromkeys([*own, *wanted])
             }
         finally:
             torch.backends.cuda.matmul.allow_tf32 = before

@@ -3,10 +3,10 @@
 import pytest
 import tiny
 import torch
-from bench.memory import Watch
 from test_families import batch_of, continued, parametrize_families, samples_of
 
 import yojo
+from bench.memory import Watch
 
 VOCABULARY = 4000  # more than anything else of a tiny model is wide
 

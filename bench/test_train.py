@@ -1,0 +1,259 @@
+"""A training step of a reward model, LoRA and value head: the paper's released computation, sample by sample, and YOJO.
+
+A step is the forward, the loss "which is best" and the backward, without the optimizer, whose turn comes once in 64
+samples and costs the same for all. The recipe is the paper's: LoRA of rank 128 with dropout on the decoder's attention
+and MLP projections, gradient checkpointing, bfloat16 weights and adapters; the vision tower is frozen. Before a way is
+timed its gradients must be as near to those of a higher precision as the stock model's are.
+"""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import models, ways
+from bench.test_score import CPU_FORMULAS
+from bench.timing import clocked, figures, peak_bytes, skips_what_does_not_fit
+from bench.ways import Point
+from yojo.flops import batch_flops
+from yojo.patch import unwrap
+
+PROJECTIONS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+RANK = {"cuda": 128, "cpu": 16}
+SAMPLE = {"cuda": Point("image", 2048, 4, 128), "cpu": Point("image", 256, 4, 16)}
+SMALL = {"cuda": Point("image", 256, 4, 64), "cpu": Point("image", 32, 4, 8)}  # of the check, and of a quick run
+ROWS = (1, 4, 8)  # samples of a packed row
+
+
+def pytest_generate_tests(metafunc):
+    config = metafunc.config
+    device, quick = config.getoption("--device"), config.getoption("--quick")
+    fuses = ("none", "auto") if device == "cuda" else ("none",)
+    ways_to = [("released", "none", 1)]
+    ways_to += [
+        (f"yojo_{mode}", fuse, samples)
+        for fuse in fuses
+        for mode in ("comparative", "isolated")
+        for samples in (ROWS[:2] if quick else ROWS)
+    ]
+    cases = [
+        pytest.param(shape, *way, id=f"{shape}-{way[0]}-{way[1]}-{way[2]}_samples")
+        for shape in config.model_shapes
+        for way in ways_to
+    ]
+    metafunc.parametrize("shape, variant, fuse, samples", cases)
+
+
+def adapted(model):
+    """The model in training with LoRA as the paper has it, its second factors not zero, so that all gradients flow."""
+    from peft import LoraConfig, get_peft_model
+
+    device = next(model.parameters()).device.type
+    rank = RANK.get(device, RANK["cuda" if model.dtype == torch.bfloat16 else "cpu"])
+    config = LoraConfig(r=rank, lora_alpha=16, lora_dropout=0.05, target_modules=PROJECTIONS)
+    model = get_peft_model(model, config, autocast_adapter_dtype=False)
+    if device != "meta":
+        generator = torch.Generator(device).manual_seed(0)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=rank**-0.5, generator=generator)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+class Training:
+    """A scene that trains, and what the gradients must be.
+
+    Attributes:
+        scene: `ways.Scene` with adapters.
+        truth: mode -> gradients of two small samples in a higher precision, one vector.
+        error: mode -> relative error of the stock model's own gradients.
+    """
+
+    def __init__(self, shape, device):
+        self.scene = ways.Scene(shape, device, wrap=adapted)
+        self.truth, self.error = {}, {}
+        small = SMALL[device.type]
+        self._dropout(0.0)
+        higher = self.scene.raised()
+        for mode in ("comparative", "isolated"):
+            exact = gradients(higher, stock_loss(higher, mode, small, 2)).double()
+            own = gradients(self.scene, stock_loss(self.scene, mode, small, 2)).double()
+            self.truth[mode] = exact
+            self.error[mode] = ((own - exact).norm() / exact.norm()).item()
+        self._dropout(0.05)
+
+    def check(self, variant, fuse):
+        """Fail unless a way's gradients err at most twice as much as the stock model's."""
+        mode = ways.mode_of(variant)
+        self._dropout(0.0)
+        got = gradients(self.scene, loss_of(self.scene, variant, fuse, SMALL[self.scene.device.type], 2)).double()
+        self._dropout(0.05)
+        error, bound = ((got - self.truth[mode]).norm() / self.truth[mode].norm()).item(), 2 * self.error[mode]
+        assert error <= bound < 0.5, f"{variant}: relative error {error:.1e} of the gradients, bound {bound:.1e}"
+        return error
+
+    def _dropout(self, p):
+        for module in self.scene.base.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = p
+
+
+def encoded(scene, point, samples):
+    """Ranked samples, each with words and pixels of its own; the best response stands in another place in each."""
+    return [
+        scene.encoded(point, seed, rankings=[1 + (n != seed % point.count) for n in range(point.count)])
+        for seed in range(samples)
+    ]
+
+
+def stock_loss(scene, mode, point, samples):
+    """Function that gives the loss of each sample in turn, by the stock model: causal over all responses, or N passes."""
+    items = encoded(scene, point, samples)
+    backbone = scene.stock()
+
+    def losses():
+        for item in items:
+            if mode == "comparative":
+                tail, rows = ways.joined(item, range(point.count))
+                inputs = [(tail, rows.to(scene.device))]
+            else:
+                inputs = [
+                    (ids, torch.tensor([point.prompt + len(ids) - 1], device=scene.device)) for ids in item.responses
+                ]
+            scores = [
+                scene.head(backbone(**scene.to_device(ways.sequence(item, tail)), use_cache=False)[0][0], rows)
+                for tail, rows in inputs
+            ]
+            yield cross_entropy(torch.cat(scores), item) / samples
+
+    return losses
+
+
+def loss_of(scene, variant, fuse, point, samples):
+    """Function that gives the losses of a way, each to run backward from before the next is made."""
+    items = encoded(scene, point, samples)
+    if variant == "released":
+        scene.stock()
+        prepared = []
+        for item in items:
+            tail, rows = ways.joined(item, range(point.count))
+            prepared.append((scene.to_device(ways.sequence(item, tail)), rows.to(scene.device), item))
+
+        def losses():
+            for inputs, rows, item in prepared:
+                output = scene.base(**inputs, output_hidden_states=True, use_cache=False)
+                assert output.logits.shape[1] == inputs["input_ids"].shape[1]
+                yield cross_entropy(scene.head(output.hidden_states[-1][0], rows), item) / samples
+
+        return losses
+    mode = ways.mode_of(variant)
+    batch = scene.packed(mode, items)
+    model = scene.patched(mode, fuse)
+
+    def loss():
+        yield model(**batch).loss
+
+    return loss
+
+
+def cross_entropy(scores, item):
+    """-log softmax of the best response's score."""
+    return torch.nn.functional.cross_entropy(scores[None], torch.tensor([item.rankings.index(1)], device=scores.device))
+
+
+def step(losses):
+    """Forward, loss and backward; gradients add up."""
+    for loss in losses():
+        loss.backward()
+
+
+def gradients(scene, losses):
+    """All gradients of a step, of adapters and head, as one vector."""
+    trained = [p for p in (*scene.base.parameters(), *scene.head.parameters()) if p.requires_grad]
+    trained = list({id(parameter): parameter for parameter in trained}.values())
+    for parameter in trained:
+        parameter.grad = None
+    step(losses)
+    assert all(parameter.grad is not None for parameter in trained), "a trained weight got no gradient"
+    return torch.cat([parameter.grad.flatten().float() for parameter in trained])
+
+
+def flops_of(scene, variant, point, samples):
+    """FLOPs of a step, counted beforehand."""
+    items, twin = encoded(scene, point, samples), unwrap(scene.twin)
+    mode = ways.mode_of(variant)
+    batch = scene.collators[mode].pack(items)
+    if variant != "released":
+        return batch_flops(scene.twin, batch, training=True).total
+    twin.yojo.whole_last_layer, before = "as stock passes do", twin.yojo.whole_last_layer
+    whole = batch_flops(scene.twin, batch, training=True).total
+    twin.yojo.whole_last_layer = before
+    text = scene.base.config.get_text_config()
+    # Nothing of the loss depends on the logits: they cost a forward.
+    return whole + 2 * batch["layout"].num_tokens * text.hidden_size * text.vocab_size
+
+
+@pytest.fixture(scope="module")
+def trained(device):
+    """Function (shape) -> `Training`; one shape at a time in memory."""
+    pytest.importorskip("peft")
+    kept = {}
+
+    def prepare(shape):
+        if shape not in kept:
+            kept.clear()
+            with skips_what_does_not_fit(device):
+                kept[shape] = Training(shape, device)
+        return kept[shape]
+
+    return prepare
+
+
+def test_train(benchmark, trained, device, record, request, shape, variant, fuse, samples):
+    training = trained(shape)
+    scene, quick = training.scene, request.config.getoption("--quick")
+    point = (SMALL if quick else SAMPLE)[device.type]
+    with skips_what_does_not_fit(device):
+        benchmark.extra_info["error"] = training.check(variant, fuse)
+        losses = loss_of(scene, variant, fuse, point, samples)
+
+        def call():
+            step(losses)
+
+        for _ in range(1 if fuse == "none" else 3):  # the first steps compile
+            call()
+        counted = None
+        if fuse == "none":
+            with FlopCounterMode(display=False, custom_mapping=CPU_FORMULAS) as counter:
+                call()
+            counted = float(counter.get_total_flops())
+        benchmark.group = f"{shape}: training, {point}"
+        limits = {"seconds": 0.2, "fewest": 2, "most": 3} if quick else {}
+        seconds = clocked(benchmark, call, device, **limits)
+        if seconds is None:
+            return
+        peak = peak_bytes(call, device)
+        fused = "none" if variant == "released" else scene.base.yojo.fusion.choose(device)[0]
+    text = scene.base.config.get_text_config()
+    fields = point.fields() | {
+        "samples": samples,
+        "responses": samples * point.count,
+        "prompt_tokens": samples * point.prompt,
+    }
+    record(
+        bench="train",
+        variant=variant,
+        impl=ways.impl_of(variant, fuse, device),
+        fuse=fused,
+        mode=ways.mode_of(variant),
+        model=shape,
+        dtype=str(scene.dtype).removeprefix("torch."),
+        head_dim=models.head_dim(text),
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        flops_counted=counted,
+        peak_bytes=peak,
+        **fields,
+        **figures(seconds, float(flops_of(scene, variant, point, samples))),
+        **{"pass": "both"},
+    )
