@@ -7,7 +7,7 @@ WORKERS ?= 8
 SETUP := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/ready)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: demo test setup lint bench kernels gpu-test gpu-bench clean
+.PHONY: demo test setup lint bench bench-compare bench-report kernels gpu-test gpu-bench clean
 
 demo: $(SETUP)
 	$(PYTHON) -m yojo.cli demo $(ARGS)
@@ -32,6 +32,19 @@ lint: $(SETUP)
 
 bench: $(SETUP)
 	$(PYTHON) -m pytest bench --benchmark-only $(ARGS)
+
+# Measures anew, or takes the lines in NEW, and sets them beside the committed ones of the same GPU or CPU.
+NEW ?= .benchmarks/new
+bench-compare: $(SETUP)
+ifeq ($(origin NEW),file)
+	rm -rf $(NEW)
+	$(PYTHON) -m pytest bench --benchmark-only --results $(NEW) $(ARGS)
+endif
+	$(PYTHON) -m bench.compare $(NEW)
+
+# docs/benchmarks.md, its pictures and the README's table, from bench/results.
+bench-report: $(SETUP)
+	$(PYTHON) -m bench.report $(ARGS)
 
 # Compiles the kernels for every chip, without a GPU: registers, spills, shared memory, tensor-core instructions.
 kernels: $(SETUP)

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import torch
 
-from bench import models, schema
+from bench import models, points, schema, sections
 
 
 def pytest_addoption(parser):
@@ -54,6 +54,22 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(
             f"{line['bench']:<10}{row} {name:<40} {line['seconds'] * 1e3:>10.3f} ms {rate} {memory}"
         )
+    scores = [line for line in schema.latest(config.result_lines) if line["bench"] == "score"]
+    for model in points.models(scores):
+        found = points.Scores(points.of_model(scores, model))
+        terminalreporter.section(f"{model[0]}: time of N single passes, and how many times faster the others are")
+        terminalreporter.write_line(speedups(found))
+
+
+def speedups(scores):
+    """A table of `points.Scores`: a row for every point, a column for every way."""
+    rows = []
+    for place, found in scores.points.items():
+        single = scores.single(place)
+        cells = [points.times(scores.speedup(found[one])) if one in found else "" for one in scores.ways]
+        rows.append([str(place), points.seconds(single and single["seconds"]), *cells])
+    header = ["prompt tokens + N x response tokens", "N single passes", *(scores.names[one] for one in scores.ways)]
+    return sections.table(header, rows)
 
 
 @pytest.fixture(scope="session")

@@ -212,7 +212,7 @@ def prompt_of(shape, config, kind, tokens, device, dtype, seed=0):
         config: the model's configuration.
         kind: "text", "image" or "video".
         tokens: P, all tokens of the prompt.
-        device, dtype: of the pixels, which are random.
+        device, dtype: of the pixels, which are random, or none on the meta device.
         seed: of words and pixels.
 
     Returns:
@@ -221,8 +221,9 @@ def prompt_of(shape, config, kind, tokens, device, dtype, seed=0):
     Raises:
         ValueError: a prompt too short for an image or a frame.
     """
+    device = torch.device(device)
     words = torch.Generator().manual_seed(seed)
-    pixels = torch.Generator(device).manual_seed(seed)
+    pixels = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
 
     def random_words(count):
         return torch.randint(20, 1000, (count,), generator=words).tolist()

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import plots, points, schema, sections
+from bench import plots, points, savings, schema, sections
 from bench.points import Scores, count, provenance, times
 from bench.sections import PICTURES, Page, table
 
@@ -18,11 +18,14 @@ HEAD = """<!-- Generated from bench/results/*.jsonl by `python -m bench.report`:
 # Benchmarks
 
 ```
-make gpu-bench                     # measure everything on a GPU; adds result lines to bench/results
-pytest bench --benchmark-only      # the same code at small sizes on a CPU; writes no lines without --results
+pytest bench --benchmark-only      # on a GPU at real sizes, where there is none at small ones on the CPU
+make gpu-bench                     # the same on a GPU; adds result lines to bench/results
 make bench-compare                 # what became slower, against the lines in bench/results
 python -m bench.report             # this page from the result lines
 ```
+
+`-k` picks benchmarks by name, `--model-shape` the backbone of scoring and training (or `all`), `--quick` few points and
+rounds, `--full` every combination instead of the sweeps, `--results FOLDER` where lines go.
 
 ## What is compared
 
@@ -45,23 +48,29 @@ python -m bench.report             # this page from the result lines
 - After warm-up, the median of all rounds. The spread, shortest to longest round, stands in the lists of scoring and
   training, as whiskers in the pictures of time, and for all else in the result lines.
 - The clock is synchronised with the device. On a GPU the level-2 cache is overwritten before each round.
-- Nothing wrong is timed: scores are checked against those of stock passes first.
+- One backbone lies in memory, with random weights at the sizes of the named shape; it is patched and unpatched for the
+  ways in turn.
+- Nothing wrong is timed: before that, scores (of a training step, gradients) must be as near to those of the stock model
+  in a higher precision as the stock model's own are, within a factor of about 2.
 - Peak memory is the most that tensors take beyond the weights.
 - Images, positions and FlexAttention's block mask are prepared beforehand, for every way alike.
 - All responses of a prompt have equal length, so the padded batch has no padding to pay for.
 - FLOPs are those of what is visible, with the vocabulary's logits for the released code. The FLOPs ratio, those of N
   single passes over those of the way, is what computing less alone gives.
-- Models are of the named shapes. An empty cell was not measured; nothing is estimated."""
+- A ratio above N is possible: stock passes compute their last layer for every token, YOJO for the rows that are read.
+- An empty cell was not measured, or did not fit into memory; nothing is estimated."""
 
 
 # ---- the page and the README's block ----
 
 
-def build(lines):
-    """The page of some result lines: `Page`."""
+def build(lines, saved=None):
+    """The page of some result lines, and of what `bench.savings.count` counted: `Page`."""
     page, lines = Page(), points.ordered(lines)
     page.write(HEAD)
     sections.goals_section(page, lines)
+    if saved is not None:
+        sections.savings_section(page, saved)
     if not lines:
         page.write("## Measured", "Nothing has been measured yet.")
     for machine in points.machines(lines):
@@ -92,9 +101,9 @@ def machine_section(page, lines, machine):
         sections.head_section(page, by_bench["head"] + by_bench["loss"])
 
 
-def page(lines):
+def page(lines, saved=None):
     """The text of docs/benchmarks.md."""
-    return build(lines).text()
+    return build(lines, saved).text()
 
 
 def headline(lines):
@@ -191,7 +200,7 @@ def main(arguments=None):
     docs = Path(options.docs)
     try:
         lines = read_results(options.results)
-        built = build(lines)
+        built = build(lines, savings.count())
         texts = {docs / "benchmarks.md": built.text()}
         if options.readme:
             readme = Path(options.readme)

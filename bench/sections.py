@@ -83,6 +83,25 @@ def goals_section(page, lines):
         page.write("Where goals were missed:", "\n".join(notes))
 
 
+# ---- what can be saved ----
+
+
+def savings_section(page, savings):
+    """What one pass saves in FLOPs on the real shapes: counted, nothing is measured.
+
+    `savings`: `bench.savings.Savings`.
+    """
+    page.write(
+        "## What there is to save",
+        "FLOPs of N single passes over those of one pass, comparative / isolated, counted by `yojo.flops` from shapes and "
+        f"lengths (vision tower included, responses of {savings.each} tokens unless said otherwise): what computing less "
+        "gives, and no more than that. The last layer is computed for the rows alone that are read, which can carry the "
+        "ratio above N. `yojo.flops.batch_flops` says the same of any batch beforehand.",
+    )
+    for name, rows in savings.shapes.items():
+        page.write(f"**{name}**", table(["prompt", *(f"N = {count(n)}" for n in savings.counts)], rows))
+
+
 # ---- scoring ----
 
 

@@ -50,6 +50,8 @@ VISION = dict(
 
 def pytest_generate_tests(metafunc):
     rows = ROWS[metafunc.config.getoption("--device")]
+    if metafunc.config.getoption("--quick"):
+        rows = rows[:2]
     # Row by row and mode by mode, so that the first step's scores are at hand for the others.
     cases = [
         (row, mode, step)

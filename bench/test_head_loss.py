@@ -21,7 +21,7 @@ PER_SAMPLE = 4
 def pytest_generate_tests(metafunc):
     device = metafunc.config.getoption("--device")
     if "readings" in metafunc.fixturenames:
-        metafunc.parametrize("readings", READINGS[device])
+        metafunc.parametrize("readings", READINGS[device][: 2 if metafunc.config.getoption("--quick") else None])
     if "way" in metafunc.fixturenames:
         ways = ["reference", "triton"] if device == "cuda" or launch.INTERPRETED else ["reference"]
         cases = [(way, direction) for way in ways for direction in ("forward", "backward", "both")]

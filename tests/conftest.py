@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import yojo
+from yojo_kernels import segments
 
 # Suites with a process of their own, named on the command line: see the Makefile.
 collect_ignore = ["gpu", "interpreted", "pretended"]
@@ -19,6 +20,12 @@ def poison():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture()
+def reference_attention(monkeypatch):
+    """Packed rows are computed by the reference on CPUs, too: compiled or not, and with all pairs of a sample."""
+    monkeypatch.setattr(segments, "takes", lambda call: False)
 
 
 @pytest.fixture(scope="session")

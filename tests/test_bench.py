@@ -1,33 +1,72 @@
-"""The benchmarks run on a CPU at tiny sizes and write result lines that keep to the schema."""
+"""The benchmarks run on a CPU at tiny sizes, check what they time, and write result lines that make a report."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from bench import schema
+from bench import goals, models, points, report, schema, sweeps, timing, ways
+from bench import test_train as train
+from yojo.profiling import PARTS
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(file, folder):
-    """(result lines, what was printed) of a benchmark's file."""
-    command = [sys.executable, "-m", "pytest", file, "--benchmark-only", "--results", str(folder)]
+def run(folder, *options):
+    """What a run of benchmarks in a process of its own printed, and its exit status."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *options,
+        "--benchmark-only",
+        "--device",
+        "cpu",
+        "-p",
+        "no:cacheprovider",
+    ]
     # A worker of pytest-xdist would have pytest-benchmark measure nothing.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    command += ["-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    lines = [json.loads(line) for line in (folder / "cpu.jsonl").read_text().splitlines()]
-    assert [schema.problems(line) for line in lines] == [[]] * len(lines)
-    return lines, done.stdout
+    done = subprocess.run(
+        [*command, "--results", str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    return done.stdout + done.stderr, done.returncode
 
 
-def test_attention_is_measured_against_every_peer(tmp_path):
-    lines, printed = run("bench/test_attention.py", tmp_path)
+def test_the_quick_run_measures_everything_and_gives_a_report(tmp_path):
+    printed, status = run(tmp_path / "results", "bench", "--quick", "--commit", "abc1234")
+    assert status == 0, printed[-3000:]
+    lines = schema.read(tmp_path / "results" / "cpu.jsonl")
+    assert {line["commit"] for line in lines} == {"abc1234"} and {line["gpu"] for line in lines} == {None}
+    by_bench = {name: [line for line in lines if line["bench"] == name] for name in schema.BENCHES}
+    check_attention(by_bench["attention"])
+    check_head_and_losses(by_bench["head"], by_bench["loss"])
+    check_forward([line for line in by_bench["forward"] if line["part"] is None])
+    check_breakdown([line for line in by_bench["forward"] if line["part"] is not None])
+    check_scores(by_bench["score"])
+    check_training(by_bench["train"])
+    assert "N single passes" in printed and "yojo_isolated reference forward" in printed
+
+    readme = tmp_path / "README.md"
+    readme.write_text("# A project\n\n<!-- benchmarks -->\n<!-- /benchmarks -->\n")
+    places = ["--results", str(tmp_path / "results"), "--docs", str(tmp_path / "docs"), "--readme", str(readme)]
+    assert report.main(places) == 0
+    assert report.main([*places, "--check"]) == 0
+    text = (tmp_path / "docs" / "benchmarks.md").read_text()
+    (isolated,) = [line for line in by_bench["score"] if line["variant"] == "yojo_isolated" and line["responses"] == 4]
+    assert points.seconds(isolated["seconds"]) in text and "YOJO isolated" in readme.read_text()
+    assert "abc1234" in text and text.count("not measured") >= len(goals.GOALS)
+    for picture in re.findall(r"\((benchmarks/[^)]+)\)", text):
+        assert (tmp_path / "docs" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def check_attention(lines):
     measured = {(line["variant"], line["impl"], line["pass"]) for line in lines}
     both = [("yojo_isolated", "reference"), ("yojo_comparative", "reference"), ("kv_gather", "sdpa"), ("sdpa", "sdpa")]
     expected = {(*way, direction) for way in both for direction in ("forward", "backward")}
@@ -35,23 +74,18 @@ def test_attention_is_measured_against_every_peer(tmp_path):
     expected |= {(None, name, None) for name in ("matmul", "flex_mask", "tile_tables", "tile_tables_cpu")}
     assert measured == expected
     (long_row,) = [line for line in lines if line["impl"] == "tile_tables_cpu"]
-    assert (
-        long_row["responses"] == 1000
-        and 63_000 < long_row["prompt_tokens"] + 1000 * long_row["response_tokens"] < 65_000
-    )
-    assert "yojo_isolated reference forward" in printed
+    tokens = long_row["prompt_tokens"] + 1000 * long_row["response_tokens"]
+    assert long_row["responses"] == 1000 and 63_000 < tokens < 65_000
 
 
-def test_head_and_losses_are_measured(tmp_path):
-    lines, _ = run("bench/test_head_loss.py", tmp_path)
-    heads = {(line["responses"], line["pass"]) for line in lines if line["bench"] == "head"}
-    assert heads == {(count, direction) for count in (4, 16) for direction in ("forward", "backward", "both")}
-    assert all(line["flops"] > 0 for line in lines if line["bench"] == "head")
-    assert sum(line["bench"] == "loss" for line in lines) == 2 * 4 * 3
+def check_head_and_losses(heads, losses):
+    measured = {(line["responses"], line["pass"]) for line in heads}
+    assert measured == {(count, direction) for count in (4, 16) for direction in ("forward", "backward", "both")}
+    assert all(line["flops"] > 0 for line in heads)
+    assert len(losses) == 2 * 4 * 3
 
 
-def test_a_whole_forward_is_measured_step_by_step(tmp_path):
-    lines, _ = run("bench/test_forward.py", tmp_path)
+def check_forward(lines):
     steps = ("logits_and_states", "backbone", "fused_head", "last_rows", "fused_layers", "graphs")
     measured = [(line["mode"], line["impl"]) for line in lines]
     assert measured == [(mode, step) for mode in ("isolated", "comparative") for step in steps]
@@ -59,6 +93,162 @@ def test_a_whole_forward_is_measured_step_by_step(tmp_path):
     for mode in ("isolated", "comparative"):
         assert 0 < flops[mode, "last_rows"] < flops[mode, "fused_head"] == flops[mode, "backbone"]
     assert {line["fuse"] for line in lines} == {"none"}  # on a CPU
+
+
+def check_breakdown(lines):
+    for mode in ("comparative", "isolated"):
+        parts = {line["part"]: line for line in lines if line["mode"] == mode}
+        assert {"vision", "attention", "projections", "mlp", "norms", "head"} <= set(parts) <= set(PARTS)
+        assert all(parts[name]["flops"] > 0 for name in ("vision", "attention", "projections", "mlp", "head"))
+
+
+def check_scores(lines):
+    """Every way at every point; what is counted beforehand is what torch counts, or less where a mask hides pairs."""
+    found = {(line["variant"], line["prompt_tokens"], line["responses"]): line for line in lines}
+    sizes = [(point.prompt, point.count) for point in sweeps.QUICK["cpu"]]
+    assert found.keys() == {(variant, *size) for variant in ways.WAYS for size in sizes}
+    for (variant, _, count), line in found.items():
+        if variant == "flex":
+            assert line["flops_counted"] is None and line["peak_bytes"] is None  # nobody sees into compiled code
+            continue
+        assert 0.9 < line["flops_counted"] / line["flops"] < (1.6 if "yojo" in variant else 1.2), variant
+        assert line["peak_bytes"] > 0
+        assert line["permutations"] == (min(4, math.factorial(count)) if variant == "yojo_permuted" else None)
+    for size in sizes:
+        flops = {variant: found[(variant, *size)]["flops"] for variant in ways.WAYS}
+        assert flops["yojo_isolated"] <= flops["yojo_comparative"] < flops["released"]
+        assert flops["yojo_isolated"] < flops["flex"] == flops["prefix_cache"]
+        assert flops["single"] == flops["single_batch"] >= flops["yojo_isolated"]
+    bytes_of = {variant: found[variant, 32, 4]["peak_bytes"] for variant in ways.WAYS}
+    assert bytes_of["yojo_comparative"] < bytes_of["released"] and bytes_of["single"] < bytes_of["single_batch"]
+
+
+def check_training(lines):
+    found = {(line["variant"], line["samples"]): line for line in lines}
+    assert found.keys() == {("released", 1)} | {(f"yojo_{m}", n) for m in ("comparative", "isolated") for n in (1, 4)}
+    for (variant, samples), line in found.items():
+        assert line["responses"] == 4 * samples and line["prompt_tokens"] == 32 * samples
+        assert 0.9 < line["flops_counted"] / line["flops"] < 1.6, variant
+    assert found["released", 1]["flops"] > found["yojo_comparative", 1]["flops"]
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        (
+            ["--model-shape", "large"],
+            "--model-shape large: on cpu there are small, small-molmo2, small-qwen2.5-vl, and all",
+        ),
+        (["--model-shape", "qwen3-vl-4b"], "on cpu there are small"),
+        (["--quick", "--full"], "--quick and --full exclude each other"),
+    ],
+)
+def test_wrong_options_are_errors(tmp_path, options, problem):
+    printed, status = run(tmp_path, "bench/test_score.py", *options)
+    assert status == pytest.ExitCode.USAGE_ERROR and problem in printed, printed
+
+
+# ---- backbones, prompts and ways ----
+
+
+@pytest.mark.parametrize("device, name", [(device, name) for device, names in models.SHAPES.items() for name in names])
+def test_prompts_have_the_tokens_that_are_asked_for(device, name):
+    """Most of them of what is seen; and one pass saves nearly N times the FLOPs behind a long prompt, not a short one."""
+    twin = ways.Twin(models.SHAPES[device][name])
+    for kind, tokens in sweeps.PROMPTS[device]:
+        encoded = twin.encoded(sweeps.Point(kind, tokens, 2, 5))
+        assert len(encoded.prompt_ids) == tokens
+        seen = (encoded.token_types["mm_token_type_ids"] > 0).sum()
+        assert seen == 0 if kind == "text" else 0.5 * tokens < seen < tokens
+    (kind, tokens), count, each = sweeps.MIDDLE[device]
+    flops = twin.flops(sweeps.Point(kind, tokens, count, each))
+    assert 3.5 < flops["single"] / flops["yojo_isolated"] < 4
+    short = twin.flops(sweeps.Point("text", 16, 4, 64))
+    assert 1 < short["single"] / short["yojo_isolated"] < 1.5
+
+
+@pytest.mark.parametrize("name", ["small-molmo2", "small-qwen2.5-vl"])
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_every_way_scores_alike(name, kind):
+    """On the families that the quick run does not measure; FlexAttention apart, which takes long to compile."""
+    scene = ways.Scene(name, torch.device("cpu"))
+    points = [sweeps.Point(kind, 128, 3, 6)]
+    truth = ways.Truth(scene, [(mode, point) for mode in ways.MODES for point in points])
+    for variant, make in ways.WAYS.items():
+        if variant == "flex":
+            continue
+        with torch.inference_mode():
+            truth.try_out(make, scene, ways.mode_of(variant), "none")
+            for point in points:
+                truth.check(ways.mode_of(variant), point, make(scene, point, "none")())
+
+
+@pytest.fixture(scope="module")
+def small():
+    scene = ways.Scene("small", torch.device("cpu"))
+    point = sweeps.Point("image", 32, 4, 8)
+    return scene, point, ways.Truth(scene, [("isolated", point), ("comparative", point)])
+
+
+def test_wrong_scores_are_not_timed(small):
+    scene, point, truth = small
+    right = truth.scores["isolated", point]
+    truth.check("isolated", point, right.float())
+    for wrong in (right.roll(1), right + 1e-4, right * float("nan"), truth.scores["comparative", point]):
+        with pytest.raises(AssertionError, match="error"):
+            truth.check("isolated", point, wrong)
+
+
+def test_a_way_that_mistakes_one_response_for_another_is_found(small):
+    scene, _, truth = small
+
+    def mistaken(scene, point, fuse):
+        call = ways.single(scene, point, fuse)
+        return lambda: call().flip(0)
+
+    with torch.inference_mode():
+        truth.try_out(ways.single, scene, "isolated", "none")
+        with pytest.raises(AssertionError, match="error"):
+            truth.try_out(mistaken, scene, "isolated", "none")
+
+
+def test_wrong_gradients_are_not_timed(monkeypatch):
+    training = train.Training("small", torch.device("cpu"))
+    training.check("released", "none")
+    training.check("yojo_isolated", "none")
+    loss_of = train.loss_of
+    monkeypatch.setattr(
+        train,
+        "loss_of",
+        lambda scene, *rest: lambda: [loss * 1.001 for loss in loss_of(scene, *rest)()],
+    )
+    with pytest.raises(AssertionError, match="relative error"):
+        training.check("yojo_isolated", "none")
+
+
+def test_what_does_not_fit_is_skipped_with_its_reason():
+    cpu = torch.device("cpu")
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate")):
+        with pytest.raises(pytest.skip.Exception, match="does not fit into the memory of cpu: .*allocat|out of memory"):
+            with timing.skips_what_does_not_fit(cpu):
+                raise error
+    with pytest.raises(RuntimeError, match="something else"), timing.skips_what_does_not_fit(cpu):
+        raise RuntimeError("something else")
+
+
+def test_sweeps_change_one_thing_at_a_time():
+    for device in ("cpu", "cuda"):
+        found = sweeps.points_of(device)
+        (kind, prompt), count, each = sweeps.MIDDLE[device]
+        assert len(set(found)) == len(found)
+        assert {p.count for p in found if (p.kind, p.prompt, p.each) == (kind, prompt, each)} == set(sweeps.COUNTS)
+        assert [(p.kind, p.prompt) for p in found if (p.count, p.each) == (count, each)] == sorted(
+            sweeps.PROMPTS[device], key=lambda one: one[1] != prompt
+        )
+        assert len(sweeps.points_of(device, full=True)) == 7 * 5 * 4
+
+
+# ---- result lines ----
 
 
 @pytest.mark.parametrize(

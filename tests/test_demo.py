@@ -110,7 +110,7 @@ def test_info_names_versions_and_implementations():
     result = CliRunner().invoke(app, ["info"])
     assert result.exit_code == 0
     assert f"torch         {torch.__version__}" in result.stdout
-    assert "multi_response_attention: reference (" in result.stdout
+    assert "multi_response_attention: segments (" in result.stdout
     assert "decoder layers: none (layers are fused on CUDA devices" in result.stdout
 
 

@@ -26,7 +26,7 @@ def usual(**changes):
 
 
 @pytest.fixture(autouse=True)
-def hopper(monkeypatch):
+def hopper(monkeypatch, reference_attention):
     """Every device is a Hopper GPU without flash attention."""
     monkeypatch.setattr(tuning, "capability", lambda device: (9, 0))
     for package in ("flash_attn", "flash_attn_interface"):

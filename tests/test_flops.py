@@ -17,6 +17,10 @@ WAYS = [{"mode": "comparative"}, {"mode": "isolated"}, {"mode": "comparative", "
 EXACT = 1e-3  # equal to the last one with transformers 5.23; earlier ones make rotary frequencies by a matrix product
 
 
+# torch counts the matrix products of the reference, of all pairs of a sample.
+pytestmark = pytest.mark.usefixtures("reference_attention")
+
+
 def counted(call):
     """What torch counts, in total.
 

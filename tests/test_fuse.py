@@ -31,8 +31,8 @@ BLOCKS = ("molmo2", "gemma3")  # rows with images have blocks, rows without have
 
 
 @pytest.fixture()
-def graphs(monkeypatch):
-    """The list of graphs compiled so far, each run as it is."""
+def graphs(monkeypatch, reference_attention):
+    """The list of graphs compiled so far, each run as it is; attention is the reference's, compiled or not."""
     compiled = []
 
     def backend(graph, _):

@@ -331,7 +331,7 @@ def test_a_layer_that_never_calls_its_attention_is_an_error(monkeypatch):
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_the_work_of_a_layer_is_saved(train):
+def test_the_work_of_a_layer_is_saved(train, reference_attention):
     """Of the linear layers' products in the last layer, all but those of queries, keys and values."""
     hidden, inner, layers, heads, key_heads, dim = 64, 256, 4, 4, 2, 16
     sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "head_dim": dim}

@@ -251,7 +251,7 @@ def test_gradient_checkpointing_changes_nothing(pooling):
 
 
 @pytest.mark.parametrize("pooling", ["first_last_concat", "response_mean"])
-def test_compiled_in_one_graph(pooling):
+def test_compiled_in_one_graph(pooling, reference_attention):
     model, collator = patched("llama", mode="isolated", pooling=pooling)
     prompts = list(tiny.prompts("llama").values())
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

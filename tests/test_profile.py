@@ -32,7 +32,7 @@ def one_round(monkeypatch):
 
 @parametrize_families
 @torch.no_grad()
-def test_every_part_runs_in_its_range(family, monkeypatch):
+def test_every_part_runs_in_its_range(family, monkeypatch, reference_attention):
     """Count FLOPs by the innermost range: they must be those of the part it is named after."""
     model, collator = patched(family, "eager", mode="isolated")
     counted = {}

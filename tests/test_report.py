@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import compare, goals, report, schema, sections
+from bench import compare, goals, report, savings, schema, sections
 from bench.points import Scores, digits, memory, seconds, times
 from yojo.profiling import PARTS
 
@@ -172,8 +172,9 @@ def everything():
 
 
 @pytest.fixture()
-def places(tmp_path):
-    """Function (lines) -> arguments of `report.main` for a folder that holds them."""
+def places(tmp_path, monkeypatch):
+    """Function (lines) -> arguments of `report.main` for a folder that holds them; what is counted takes long."""
+    monkeypatch.setattr(savings, "count", lambda: None)
     (tmp_path / "results").mkdir()
     readme = tmp_path / "README.md"
     readme.write_text("# Title\n\n<!-- benchmarks -->\nold\n<!-- /benchmarks -->\n\nThe end.\n")
@@ -587,6 +588,14 @@ def test_without_matplotlib_the_report_says_what_is_missing(places, monkeypatch)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"the pictures need matplotlib: pip install 'yojo\[demo\]'"):
         report.main(places(breakdown_lines(H200)))
+
+
+def test_what_there_is_to_save():
+    saved = savings.Savings(100, (1, 4), {"a-shape": [["text, 256 tokens", "1.02x", "2.21x / 2.23x"]]})
+    text = section(report.page([], saved), "## What there is to save")
+    assert "responses of 100 tokens" in text
+    assert cell(text, "text, 256 tokens", "N = 4") == "2.21x / 2.23x"
+    assert "## What there is to save" not in report.page([])
 
 
 def test_docs_and_readme_equal_the_results_in_the_repository(monkeypatch, capsys):

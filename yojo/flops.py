@@ -54,8 +54,8 @@ def batch_flops(model, batch, *, single=False, dense=False, training=False):
         model: the patched model, bare or wrapped (adapters are counted); it may lie on the meta device.
         batch: what `yojo.Collator` returns. Of its tensors only shapes, image grids, separators and blocks are read.
         single: count one stock pass per response of the batch instead of the packed row.
-        dense: count every (query, key) pair of a sample, as plain PyTorch and SDPA compute them (and as torch's
-            FlopCounterMode counts them), rather than those the mask rule makes visible.
+        dense: count every (query, key) pair of a sample, as `impl="reference"` and a masked SDPA compute them (and as
+            torch's FlopCounterMode counts them), rather than those the mask rule makes visible.
         training: count the backward pass too; see `scoring_flops`.
 
     Returns:

@@ -1,5 +1,6 @@
 """Decoder layers that run fused while a packed row is scored: Liger-Kernel's kernels, or regional `torch.compile`."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -196,7 +197,7 @@ class Fusion:
             if self.fuse in ("none", "compile") or self.liger_obstacle is not None:
                 continue
             for module in layer.modules():
-                function = _liger_forward(module)
+                function = liger_forward(module)
                 if function is not None:
                     module.forward = types.MethodType(function, module)
 
@@ -285,7 +286,7 @@ def _liger_obstacle(layers):
     for layer in layers:
         found = {function: 0 for function in (norm_forward, mlp_forward, attention_forward)}
         for module in layer.modules():
-            function = _liger_forward(module)
+            function = liger_forward(module)
             if function is not None:
                 found[function] += 1
             elif type(module).__name__.endswith("Norm"):
@@ -295,8 +296,8 @@ def _liger_obstacle(layers):
     return None
 
 
-def _liger_forward(module):
-    """The fused forward of a module, or None."""
+def liger_forward(module):
+    """The forward that runs a module with Liger-Kernel (see `liger_on`), a function of the module; None for none."""
     name = type(module).__name__
     if not type(module).__module__.startswith("transformers.models."):
         return None
@@ -368,16 +369,23 @@ def _in_liger():
     return not torch.compiler.is_compiling() and getattr(_thread, "liger", False)
 
 
-def run_liger(layer, *args, **kwargs):
-    """The forward of a layer that runs with Liger-Kernel's parts, below gradient checkpointing."""
+@contextlib.contextmanager
+def liger_on(device):
+    """While open, modules that have been given `liger_forward` run with Liger-Kernel, in this thread."""
     from yojo_kernels import launch
 
     _thread.liger = True
     try:
-        with launch.on(kwargs["layout"].device):
-            return _inner_forward(type(layer))(layer, *args, **kwargs)
+        with launch.on(device):
+            yield
     finally:
         _thread.liger = False
+
+
+def run_liger(layer, *args, **kwargs):
+    """The forward of a layer that runs with Liger-Kernel's parts, below gradient checkpointing."""
+    with liger_on(kwargs["layout"].device):
+        return _inner_forward(type(layer))(layer, *args, **kwargs)
 
 
 def _run_compiled(layer, *args, **kwargs):

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from yojo_kernels import reference
+from yojo_kernels import reference, segments
 from yojo_kernels.layout import Layout
 
 __all__ = ["Layout", "implementations", "listwise_loss", "multi_response_attention", "score_head"]
@@ -78,12 +78,15 @@ class AttentionCall:
 def choose_attention(call):
     """(implementation, reason) of attention under impl="auto": the one place where this is decided.
 
-    - "reference" where the Triton kernel cannot run, and under Triton's interpreter, which is there for tests.
+    - "segments" on CPUs: torch's scaled_dot_product_attention for prompts and branches apart.
+    - "reference" where neither that nor the Triton kernel can run.
     - "flash" for causal rows where flash attention is installed.
     - "varlen" or "sdpa", torch's own, for causal rows that are only scored, where `tuning.CAUSAL` says that they were
       measured to be faster: their backward does not give the same bits twice.
     - "triton" for everything else.
     """
+    if segments.takes(call):
+        return "segments", "torch's scaled_dot_product_attention, prompts and branches apart: the device is a CPU"
     kernels = _kernels("attention")
     if isinstance(kernels, str):
         return "reference", f"plain PyTorch; {kernels}"
@@ -432,8 +435,8 @@ def _check_query_rows(query, layout, rows, counts, impl):
 
 
 def _attention_implementation(name, query):
-    if name == "reference":
-        return reference.multi_response_attention
+    if name in ("reference", "segments"):
+        return (reference if name == "reference" else segments).multi_response_attention
     if name in ("flash", "varlen", "sdpa"):
         from yojo_kernels import causal
 

@@ -19,6 +19,8 @@ from fuse_cases import (
     unpatched_like_new,
 )
 
+from bench import models, ways
+from bench.sweeps import Point
 from yojo import fuse, last_layer
 from yojo_kernels import multi_response_attention
 
@@ -243,3 +245,24 @@ def test_the_last_layer_runs_fused_on_the_rows_that_are_read():
             network.yojo.whole_last_layer = "for comparison"
         assert (model(**batch).scores - scores).nan_to_num(0.0).abs().max() <= 2e-6
         assert (plain(**batch).scores - scores).nan_to_num(0.0).abs().max() <= 2e-6
+
+
+# ---- what the benchmarks compare YOJO with ----
+
+
+@pytest.mark.parametrize("variant", ["released", "prefix_cache"])
+def test_stock_ways_of_the_benchmarks_run_with_the_same_parts(calls, monkeypatch, variant):
+    text = models.SMALL_QWEN3_VL["text_config"] | {"num_hidden_layers": 2}
+    tiny_shape = models.Shape("Qwen3VL", models.SMALL_QWEN3_VL | {"text_config": text}, 2)
+    monkeypatch.setitem(models.SHAPES["cpu"], "tiny", tiny_shape)
+    scene, point = ways.Scene("tiny", torch.device("cpu")), Point("image", 24, 2, 4)
+    make = ways.WAYS[variant]
+    with torch.inference_mode():
+        expected = make(scene, point, "none")()
+        assert not calls and scene.how(variant, "auto") is None and scene.how(variant, "liger") == "liger"
+        call = make(scene, point, "liger")
+        assert (call() - expected).abs().max() <= 1e-5
+        assert set(calls) >= {"LigerRMSNormFunction", "LigerRopeFunction"}
+        assert torch.equal(call(), call())
+    scene.stock()
+    assert not any("forward" in module.__dict__ for module in scene.base.modules())
