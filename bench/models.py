@@ -50,7 +50,7 @@ QWEN3_VL_4B = dict(
         intermediate_size=4096,
         num_heads=16,
         patch_size=16,
-        out_hidden_size=1920,
+        out_hidden_size=2560,
         num_position_embeddings=2304,
         deepstack_visual_indexes=[5, 11, 17],
     ),
@@ -92,7 +92,7 @@ MOLMO2_4B = dict(
         rope_parameters=dict(rope_type="default", rope_theta=5e6),
     ),
     vision_config={},  # the defaults: SigLIP 2 so400m at 378 pixels, patches of 14
-    adapter_config=dict(intermediate_size=9728, text_hidden_size=1920),
+    adapter_config=dict(intermediate_size=9728, text_hidden_size=2560),
 )
 # Vocabularies of 1,200 cost about the share of a pass that the logits of the real ones do.
 SMALL_TEXT = dict(
@@ -178,6 +178,15 @@ SHAPES = {
     },
 }
 DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
+
+
+def described(name):
+    """A shape in words; "" for a name that is none."""
+    shape = {**SHAPES["cpu"], **SHAPES["cuda"]}.get(name)
+    if shape is None:
+        return ""
+    text = shape.config["text_config"]
+    return f"{shape.family} with {text['num_hidden_layers']} layers of width {text['hidden_size']:,}, random weights"
 
 
 def build(shape, device, dtype=None):

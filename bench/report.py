@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import plots, points, savings, schema, sections
+from bench import models, plots, points, savings, schema, sections
 from bench.points import Scores, count, provenance, times
 from bench.sections import PICTURES, Page, table
 
@@ -57,6 +57,7 @@ rounds, `--full` every combination instead of the sweeps, `--results FOLDER` whe
 - All responses of a prompt have equal length, so the padded batch has no padding to pay for.
 - FLOPs are those of what is visible, with the vocabulary's logits for the released code. The FLOPs ratio, those of N
   single passes over those of the way, is what computing less alone gives.
+- At N = 1 the padded batch and the single pass are the same computation: what lies between them is noise.
 - A ratio above N is possible: stock passes compute their last layer for every token, YOJO for the rows that are read.
 - An empty cell was not measured, or did not fit into memory; nothing is estimated."""
 
@@ -86,7 +87,8 @@ def machine_section(page, lines, machine):
     page.write(f"## {machine}")
     for model in points.models(by_bench["score"] + by_bench["train"] + parts):
         score, train, profiled = (points.of_model(found, model) for found in (by_bench["score"], by_bench["train"], parts))  # fmt: skip
-        page.write(f"### {', '.join(filter(None, model))}", provenance(score + train + profiled))
+        words = models.described(model[0])
+        page.write(f"### {', '.join(filter(None, model))}", words and words + ".", provenance(score + train + profiled))
         if score:
             sections.scoring_section(page, score, machine, model)
         if train:
@@ -129,7 +131,9 @@ def readme_block(lines):
         return NOTHING if not on_gpu else "All figures: [docs/benchmarks.md](docs/benchmarks.md)."
     machine, model, scores, places = best
     shown = [line for place in places for line in scores.points[place].values()]
-    text = f"Speed-up over N single passes of the stock model: {plots.title_of(scores, places)}. Measured in {model[1]} on {provenance(shown)}."
+    words = models.described(model[0])
+    text = f"Speed-up over N single passes of the stock model: {plots.title_of(scores, places)}"
+    text += (f" ({words})." if words else ".") + f" Measured in {model[1]} on {provenance(shown)}."
     blocks = ["" if on_gpu else NOTHING, text, headline_table(scores, places)]
     name = points.slug(machine, *model, "speed-up") + ".png"
     if len(places) > 1 and "speed-up" in sections.pictures_of(scores, places):

@@ -12,7 +12,7 @@ FIELDS = {
     "fuse": (str, True),
     "pass": (str, True),  # one of PASSES
     "mode": (str, True),  # comparative, isolated
-    "permutations": (int, True),  # orders of a permuted pass
+    "permutations": (int, True),  # orders of a permuted pass, N! where that is fewer
     "part": (str, True),  # what of a pass was timed, a key of yojo.profiling.PARTS; null: all of it
     "model": (str, True),  # for bench "head" its sizes, for "loss" the kind and the responses of a sample
     "dtype": (str, True),

@@ -2,7 +2,7 @@
 
 import functools
 
-from bench import goals, plots, points, schema
+from bench import goals, models, plots, points, schema
 from bench.points import SWEEPS, VARIANTS, Scores, count, digits, memory, percent, point, provenance, ratio, times
 from yojo.profiling import PARTS
 
@@ -99,7 +99,10 @@ def savings_section(page, savings):
         "ratio above N. `yojo.flops.batch_flops` says the same of any batch beforehand.",
     )
     for name, rows in savings.shapes.items():
-        page.write(f"**{name}**", table(["prompt", *(f"N = {count(n)}" for n in savings.counts)], rows))
+        page.write(
+            f"**{name}**: {models.described(name)}",
+            table(["prompt", *(f"N = {count(n)}" for n in savings.counts)], rows),
+        )
 
 
 # ---- scoring ----
@@ -191,6 +194,8 @@ def sweep_tables(page, scores, places, column, name):
         tables = []
         for fused in (False, True):
             ways = [one for one in scores.ways if (one.fuse != "none") == fused]
+            if not ways:
+                continue
             rows = [
                 [name(place), *(cell(scores.points[place][one]) if scores.has(place, one) else "" for one in ways)]
                 for place in places

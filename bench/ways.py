@@ -396,7 +396,7 @@ def stock_scores(scene, mode, point, passes=single):
 # Where the stock model's own error is measured, and every way is tried first: many responses, long beside their prompt,
 # so that scores of a random model differ far more than they err. Behind a long prompt they hardly differ in 16 bits.
 CALIBRATION = {
-    "cuda": (Point("text", 64, 16, 32), Point("image", 256, 16, 64)),
+    "cuda": (Point("text", 64, 16, 32), Point("image", 512, 16, 128)),
     "cpu": (Point("text", 16, 16, 8), Point("image", 32, 16, 8)),
 }
 
