@@ -1,8 +1,7 @@
 """Scoring N responses to one prompt: every way that people do it today, and YOJO, on one backbone in memory.
 
 `--model-shape` picks the backbone, `--quick` few points and rounds, `--full` every combination instead of the sweeps.
-Before a way is timed it must score as the stock model does (`bench.ways.Truth`); the cases run way by way, so that what
-has been compiled for one is used at all its points.
+Before a way is timed it must score as the stock model does (`bench.ways.Truth`).
 """
 
 import pytest
@@ -18,14 +17,15 @@ def pytest_generate_tests(metafunc):
     config = metafunc.config
     device = config.getoption("--device")
     points = points_of(device, config.getoption("--quick"), config.getoption("--full"))
-    ways_to = [(variant, "none") for variant in ways.WAYS]
+    # All ways of a point behind each other, so that a clock that drifts is the same for all; but what is compiled once
+    # for a way is used at all its points.
+    order = [(variant, "none", point) for point in points for variant in ways.WAYS]
     if device == "cuda":
-        ways_to += [(variant, "auto") for variant in ways.FUSED]
+        order += [(variant, "auto", point) for variant in ways.FUSED for point in points]
     cases = [
         pytest.param(shape, variant, fuse, point, id=f"{shape}-{variant}-{fuse}-{point}")
         for shape in config.model_shapes
-        for variant, fuse in ways_to
-        for point in points
+        for variant, fuse, point in order
     ]
     metafunc.parametrize("shape, variant, fuse, point", cases)
 
