@@ -31,7 +31,7 @@ def pytest_configure(config):
         config.option.device = "cuda" if torch.cuda.is_available() else "cpu"
     known = models.SHAPES[config.getoption("--device")]
     asked = config.getoption("--model-shape") or next(iter(known))
-    config.model_shapes = list(known) if asked == "all" else asked.split(",")
+    config.model_shapes = list(known) if asked == "all" else list(dict.fromkeys(asked.split(",")))
     for name in config.model_shapes:
         if name not in known:
             raise pytest.UsageError(
@@ -94,7 +94,7 @@ def record(request, device):
         if folder is None:
             return
         name = (place["gpu"] or "cpu").lower().replace(" ", "-")
-        path = request.config.rootpath / folder
+        path = request.config.invocation_params.dir / folder
         path.mkdir(parents=True, exist_ok=True)
         with open(path / f"{name}.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")

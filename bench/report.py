@@ -39,9 +39,11 @@ rounds, `--full` every combination instead of the sweeps, `--results FOLDER` whe
 | FlexAttention | isolated mode through FlexAttention on the stock model |
 | YOJO comparative | one pass, later responses see earlier ones |
 | YOJO isolated | one pass, the scores of N single passes |
-| YOJO permuted K | one pass, K orders of the responses, averaged |
+| YOJO permuted K | one pass, K orders of the responses (N! where that is fewer), averaged |
 
-"liger" and "compile" say how norms, rotary embeddings and MLPs are fused; nothing is fused where neither is named.
+"liger" and "compile" say how norms, rotary embeddings and MLPs are fused; nothing is fused where neither is named. The
+stock model's attention is SDPA, transformers' default; a prefix cache then attends through a mask. Ways that the stock
+model alone can go (released code, prefix cache, FlexAttention) are fused by Liger-Kernel where it is installed.
 
 ## How it was measured
 
@@ -202,6 +204,9 @@ def main(arguments=None):
     parser.add_argument("--check", action="store_true", help="write nothing; 1 when a file is out of date")
     options = parser.parse_args(arguments)
     docs = Path(options.docs)
+    if not Path(options.results).is_dir():
+        print(f"error: there is no folder {options.results}", file=sys.stderr)
+        return 2
     try:
         lines = read_results(options.results)
         built = build(lines, savings.count())

@@ -39,7 +39,8 @@ def prepared(request, device):
         if shape not in kept:
             kept.clear()
             kept[shape] = None  # until it is there: what did not fit once is not tried again
-            with skips_what_does_not_fit(device):
+            # As users build models: not under the inference mode that the test runs in.
+            with skips_what_does_not_fit(device), torch.inference_mode(False), torch.no_grad():
                 scene = ways.Scene(shape, device)
                 wanted = [
                     (ways.mode_of(item.callspec.params["variant"]), item.callspec.params["point"])
@@ -80,11 +81,11 @@ def test_score(benchmark, prepared, device, record, request, shape, variant, fus
         if seconds is None:
             return
         peak = None if variant == "flex" and device.type != "cuda" else peak_bytes(call, device)
-    text = scene.base.config.get_text_config()
+    text, flops = scene.base.config.get_text_config(), scene.twin.flops(point)
     record(
         bench="score",
         variant=variant,
-        impl=ways.impl_of(variant, fuse, device),
+        impl=ways.impl_of(scene, variant, fuse),
         fuse=how,
         mode="comparative" if mode == "permuted" else mode,
         permutations=ways.PERMUTATIONS if mode == "permuted" else None,
@@ -96,7 +97,7 @@ def test_score(benchmark, prepared, device, record, request, shape, variant, fus
         flops_counted=counted,
         peak_bytes=peak,
         **point.fields(),
-        **figures(seconds, float(scene.twin.flops(point)[variant])),
+        **figures(seconds, float(flops.get(f"{variant}, fused", flops[variant]) if fuse != "none" else flops[variant])),
         **{"pass": "forward"},
     )
 

@@ -65,8 +65,8 @@ class Training:
 
     Attributes:
         scene: `ways.Scene` with adapters.
-        truth: mode -> gradients of two small samples in a higher precision, one vector.
-        error: mode -> relative error of the stock model's own gradients.
+        truth: mode -> gradients of two small samples in a higher precision, dict group of weights -> vector.
+        error: mode -> likewise, the relative error of the stock model's own gradients.
     """
 
     def __init__(self, shape, device):
@@ -76,21 +76,23 @@ class Training:
         self._dropout(0.0)
         higher = self.scene.raised()
         for mode in ("comparative", "isolated"):
-            exact = gradients(higher, stock_loss(higher, mode, small, 2)).double()
-            own = gradients(self.scene, stock_loss(self.scene, mode, small, 2)).double()
-            self.truth[mode] = exact
-            self.error[mode] = ((own - exact).norm() / exact.norm()).item()
+            self.truth[mode] = gradients(higher, stock_loss(higher, mode, small, 2))
+            own = gradients(self.scene, stock_loss(self.scene, mode, small, 2))
+            self.error[mode] = relative_errors(own, self.truth[mode])
         self._dropout(0.05)
 
     def check(self, variant, fuse):
-        """Fail unless a way's gradients err at most twice as much as the stock model's."""
+        """Fail unless a way's gradients, group by group, err at most twice as much as the stock model's."""
         mode = ways.mode_of(variant)
         self._dropout(0.0)
-        got = gradients(self.scene, loss_of(self.scene, variant, fuse, SMALL[self.scene.device.type], 2)).double()
+        got = gradients(self.scene, loss_of(self.scene, variant, fuse, SMALL[self.scene.device.type], 2))
         self._dropout(0.05)
-        error, bound = ((got - self.truth[mode]).norm() / self.truth[mode].norm()).item(), 2 * self.error[mode]
-        assert error <= bound < 1, f"{variant}: relative error {error:.1e} of the gradients, bound {bound:.1e}"
-        return error
+        errors = relative_errors(got, self.truth[mode])
+        for group, error in errors.items():
+            bound = 2 * self.error[mode][group]
+            message = f"{variant}: relative error {error:.1e} of the gradients of {group}, bound {bound:.1e}"
+            assert error <= bound < 1, message
+        return max(errors.values())
 
     def _dropout(self, p):
         for name, module in self.scene.base.named_modules():
@@ -168,14 +170,23 @@ def step(losses):
 
 
 def gradients(scene, losses):
-    """All gradients of a step, of adapters and head, as one vector."""
-    trained = [p for p in (*scene.base.parameters(), *scene.head.parameters()) if p.requires_grad]
-    trained = list({id(parameter): parameter for parameter in trained}.values())
+    """Gradients of a step by group of weights: the head's, and each factor of each projection's adapters."""
+    groups = {"head": list(scene.head.parameters())}
+    for name, parameter in scene.base.named_parameters():
+        if parameter.requires_grad and "lora_" in name:
+            projection, _, factor = name.rpartition(".lora_")
+            groups.setdefault(f"{projection.rpartition('.')[2]}, {factor[0]}", []).append(parameter)
+    trained = [parameter for group in groups.values() for parameter in group]
     for parameter in trained:
         parameter.grad = None
     step(losses)
     assert all(parameter.grad is not None for parameter in trained), "a trained weight got no gradient"
-    return torch.cat([parameter.grad.flatten().float() for parameter in trained])
+    return {name: torch.cat([one.grad.flatten().double() for one in group]) for name, group in groups.items()}
+
+
+def relative_errors(got, exact):
+    """group -> relative error of gradients."""
+    return {name: ((got[name] - truth).norm() / truth.norm()).item() for name, truth in exact.items()}
 
 
 def flops_of(scene, variant, point, samples):
@@ -244,7 +255,7 @@ def test_train(benchmark, trained, device, record, request, shape, variant, fuse
     record(
         bench="train",
         variant=variant,
-        impl=ways.impl_of(variant, fuse, device),
+        impl=ways.impl_of(scene, variant, fuse),
         fuse=fused,
         mode=ways.mode_of(variant),
         model=shape,

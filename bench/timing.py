@@ -5,6 +5,7 @@ import functools
 import gc
 import statistics
 import time
+import traceback
 
 import pytest
 import torch
@@ -90,21 +91,33 @@ def clocked(benchmark, call, device, seconds=2.0, fewest=3, most=30):
 
 @contextlib.contextmanager
 def skips_what_does_not_fit(device):
-    """Where the device's memory runs out, the test is skipped with that reason; in any case memory is given back."""
+    """Where the device's memory runs out, the test is skipped with that reason; what it took is given back."""
+    give_back(device)  # what an earlier error still held
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
-        # The traceback holds on to the tensors of the call.
+        traceback.clear_frames(error.__traceback__)  # they hold on to the tensors of the call
         reason = f"does not fit into the memory of {device}: {str(error).splitlines()[0]}"
     else:
         return
     finally:
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(device)
     pytest.skip(reason)
+
+
+def is_out_of_memory(error):
+    """Whether an error says so, in whichever words: torch's, those of a library below it, of code it compiled."""
+    words = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def give_back(device):
+    """Free what nobody refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def peak_bytes(call, device):

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import traceback
 import types
 
 import pytest
@@ -17,13 +18,14 @@ import torch
 import yojo
 from bench import models
 from bench.sweeps import Point
+from bench.timing import give_back, is_out_of_memory
 from yojo import families
 from yojo.flops import batch_flops
 from yojo.fuse import liger_forward, liger_on
 from yojo.packing import orders
 from yojo.patch import unwrap
 from yojo.profiling import IdsOnly
-from yojo_kernels import launch
+from yojo_kernels import AttentionCall, choose_attention
 
 PERMUTATIONS = 4  # of the permuted way, or N! where that is fewer
 
@@ -84,6 +86,10 @@ class Twin:
             batches = {mode: self.collators[mode].pack([encoded]) for mode in MODES}
             found = {f"yojo_{mode}": batch_flops(self.model, batch).total for mode, batch in batches.items()}
             found["single"] = found["single_batch"] = batch_flops(self.model, batches["isolated"], single=True).total
+            # With YOJO's fused layers: their last layer for the rows that are read, as in all of its passes.
+            alone = [alone_with(encoded, [n]) for n in range(point.count)]
+            alone = sum(batch_flops(self.model, self.collators["isolated"].pack([one])).total for one in alone)
+            found["single, fused"] = found["single_batch, fused"] = alone
             with self.whole_last_layer():
                 found["prefix_cache"] = found["flex"] = batch_flops(self.model, batches["isolated"]).total
                 found["released"] = batch_flops(self.model, batches["comparative"]).total
@@ -232,7 +238,7 @@ def single(scene, point, fuse):
     encoded = scene.encoded(point)
     if fuse != "none":
         model = scene.patched("isolated", fuse)
-        batches = [scene.packed("isolated", [_alone(encoded, n)]) for n in range(point.count)]
+        batches = [scene.packed("isolated", [alone_with(encoded, [n])]) for n in range(point.count)]
         return lambda: torch.cat([model(**batch).scores[0] for batch in batches])
     backbone = scene.stock()
     passes = [scene.to_device(sequence(encoded, ids)) for ids in encoded.responses]
@@ -249,7 +255,7 @@ def single_batch(scene, point, fuse):
     encoded = scene.encoded(point)
     if fuse != "none":
         model = scene.patched("isolated", fuse)
-        batch = scene.packed("isolated", [_alone(encoded, n) for n in range(point.count)])
+        batch = scene.packed("isolated", [alone_with(encoded, [n]) for n in range(point.count)])
         return lambda: model(**batch).scores[:, 0]
     backbone = scene.stock()
     batch = repeated(sequence(encoded, encoded.responses[0]), point.count, scene.twin.collators["isolated"].family)
@@ -277,34 +283,37 @@ def released(scene, point, fuse):
 
 def prefix_cache(scene, point, fuse):
     """The prompt prefilled once, its keys and values expanded, the N responses as a batch behind them."""
-    encoded = scene.encoded(point)
+    return scene.stock_call(behind_a_cache(scene, scene.encoded(point)), fuse)
+
+
+def behind_a_cache(scene, encoded):
+    """The call of `prefix_cache` for an encoded example whose responses have one length."""
     backbone = scene.stock()
-    family = scene.twin.collators["isolated"].family
-    whole = repeated(sequence(encoded, encoded.responses[0]), point.count, family)
-    prompt = sequence(encoded, [])
+    count, length, each = len(encoded.responses), len(encoded.prompt_ids), len(encoded.responses[0])
+    whole = repeated(sequence(encoded, encoded.responses[0]), count, scene.twin.collators["isolated"].family)
+    prompt = scene.to_device(sequence(encoded, []))
     behind = {
         "input_ids": torch.tensor(encoded.responses),
-        "position_ids": whole["position_ids"][..., point.prompt :],
+        "position_ids": whole["position_ids"][..., length:],
         "attention_mask": whole["attention_mask"],
     }
-    prompt, behind = scene.to_device(prompt), scene.to_device(behind)
-    last = torch.arange(1, point.count + 1, device=scene.device) * point.each - 1
+    behind = scene.to_device(behind)
+    last = torch.arange(1, count + 1, device=scene.device) * each - 1
 
     def call():
         cache = backbone(**prompt, use_cache=True).past_key_values
-        cache.batch_repeat_interleave(point.count)
+        cache.batch_repeat_interleave(count)
         hidden = backbone(**behind, past_key_values=cache, use_cache=True)[0]
         return scene.head(hidden.flatten(0, 1), last)
 
-    return scene.stock_call(call, fuse)
+    return call
 
 
 def flex(scene, point, fuse):
     """Isolated through FlexAttention, as transformers has it: the stock model, one row, a block mask."""
-    from bench.attention_peers import block_mask
+    from torch.nn.attention.flex_attention import create_block_mask
 
-    encoded = scene.encoded(point)
-    batch = scene.packed("isolated", [encoded])
+    batch = scene.packed("isolated", [scene.encoded(point)])
     layout, rows = batch.pop("layout"), batch.pop("separators").read
     batch.pop("placeholders", None)
     backbone = scene.stock("flex_attention")
@@ -314,13 +323,15 @@ def flex(scene, point, fuse):
         seen = (q >= k) & (sample[q] == sample[k]) & ((branch[k] < 0) | (branch[q] == branch[k]))
         return seen if block is None else seen | ((block[q] >= 0) & (block[q] == block[k]))
 
-    # Without its limits torch.compile falls back to plain PyTorch after some lengths, unseen.
-    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
     size = layout.num_tokens
-    mask = block_mask(visible, size, size, scene.device)
-    return scene.stock_call(
-        lambda: scene.head(backbone(**batch, attention_mask=mask, use_cache=False)[0][0], rows), fuse
-    )
+    mask = create_block_mask(lambda b, h, q, k: visible(q, k), None, None, size, size, device=str(scene.device))
+
+    def call():
+        # Without its limits torch.compile falls back to plain PyTorch after some lengths, unseen.
+        with torch._dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=10_000):
+            return scene.head(backbone(**batch, attention_mask=mask, use_cache=False)[0][0], rows)
+
+    return scene.stock_call(call, fuse)
 
 
 def ours(mode, scene, point, fuse):
@@ -362,29 +373,46 @@ def mode_of(variant):
     return "comparative" if variant == "released" else "isolated"
 
 
-def impl_of(variant, fuse, device):
+def impl_of(scene, variant, fuse):
     """What computes a way's attention, for its result line."""
     if variant == "flex":
         return "flex"
-    if variant.startswith("yojo_") or (fuse != "none" and variant not in STOCK_ALONE):
-        return "triton" if device.type == "cuda" or launch.INTERPRETED else "reference"
-    return "sdpa"
+    if not variant.startswith("yojo_") and (fuse == "none" or variant in STOCK_ALONE):
+        return "sdpa"
+    call = AttentionCall(
+        scene.device,
+        scene.dtype,
+        models.head_dim(scene.base.config.get_text_config()),
+        causal=variant == "yojo_comparative" and scene.twin.collators["comparative"].family.blocks is None,
+    )
+    return choose_attention(call)[0]
 
 
-def _alone(encoded, n):
-    return dataclasses.replace(encoded, responses=[encoded.responses[n]])
+def alone_with(encoded, chosen):
+    """The same prompt with some of its responses."""
+    return dataclasses.replace(encoded, responses=[encoded.responses[n] for n in chosen], rankings=None)
 
 
 # ---- what the scores must be ----
 
 
+AT_A_TIME = 8  # responses that the truth takes behind one cache
+
+
 @torch.inference_mode()
-def stock_scores(scene, mode, point, passes=single):
-    """Scores of the stock model [N]: single passes, or a causal pass over all responses, over every order if permuted."""
+def stock_scores(scene, mode, point, cached=False):
+    """Scores of the stock model [N]: single passes, or a causal pass over all responses, over every order if permuted.
+
+    `cached`: isolated scores from prefix caches of a few responses each, which is quicker.
+    """
+    encoded, scores = scene.encoded(point), []
     if mode == "isolated":
-        return passes(scene, point, "none")()
-    encoded, backbone = scene.encoded(point), scene.stock()
-    scores = []
+        if not cached:
+            return single(scene, point, "none")()
+        for chosen in torch.arange(point.count).split(AT_A_TIME):
+            scores.append(behind_a_cache(scene, alone_with(encoded, chosen.tolist()))())
+        return torch.cat(scores)
+    backbone = scene.stock()
     for order in orders(point.count, scene.twin.collators[mode].config):
         tail, rows = joined(encoded, order)
         hidden = backbone(**scene.to_device(sequence(encoded, tail)), use_cache=False)[0][0]
@@ -396,8 +424,8 @@ def stock_scores(scene, mode, point, passes=single):
 # Where the stock model's own error is measured, and every way is tried first: many responses, long beside their prompt,
 # so that scores of a random model differ far more than they err. Behind a long prompt they hardly differ in 16 bits.
 CALIBRATION = {
-    "cuda": (Point("text", 64, 16, 32), Point("image", 512, 16, 128)),
-    "cpu": (Point("text", 16, 16, 8), Point("image", 32, 16, 8)),
+    "cuda": (Point("text", 64, 16, 32), Point("image", 512, 16, 128), Point("video", 512, 16, 128)),
+    "cpu": (Point("text", 16, 16, 8), Point("image", 32, 16, 8), Point("video", 80, 16, 16)),
 }
 
 
@@ -405,14 +433,16 @@ class Truth:
     """What the scores of a scene must be, and how far the stock model in its own precision is from it.
 
     Both come from the stock model in a higher precision: float64, or float32 for 16-bit weights (products of 16 bits
-    more are tensor cores' TF32, ten times as exact as bfloat16). Isolated scores are taken from a prefix cache there,
-    which is quicker than N passes; the N passes in the model's own precision are held against them like every way.
+    more are tensor cores' TF32, ten times as exact as bfloat16). Isolated scores are taken from prefix caches there, once
+    these have given what N passes give. Ids, positions and head are the collator's and YOJO's, for every way alike: that
+    they are right is for the tests to say.
 
     Args:
         scene: `Scene`.
         wanted: (mode, point) pairs that will be asked for; the model in high precision is gone afterwards.
 
     Attributes:
+        scores: (mode, point) -> [N] float64, or None where that did not fit into memory.
         noise: mode -> root mean square of the stock model's own error.
     """
 
@@ -424,22 +454,36 @@ class Truth:
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = True
         try:
-            self.scores = {
-                key: stock_scores(higher, *key, passes=prefix_cache).double() for key in dict.fromkeys([*own, *wanted])
-            }
+            self.scores = {key: stock_scores(higher, *key).double() for key in own}
+            self.noise = {mode: _rms(own[mode, p] - self.scores[mode, p] for p in points) for mode in modes}
+            for mode, noise in self.noise.items():
+                assert noise < LARGEST_NOISE[scene.dtype], f"{mode}: the stock model's own error is {noise:.1e}"
+            if "isolated" in modes:
+                pairs = [(stock_scores(higher, "isolated", p, cached=True), self.scores["isolated", p]) for p in points]
+                error = _rms(got - exact for got, exact in pairs)
+                assert error < self.noise["isolated"] / 2, f"a prefix cache errs by {error:.1e} against N passes"
+            for key in dict.fromkeys(wanted):
+                if key not in self.scores:
+                    self.scores[key] = self._unless_out_of_memory(higher, *key)
         finally:
             torch.backends.cuda.matmul.allow_tf32 = before
-        self.noise = {}
-        for mode in modes:
-            errors = torch.cat([own[mode, point] - self.scores[mode, point] for point in points])
-            self.noise[mode] = errors.square().mean().sqrt().item()
+
+    @staticmethod
+    def _unless_out_of_memory(higher, mode, point):
+        try:
+            return stock_scores(higher, mode, point, cached=True).double()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)
+        give_back(higher.device)
 
     def check(self, mode, point, scores):
         """Fail unless the scores are as near to the truth as the stock model's are; the error (root mean square).
 
         The bound on it is twice the stock model's, and more where N is so small that it says little.
         """
-        if (mode, point) not in self.scores:
+        if self.scores[mode, point] is None:
             pytest.skip(
                 "the same in a higher precision, which its scores are checked against, does not fit into memory"
             )
@@ -456,3 +500,11 @@ class Truth:
             bound = 3 * self.noise[mode]
             spread = self.scores[mode, point].std().item()
             assert spread > 1.4 * bound, f"{mode} {point}: scores differ by {spread:.1e}, too little to tell them apart"
+
+
+# Scores are of order 1. A larger error of the stock model is none of rounding.
+LARGEST_NOISE = {torch.float32: 1e-4, torch.bfloat16: 0.15, torch.float16: 0.05}
+
+
+def _rms(errors):
+    return torch.cat(list(errors)).square().mean().sqrt().item()

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -260,6 +261,51 @@ def test_what_does_not_fit_is_skipped_with_its_reason():
                 raise error
     with pytest.raises(RuntimeError, match="something else"), timing.skips_what_does_not_fit(cpu):
         raise RuntimeError("something else")
+
+
+def test_what_did_not_fit_is_given_back():
+    """Already for the next test: the error, which pytest keeps, holds no tensor of the call."""
+    cpu, kept = torch.device("cpu"), []
+
+    def call():
+        tensor = torch.zeros(8)
+        kept.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(pytest.skip.Exception) as caught, timing.skips_what_does_not_fit(cpu):
+        call()
+    assert caught.value is not None and kept[0]() is None
+
+
+def test_a_point_whose_truth_does_not_fit_is_skipped_alone(monkeypatch):
+    stock_scores = ways.stock_scores
+
+    def full(scene, mode, point, cached=False):
+        if point.count == 64:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return stock_scores(scene, mode, point, cached)
+
+    monkeypatch.setattr(ways, "stock_scores", full)
+    scene = ways.Scene("small", torch.device("cpu"))
+    large, point = sweeps.Point("image", 32, 64, 4), sweeps.Point("image", 32, 3, 4)
+    truth = ways.Truth(scene, [("isolated", large), ("isolated", point)])
+    truth.check("isolated", point, stock_scores(scene, "isolated", point))
+    with pytest.raises(pytest.skip.Exception, match="does not fit into memory"):
+        truth.check("isolated", large, torch.zeros(64))
+
+
+def test_a_wrong_truth_is_found(monkeypatch):
+    """Prefix caches that do not give what N passes give."""
+    behind_a_cache = ways.behind_a_cache
+    monkeypatch.setattr(ways, "behind_a_cache", lambda *args: lambda: behind_a_cache(*args)() + 1e-5)
+    with pytest.raises(AssertionError, match="a prefix cache errs by"):
+        ways.Truth(ways.Scene("small", torch.device("cpu")), [("isolated", sweeps.Point("image", 32, 3, 4))])
+
+
+def test_fused_single_passes_are_counted_as_packed_ones():
+    twin, point = ways.Twin(models.SHAPES["cuda"]["qwen3-vl-4b"]), sweeps.Point("image", 1024, 1, 100)
+    flops = twin.flops(point)
+    assert flops["single, fused"] == flops["yojo_isolated"] < flops["single"]
 
 
 def test_sweeps_change_one_thing_at_a_time():

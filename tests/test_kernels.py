@@ -209,6 +209,7 @@ Q, K = torch.zeros(7, 4, 8), torch.zeros(7, 2, 8)
         ({"layout": Layout.build([3], [[2]])}, ValueError, "layout describes 5 tokens, query has 7"),
         ({"layout": LAYOUT.to("meta")}, ValueError, "layout is on meta, query on cpu"),
         ({"window": 0}, ValueError, "window must be at least 1"),
+        ({"window": 2**31}, ValueError, "window must be at least 1 and below 2\\*\\*31"),
         ({"window": True}, TypeError, "window must be an int, or None for no window, got bool"),
         ({"scale": "x"}, TypeError, "scale must be a number or None, got str"),
         ({"scale": math.nan}, ValueError, "scale must be finite, got nan"),

@@ -58,14 +58,39 @@ def test_rows_with_empty_parts(prompts, branches):
     assert (output - expected).abs().max() <= 1e-14
 
 
-def test_two_calls_agree_to_the_bit():
-    case = random_case(3)
-    layout, tensors = case["layout"], [tensor.float().requires_grad_() for tensor in case["tensors"][:3]]
+@pytest.fixture()
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_two_calls_agree_to_the_bit(two_threads):
+    layout = Layout.build([600], [[100] * 4])
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(layout.num_tokens, heads, 32, generator=generator).requires_grad_() for heads in (4, 2, 2)]
+    grad = torch.randn(layout.num_tokens, 4, 32, generator=generator)
     results = []
-    for _ in range(2):
+    for _ in range(4):
         output = multi_response_attention(*tensors, layout)
-        results.append([output, *torch.autograd.grad(output.sum(), tensors)])
-    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+        results.append([output, *torch.autograd.grad(output, tensors, grad)])
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.7])
+@pytest.mark.parametrize("seed", range(4))
+def test_scales_that_are_not_positive(seed, scale):
+    case = random_case(seed)
+    case["options"]["scale"] = scale
+    compare(case)
+
+
+def test_branches_of_very_different_lengths_do_not_fill_each_other_up():
+    rows = [slice(0, 100), *(slice(100 + n, 101 + n) for n in range(50)), slice(150, 210)]
+    groups = [sorted(group) for group in segments._groups(rows, prompt=10, token_bytes=8)]
+    assert groups == [[0, 51], list(range(1, 51))]
 
 
 def test_it_runs_on_cpus_where_it_can():

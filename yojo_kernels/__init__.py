@@ -210,8 +210,8 @@ def multi_response_attention(
             raise ValueError(f"{name} must be finite, got {number}")
     if window is not None and (not isinstance(window, int) or isinstance(window, bool)):
         raise TypeError(f"window must be an int, or None for no window, got {type(window).__name__}")
-    if window is not None and window < 1:
-        raise ValueError(f"window must be at least 1, or None for no window, got {window}")
+    if window is not None and not 1 <= window < 2**31:
+        raise ValueError(f"window must be at least 1 and below 2**31, or None for no window, got {window}")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap must be above 0, or None for no cap, got {softcap}")
     if scale is None:

@@ -2,11 +2,14 @@
 
 The reference makes the scores of every query and every key of a sample, those of the pairs that nobody sees among them.
 Here a prompt attends to itself, and the branches of a sample, filled up to the longest, to the prompt and themselves: one
-call each, in which torch's own kernel never makes the scores as a whole.
+call each, in which torch's own kernel never makes the scores as a whole. There is no second derivative.
 """
+
+import itertools
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from yojo_kernels.layout import visible_to
 
@@ -23,8 +26,8 @@ def takes(call):
 
 def multi_response_attention(query, key, value, layout, *, scale, window=None, softcap=None):
     """As `yojo_kernels.multi_response_attention`, whose checked arguments it takes; returns (output, None)."""
-    if scale < 0:  # torch's kernel looks for the largest score before it scales
-        query, scale = -query, -scale
+    if scale <= 0:  # torch's kernel looks for the largest score before it scales, and scales what it masked
+        query, scale = query * scale, 1.0
     pieces = []
     for (start, stop), prompt, lengths in zip(
         layout.sample_spans(), layout.prompt_lengths, layout.branch_lengths, strict=True
@@ -57,29 +60,48 @@ def _extent(position):
 
 def _branches(query, key, value, layout, start, prompt, lengths, masked, scale):
     """Outputs of the branches of a sample, a list of [tokens, Hq, D]; `masked`: (window,) where a mask is to be made."""
-    lengths = torch.tensor([length for length in lengths if length], dtype=torch.int64)
-    starts = start + prompt + lengths.cumsum(0) - lengths
-    shared = torch.arange(start, start + prompt)
-    outputs, first = [], 0
-    while first < len(lengths):
-        longest = int(lengths[first:].max())
-        size = 2 * (prompt + longest) * key.shape[1] * key.shape[2] * key.element_size()
-        some = slice(first, first + max(1, GATHER_BYTES // size))
-        first = some.stop
-        longest = int(lengths[some].max())
-        place = torch.arange(longest)
-        is_there = place < lengths[some, None]  # [B, R]
-        own = starts[some, None] + torch.minimum(place, lengths[some, None] - 1)  # [B, R]; the last one fills up
-        keys = torch.cat([shared.expand(len(own), -1), own], dim=1)  # [B, P + R]
+    stops = list(itertools.accumulate(lengths, initial=start + prompt))
+    rows = [slice(first, stop) for first, stop in itertools.pairwise(stops) if stop > first]
+    shared = slice(start, start + prompt)
+    outputs = [None] * len(rows)
+    for group in _groups(rows, prompt, 2 * key.shape[1] * key.shape[2] * key.element_size()):
+        own = [_filled(tensor, [rows[n] for n in group]) for tensor in (query, key, value)]
+        # The prompt is taken once for all: its gradients are summed in a fixed order, whatever the number of threads.
+        keys, values = (
+            torch.cat([tensor[shared].expand(len(group), -1, -1, -1), filled], dim=1)
+            for tensor, filled in zip((key, value), own[1:], strict=True)
+        )
+        longest = own[0].shape[1]
         if masked is None:
             # What fills up comes behind every token that is there.
             visible = torch.ones(longest, prompt + longest, dtype=torch.bool).tril(prompt)
         else:
-            visible = _visible(layout, start, own, keys, masked[0])
-            visible = (visible & torch.cat([is_there.new_ones(len(own), prompt), is_there], dim=1)[:, None])[:, None]
-        output = _attend(query[own], key[keys], value[keys], visible, scale)
-        outputs.append(output.flatten(0, 1) if bool(is_there.all()) else output[is_there])
+            visible = torch.stack([_visible(layout, shared, rows[n], longest, masked[0]) for n in group])[:, None]
+        for n, output in zip(group, _attend(own[0], keys, values, visible, scale), strict=True):
+            outputs[n] = output[: rows[n].stop - rows[n].start]
     return outputs
+
+
+def _filled(tensor, rows):
+    """[B, R, ...] of a tensor's branches, filled up with zeros to the longest."""
+    first, last = rows[0].start, rows[-1].stop
+    if {one.stop - one.start for one in rows} == {(last - first) / len(rows)}:  # of one length, behind each other
+        return tensor[first:last].unflatten(0, (len(rows), -1))
+    return pad_sequence([tensor[one] for one in rows], batch_first=True)
+
+
+def _groups(rows, prompt, token_bytes):
+    """Lists of numbers of branches for one call each: none more than twice as long as another, keys within bounds."""
+    lengths = [one.stop - one.start for one in rows]
+    group = []
+    for n in sorted(range(len(rows)), key=lambda n: -lengths[n]):
+        longest = lengths[group[0]] if group else lengths[n]
+        if group and (2 * lengths[n] < longest or (len(group) + 1) * (prompt + longest) * token_bytes > GATHER_BYTES):
+            yield group
+            group = []
+        group.append(n)
+    if group:
+        yield group
 
 
 def _attend(query, key, value, visible, scale):
@@ -97,10 +119,15 @@ def _attend(query, key, value, visible, scale):
     return output.transpose(1, 2)
 
 
-def _visible(layout, start, own, keys, window):
-    """[B, R, P + R] bool: which of its branch's keys each query of a sample that starts at `start` sees."""
-    sample = slice(start, int(own.max()) + 1)
+def _visible(layout, shared, own, longest, window):
+    """[R, P + R] bool: which keys of prompt and branch the queries of a branch see, filled up to `longest` queries.
+
+    Queries that fill up see the first key, so that their softmax, which nobody reads, is one.
+    """
     ids = (layout.sample, layout.branch, layout.position, layout.block)
-    tokens = [None if one is None else one[sample] for one in ids]
-    seen = visible_to(own.flatten() - start, *tokens, window)
-    return seen.view(*own.shape, -1).gather(2, (keys - start)[:, None].expand(-1, own.shape[1], -1))
+    tokens = [None if one is None else torch.cat([one[shared], one[own]]) for one in ids]
+    before, count = shared.stop - shared.start, own.stop - own.start
+    seen = visible_to(torch.arange(before, before + count), *tokens, window)
+    filled = F.pad(seen, (0, longest - count, 0, longest - count))
+    filled[count:, 0] = True
+    return filled
