@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bench import models, points, schema, sections
+from bench.timing import skips_what_does_not_fit
 
 
 def pytest_addoption(parser):
@@ -79,6 +80,24 @@ def device(request):
     if device.type == "cuda" and not torch.cuda.is_available():
         pytest.exit("--device cuda: torch finds no CUDA device here", returncode=2)
     return device
+
+
+@pytest.fixture(scope="module")
+def in_memory(device):
+    """Function (name, make) -> what `make()` gives, made once; one at a time in memory, skipped where it does not fit."""
+    kept = {}
+
+    def get(name, make):
+        if name not in kept:
+            kept.clear()
+            kept[name] = None  # what did not fit once is not tried again
+            with skips_what_does_not_fit(device):
+                kept[name] = make()
+        if kept[name] is None:
+            pytest.skip(f"{name} does not fit into the memory of {device}")
+        return kept[name]
+
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import models, ways
+from bench import ways
 from bench.sweeps import MIDDLE, QUICK, Point
 from bench.timing import figures, skips_what_does_not_fit
 from yojo.profiling import profile_pass
@@ -23,26 +23,8 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("shape, mode, fuse, point", cases)
 
 
-@pytest.fixture(scope="module")
-def scene_of(device):
-    """Function (shape) -> `ways.Scene`; one shape at a time in memory."""
-    kept = {}
-
-    def prepare(shape):
-        if shape not in kept:
-            kept.clear()
-            kept[shape] = None  # what did not fit once is not tried again
-            with skips_what_does_not_fit(device):
-                kept[shape] = ways.Scene(shape, device)
-        if kept[shape] is None:
-            pytest.skip(f"{shape} does not fit into the memory of {device}")
-        return kept[shape]
-
-    return prepare
-
-
-def test_breakdown(benchmark, scene_of, device, record, shape, mode, fuse, point):
-    scene = scene_of(shape)
+def test_breakdown(benchmark, in_memory, device, record, shape, mode, fuse, point):
+    scene = in_memory(shape, lambda: ways.Scene(shape, device))
     with skips_what_does_not_fit(device):
         model = scene.patched(mode, fuse)
         how = scene.base.yojo.fusion.choose(device)[0]
@@ -53,7 +35,6 @@ def test_breakdown(benchmark, scene_of, device, record, shape, mode, fuse, point
         batch = scene.packed(mode, [scene.encoded(point)])
         benchmark.group = f"{shape}: one pass, {point}"
         result = benchmark.pedantic(profile_pass, (model, batch))
-    text = scene.base.config.get_text_config()
     for part in result.parts:
         if part.seconds > 0:
             record(
@@ -63,11 +44,7 @@ def test_breakdown(benchmark, scene_of, device, record, shape, mode, fuse, point
                 part=part.name,
                 fuse=how,
                 mode=mode,
-                model=shape,
-                dtype=str(scene.dtype).removeprefix("torch."),
-                head_dim=models.head_dim(text),
-                heads=text.num_attention_heads,
-                kv_heads=text.num_key_value_heads,
+                **scene.fields(),
                 **point.fields(),
                 **figures([part.seconds], None if part.flops is None else float(part.flops)),
                 **{"pass": "forward"},

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from bench import models, ways
+from bench import ways
 from bench.sweeps import points_of
 from bench.timing import clocked, figures, peak_bytes, skips_what_does_not_fit
 
@@ -30,34 +30,22 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("shape, variant, fuse, point", cases)
 
 
-@pytest.fixture(scope="module")
-def prepared(request, device):
-    """Function (shape) -> (`ways.Scene`, `ways.Truth` of all points that were chosen); one shape at a time in memory."""
-    kept = {}
-
-    def prepare(shape):
-        if shape not in kept:
-            kept.clear()
-            kept[shape] = None  # until it is there: what did not fit once is not tried again
-            # As users build models: not under the inference mode that the test runs in.
-            with skips_what_does_not_fit(device), torch.inference_mode(False), torch.no_grad():
-                scene = ways.Scene(shape, device)
-                wanted = [
-                    (ways.mode_of(item.callspec.params["variant"]), item.callspec.params["point"])
-                    for item in request.session.items
-                    if item.path == request.path and item.callspec.params["shape"] == shape
-                ]
-                kept[shape] = scene, ways.Truth(scene, wanted), set()
-        if kept[shape] is None:
-            pytest.skip(f"{shape} does not fit into the memory of {device}")
-        return kept[shape]
-
-    return prepare
+def prepare(request, device, shape):
+    """(`ways.Scene`, `ways.Truth` of all points that were chosen, the ways that were tried out)."""
+    wanted = [
+        (ways.mode_of(item.callspec.params["variant"]), item.callspec.params["point"])
+        for item in request.session.items
+        if item.path == request.path and item.callspec.params["shape"] == shape
+    ]
+    # As users build models: not under the inference mode that the test runs in.
+    with torch.inference_mode(False), torch.no_grad():
+        scene = ways.Scene(shape, device)
+        return scene, ways.Truth(scene, wanted), set()
 
 
 @torch.inference_mode()
-def test_score(benchmark, prepared, device, record, request, shape, variant, fuse, point):
-    scene, truth, tried = prepared(shape)
+def test_score(benchmark, in_memory, device, record, request, shape, variant, fuse, point):
+    scene, truth, tried = in_memory(shape, lambda: prepare(request, device, shape))
     make, mode = ways.WAYS[variant], ways.mode_of(variant)
     with skips_what_does_not_fit(device):
         how = scene.how(variant, fuse)
@@ -81,7 +69,7 @@ def test_score(benchmark, prepared, device, record, request, shape, variant, fus
         if seconds is None:
             return
         peak = None if variant == "flex" and device.type != "cuda" else peak_bytes(call, device)
-    text, flops = scene.base.config.get_text_config(), scene.twin.flops(point)
+    flops = scene.twin.flops(point)
     record(
         bench="score",
         variant=variant,
@@ -89,11 +77,7 @@ def test_score(benchmark, prepared, device, record, request, shape, variant, fus
         fuse=how,
         mode="comparative" if mode == "permuted" else mode,
         permutations=ways.PERMUTATIONS if mode == "permuted" else None,
-        model=shape,
-        dtype=str(scene.dtype).removeprefix("torch."),
-        head_dim=models.head_dim(text),
-        heads=text.num_attention_heads,
-        kv_heads=text.num_key_value_heads,
+        **scene.fields(),
         flops_counted=counted,
         peak_bytes=peak,
         **point.fields(),

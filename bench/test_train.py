@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import models, ways
+from bench import ways
 from bench.sweeps import Point
 from bench.test_score import CPU_FORMULAS
 from bench.timing import clocked, figures, peak_bytes, skips_what_does_not_fit
@@ -202,27 +202,9 @@ def flops_of(scene, variant, point, samples):
         return batch_flops(twin.model, batch, training=True).total + twin.logits(batch["layout"].num_tokens)
 
 
-@pytest.fixture(scope="module")
-def trained(device):
-    """Function (shape) -> `Training`; one shape at a time in memory."""
+def test_train(benchmark, in_memory, device, record, request, shape, variant, fuse, samples):
     pytest.importorskip("peft")
-    kept = {}
-
-    def prepare(shape):
-        if shape not in kept:
-            kept.clear()
-            kept[shape] = None  # what did not fit once is not tried again
-            with skips_what_does_not_fit(device):
-                kept[shape] = Training(shape, device)
-        if kept[shape] is None:
-            pytest.skip(f"{shape} does not fit into the memory of {device}")
-        return kept[shape]
-
-    return prepare
-
-
-def test_train(benchmark, trained, device, record, request, shape, variant, fuse, samples):
-    training = trained(shape)
+    training = in_memory(shape, lambda: Training(shape, device))
     scene, quick = training.scene, request.config.getoption("--quick")
     point = (SMALL if quick else SAMPLE)[device.type]
     with skips_what_does_not_fit(device):
@@ -246,7 +228,6 @@ def test_train(benchmark, trained, device, record, request, shape, variant, fuse
             return
         peak = peak_bytes(call, device)
         fused = "none" if variant == "released" else scene.base.yojo.fusion.choose(device)[0]
-    text = scene.base.config.get_text_config()
     fields = point.fields() | {
         "samples": samples,
         "responses": samples * point.count,
@@ -258,11 +239,7 @@ def test_train(benchmark, trained, device, record, request, shape, variant, fuse
         impl=ways.impl_of(scene, variant, fuse),
         fuse=fused,
         mode=ways.mode_of(variant),
-        model=shape,
-        dtype=str(scene.dtype).removeprefix("torch."),
-        head_dim=models.head_dim(text),
-        heads=text.num_attention_heads,
-        kv_heads=text.num_key_value_heads,
+        **scene.fields(),
         flops_counted=counted,
         peak_bytes=peak,
         **fields,

@@ -102,6 +102,7 @@ class Scene:
     """One backbone of a shape in memory, stock or patched, whichever is asked for, with one value head for all.
 
     Attributes:
+        name: of the shape.
         twin: `Twin`, which makes batches while the model keeps its state: that may have taken long to compile.
         model: the model, wrapped by PEFT where it is trained.
         base: the same without the wrapper.
@@ -110,7 +111,7 @@ class Scene:
     """
 
     def __init__(self, name, device, wrap=lambda model: model):
-        self.device = device
+        self.name, self.device = name, device
         shape = models.SHAPES[device.type][name]
         self.twin = Twin(shape, wrap)
         self.model = wrap(models.build(shape, device))
@@ -168,6 +169,17 @@ class Scene:
             self.base.score = self.head
             self.state = (mode, fuse)
         return self.model
+
+    def fields(self):
+        """Its fields of a result line."""
+        text = self.base.config.get_text_config()
+        return {
+            "model": self.name,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "head_dim": models.head_dim(text),
+            "heads": text.num_attention_heads,
+            "kv_heads": text.num_key_value_heads,
+        }
 
     def encoded(self, point, seed=0, rankings=None):
         """As the twin's, with pixels on the device."""
@@ -382,7 +394,7 @@ def impl_of(scene, variant, fuse):
     call = AttentionCall(
         scene.device,
         scene.dtype,
-        models.head_dim(scene.base.config.get_text_config()),
+        scene.fields()["head_dim"],
         causal=variant == "yojo_comparative" and scene.twin.collators["comparative"].family.blocks is None,
     )
     return choose_attention(call)[0]
