@@ -7,7 +7,6 @@ published checkpoints; the small ones keep their proportions and run on a CPU.
 import dataclasses
 import math
 
-import pytest
 import torch
 
 KINDS = ("text", "image", "video")
@@ -32,18 +31,18 @@ def _mrope(theta, *sections, **more):
     return dict(rope_type="default", rope_theta=theta, mrope_section=list(sections), **more)
 
 
+QWEN3_4B = dict(  # the decoder of both 4B models
+    vocab_size=151936,
+    hidden_size=2560,
+    intermediate_size=9728,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+)
 QWEN3_VL_4B = dict(
-    text_config=dict(
-        vocab_size=151936,
-        hidden_size=2560,
-        intermediate_size=9728,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=262144,
-        rope_parameters=_mrope(5e6, 24, 20, 20, mrope_interleaved=True),
-    ),
+    text_config=QWEN3_4B
+    | dict(max_position_embeddings=262144, rope_parameters=_mrope(5e6, 24, 20, 20, mrope_interleaved=True)),
     vision_config=dict(
         depth=24,
         hidden_size=1024,
@@ -81,16 +80,7 @@ QWEN2_5_VL_7B = dict(
     tie_word_embeddings=False,
 )
 MOLMO2_4B = dict(
-    text_config=dict(
-        vocab_size=151936,
-        hidden_size=2560,
-        intermediate_size=9728,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        rope_parameters=dict(rope_type="default", rope_theta=5e6),
-    ),
+    text_config=QWEN3_4B | dict(rope_parameters=dict(rope_type="default", rope_theta=5e6)),
     vision_config={},  # the defaults: SigLIP 2 so400m at 378 pixels, patches of 14
     adapter_config=dict(intermediate_size=9728, text_hidden_size=2560),
 )
@@ -189,26 +179,32 @@ def described(name):
     return f"{shape.family} with {text['num_hidden_layers']} layers of width {text['hidden_size']:,}, random weights"
 
 
-def build(shape, device, dtype=None):
+class MissingFamily(ValueError):
+    """The installed transformers is too old for a shape."""
+
+
+def build(shape, device):
     """The stock model of a shape with random weights, made where it is to lie; in eval mode.
 
     Args:
         shape: `Shape`.
-        device: torch device; "meta" for a model that is only counted.
-        dtype: of the weights; bfloat16 on a GPU and float32 elsewhere, by default.
+        device: torch device; "meta" for a model that is only counted. Weights are bfloat16 on a GPU, else float32.
+
+    Raises:
+        MissingFamily: transformers lacks the family.
     """
     import transformers
 
     config_class = getattr(transformers, f"{shape.family}Config", None)
     if config_class is None:
-        pytest.skip(f"transformers {transformers.__version__} has no {shape.family}")
+        raise MissingFamily(f"transformers {transformers.__version__} has no {shape.family}: install a newer one")
     model_class = getattr(transformers, f"{shape.family}ForConditionalGeneration")
     torch.manual_seed(0)
     with torch.device(device):
         model = model_class._from_config(
             config_class(**shape.config),
             attn_implementation="sdpa",
-            dtype=dtype or DTYPES.get(torch.device(device).type, torch.float32),
+            dtype=DTYPES.get(torch.device(device).type, torch.float32),
         )
     return model.eval()
 

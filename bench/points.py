@@ -257,22 +257,20 @@ def percent(value):
 
 def seconds(value):
     """A time, in the unit that suits it."""
-    if value is None:
-        return ""
-    for unit, name in ((1, "s"), (1e-3, "ms")):
-        if float(f"{value / unit:.3g}") >= 1:
-            return f"{digits(value / unit)} {name}"
-    return f"{digits(value / 1e-6)} us"
+    return _in_unit(value, ((1, "s"), (1e-3, "ms"), (1e-6, "us")))
 
 
 def memory(value):
     """Bytes, in the unit that suits them."""
+    return _in_unit(value, ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")))
+
+
+def _in_unit(value, units):
+    """In the first unit of which there is one, else in the last."""
     if value is None:
         return ""
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
-        if float(f"{value / unit:.3g}") >= 1:
-            return f"{digits(value / unit)} {name}"
-    return f"{digits(value / 2**10)} KiB"
+    size, name = next((unit for unit in units if float(f"{value / unit[0]:.3g}") >= 1), units[-1])
+    return f"{digits(value / size)} {name}"
 
 
 def count(value):

@@ -22,6 +22,7 @@ import torch
 import transformers
 
 import yojo
+from bench import models
 from bench.timing import figures, measure, peak_bytes
 from yojo.flops import scoring_flops
 from yojo.graphs import BUCKET
@@ -34,10 +35,6 @@ STEPS = ("logits_and_states", "backbone", "fused_head", "last_rows", "fused_laye
 SHORT = 2048  # tokens; rows up to here are replayed from graphs
 TINY = dict(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
             num_key_value_heads=2, head_dim=16, rope_parameters=dict(rope_type="default", rope_theta=100.0, mrope_section=[4, 2, 2]))  # fmt: skip
-QWEN3_VL_4B = dict(vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36,
-                   num_attention_heads=32, num_key_value_heads=8, head_dim=128, max_position_embeddings=262144,
-                   rope_parameters=dict(rope_type="default", rope_theta=5e6, mrope_section=[24, 20, 20], mrope_interleaved=True),
-                   tie_word_embeddings=True)  # fmt: skip
 VISION = dict(
     depth=1,
     hidden_size=16,
@@ -74,9 +71,9 @@ def tokens_of(row):
 @functools.cache
 def stock(device_type):
     """The backbone, unpatched."""
-    text = QWEN3_VL_4B if device_type == "cuda" else TINY
+    text = models.QWEN3_VL_4B["text_config"] if device_type == "cuda" else TINY
     config = transformers.Qwen3VLConfig(
-        text_config=text, vision_config=VISION | {"out_hidden_size": text["hidden_size"]}
+        text_config=text, vision_config=VISION | {"out_hidden_size": text["hidden_size"]}, tie_word_embeddings=True
     )
     dtype = torch.bfloat16 if device_type == "cuda" else torch.float32
     with torch.device(device_type):

@@ -69,7 +69,6 @@ def test_score(benchmark, in_memory, device, record, request, shape, variant, fu
         if seconds is None:
             return
         peak = None if variant == "flex" and device.type != "cuda" else peak_bytes(call, device)
-    flops = scene.twin.flops(point)
     record(
         bench="score",
         variant=variant,
@@ -81,7 +80,7 @@ def test_score(benchmark, in_memory, device, record, request, shape, variant, fu
         flops_counted=counted,
         peak_bytes=peak,
         **point.fields(),
-        **figures(seconds, float(flops.get(f"{variant}, fused", flops[variant]) if fuse != "none" else flops[variant])),
+        **figures(seconds, float(scene.twin.flops_of(variant, fuse, point))),
         **{"pass": "forward"},
     )
 

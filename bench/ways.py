@@ -79,6 +79,11 @@ class Twin:
         text = self.base.config.get_text_config()
         return 2 * tokens * text.hidden_size * text.vocab_size
 
+    def flops_of(self, variant, fuse, point):
+        """FLOPs of one call of a way; single passes with YOJO's fused layers are its own passes."""
+        found = self.flops(point)
+        return found.get(f"{variant}, fused", found[variant]) if fuse != "none" else found[variant]
+
     def flops(self, point):
         """variant -> FLOPs of one call, counted beforehand by `yojo.flops`: what the mask makes visible, no more."""
         if point not in self.counted:

@@ -304,8 +304,16 @@ def test_a_wrong_truth_is_found(monkeypatch):
 
 def test_fused_single_passes_are_counted_as_packed_ones():
     twin, point = ways.Twin(models.SHAPES["cuda"]["qwen3-vl-4b"]), sweeps.Point("image", 1024, 1, 100)
-    flops = twin.flops(point)
-    assert flops["single, fused"] == flops["yojo_isolated"] < flops["single"]
+    for variant in ("single", "single_batch"):
+        assert twin.flops_of(variant, "liger", point) == twin.flops_of("yojo_isolated", "liger", point)
+        assert twin.flops_of(variant, "none", point) > twin.flops_of(variant, "liger", point)
+    assert twin.flops_of("yojo_isolated", "liger", point) == twin.flops_of("yojo_isolated", "none", point)
+
+
+def test_a_shape_that_transformers_lacks_is_named(monkeypatch):
+    shape = models.Shape("Molmo9", {}, 1)
+    with pytest.raises(models.MissingFamily, match="has no Molmo9: install a newer one"):
+        models.build(shape, "meta")
 
 
 def test_sweeps_change_one_thing_at_a_time():

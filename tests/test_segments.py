@@ -6,7 +6,7 @@ import pytest
 import torch
 from attention_cases import random_case, run
 
-from yojo_kernels import AttentionCall, Layout, choose_attention, multi_response_attention, reference, segments
+from yojo_kernels import AttentionCall, Layout, causal, choose_attention, multi_response_attention, reference, segments
 
 CPU = torch.device("cpu")
 
@@ -87,6 +87,22 @@ def test_scales_that_are_not_positive(seed, scale):
     compare(case)
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.7, 0.7])
+def test_causal_rows_take_any_scale(scale):
+    layout = Layout.build([9], [[6]])
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(15, heads, 8, generator=generator, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)
+    )
+    output, _ = causal.sdpa(query, key, value, layout, scale=scale)
+    expected, _ = reference.multi_response_attention(query, key, value, layout, scale=scale)
+    assert (output - expected).abs().max() <= 1e-13
+    for got, exact in zip(
+        *(torch.autograd.grad(o.square().sum(), (query, key, value)) for o in (output, expected)), strict=True
+    ):
+        assert (got - exact).abs().max() <= 1e-12
+
+
 def test_branches_of_very_different_lengths_do_not_fill_each_other_up():
     rows = [slice(0, 100), *(slice(100 + n, 101 + n) for n in range(50)), slice(150, 210)]
     groups = [sorted(group) for group in segments._groups(rows, prompt=10, token_bytes=8)]
@@ -95,8 +111,8 @@ def test_branches_of_very_different_lengths_do_not_fill_each_other_up():
 
 def test_it_runs_on_cpus_where_it_can():
     call = AttentionCall(CPU, torch.float32, 64)
-    for causal in (False, True):
-        assert choose_attention(dataclasses.replace(call, causal=causal))[0] == "segments"
+    for is_causal in (False, True):
+        assert choose_attention(dataclasses.replace(call, causal=is_causal))[0] == "segments"
     for changes in ({"lse": True}, {"softcap": True}):
         assert choose_attention(dataclasses.replace(call, **changes))[0] == "reference"
     assert not segments.takes(dataclasses.replace(call, device=torch.device("cuda", 0)))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from yojo_kernels import tuning
+from yojo_kernels.segments import with_positive_scale
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def flash(query, key, value, layout, *, scale, window=None, softcap=None):
     """Flash attention; its backward in the deterministic form, as our own kernels' is."""
     function, _ = flash_function(tuning.capability(query.device))
     longest = longest_sample(layout)
-    query, scale = _positive(query, scale)
+    query, scale = with_positive_scale(query, scale)
     output = function(
         query,
         key,
@@ -69,23 +70,18 @@ def flash(query, key, value, layout, *, scale, window=None, softcap=None):
 def varlen(query, key, value, layout, *, scale, window=None, softcap=None):
     """torch.nn.attention.varlen: FlashAttention-2 inside torch. Its backward adds atomically."""
     offsets, longest = layout.sample_offsets, longest_sample(layout)
-    query, scale = _positive(query, scale)
+    query, scale = with_positive_scale(query, scale)
     return torch_varlen(query, key, value, offsets, offsets, longest, longest, scale=scale), None
 
 
 def sdpa(query, key, value, layout, *, scale, window=None, softcap=None):
     """torch's scaled_dot_product_attention over a row of one sample. Its backward adds atomically."""
-    query, scale = _positive(query, scale)
+    query, scale = with_positive_scale(query, scale)
     query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
     output = F.scaled_dot_product_attention(
         query, key, value, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )
     return output[0].transpose(0, 1), None
-
-
-def _positive(query, scale):
-    """The same scores with a scale that is not negative: these kernels look for the largest score before they scale."""
-    return (query, scale) if scale >= 0 else (-query, -scale)
 
 
 def longest_sample(layout):

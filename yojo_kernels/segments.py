@@ -26,8 +26,7 @@ def takes(call):
 
 def multi_response_attention(query, key, value, layout, *, scale, window=None, softcap=None):
     """As `yojo_kernels.multi_response_attention`, whose checked arguments it takes; returns (output, None)."""
-    if scale <= 0:  # torch's kernel looks for the largest score before it scales, and scales what it masked
-        query, scale = query * scale, 1.0
+    query, scale = with_positive_scale(query, scale)
     pieces = []
     for (start, stop), prompt, lengths in zip(
         layout.sample_spans(), layout.prompt_lengths, layout.branch_lengths, strict=True
@@ -47,6 +46,13 @@ def multi_response_attention(query, key, value, layout, *, scale, window=None, s
         masked = None if branches_are_causal else (window_here,)
         pieces += _branches(query, key, value, layout, start, prompt, lengths, masked, scale)
     return (torch.cat(pieces) if pieces else torch.zeros_like(query)), None
+
+
+def with_positive_scale(query, scale):
+    """The same scores with a scale above 0: torch's kernels look for the largest score, and mask, before they scale."""
+    if scale > 0:
+        return query, scale
+    return (-query, -scale) if scale else (query * 0.0, 1.0)
 
 
 def _has_blocks(layout, start, stop):
