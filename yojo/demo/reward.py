@@ -61,20 +61,15 @@ def train(mode, *, start=None, steps=250, batch_size=32, learning_rate=1e-3, hea
     torch.manual_seed(seed)
     model, processor = load_backbone()
     model = yojo.patch(model, processor, mode=mode)
-    lora = LoraConfig(
-        r=64,
-        lora_alpha=64,
-        target_modules=LORA_TARGETS,
-        modules_to_save=["score"],
-        trainable_token_indices={"embed_tokens": [model.yojo.separator_id]},
-    )
+    lora = LoraConfig(r=64, lora_alpha=64, target_modules=LORA_TARGETS, modules_to_save=["score"])
     model = get_peft_model(model, lora)
     if start is not None:
         model.load_state_dict(start.model.state_dict())
     train_samples, _ = digits.load_digits_split()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    head = [p for name, p in trained.items() if ".score." in name]
-    others = [p for name, p in trained.items() if ".score." not in name]
+    in_head = {name for name in trained if ".score." in name and not name.endswith("separator_delta")}
+    head = [p for name, p in trained.items() if name in in_head]
+    others = [p for name, p in trained.items() if name not in in_head]
     optimizer = torch.optim.AdamW(
         [{"params": others, "lr": learning_rate}, {"params": head, "lr": head_learning_rate}], weight_decay=0.0
     )

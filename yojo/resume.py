@@ -1,0 +1,101 @@
+"""Checkpoints of a training run: written aside and then given their name, read back to the bit."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+STAGING = ".writing"  # in the output folder; never taken for a checkpoint
+
+
+class WholeCheckpoints:
+    """Mixed into transformers' Trainer: a checkpoint folder exists whole or not at all, whenever the run is killed.
+
+    A checkpoint is a reward model, as `RewardModel.save_pretrained` writes it, with the state of optimizer, scheduler and
+    random number generators beside it.
+    """
+
+    _staging = None
+
+    def _get_output_dir(self, trial):
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _save_checkpoint(self, model, trial):
+        run = Path(self._get_output_dir(trial))
+        staging, name = run / STAGING, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed while it wrote
+        self.accelerator.wait_for_everyone()
+        push, self.args.push_to_hub = self.args.push_to_hub, False  # not from a folder that is about to move
+        self._staging = staging
+        try:
+            super()._save_checkpoint(model, trial)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)  # what is half written, or did not fit on the disk
+            raise
+        finally:
+            self._staging, self.args.push_to_hub = None, push
+        self.accelerator.wait_for_everyone()
+        if self.state.best_model_checkpoint is not None:
+            best = Path(self.state.best_model_checkpoint)
+            if best.parent == staging:
+                self.state.best_model_checkpoint = str(run / best.name)
+        if self.args.should_save:
+            self.state.save_to_json(str(staging / name / "trainer_state.json"))
+            _publish(staging / name, run / name)
+            shutil.rmtree(staging, ignore_errors=True)
+            _rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+        if push:
+            self._push_from_checkpoint(str(run / name))
+
+
+def _publish(staged, target):
+    """Give a folder that is complete its name; what had the name before goes once the new one is on the disk."""
+    for folder, _, files in os.walk(staged):
+        for file in files:
+            _sync(os.path.join(folder, file))
+        _sync(folder)
+    if target.exists():
+        old = staged.with_name(f"{target.name}.old")
+        os.replace(target, old)
+        os.replace(staged, target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(staged, target)
+    _sync(target.parent)
+
+
+def _sync(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def checkpoints(run):
+    """The checkpoint folders of an output folder, by step."""
+    found = []
+    for folder in Path(run).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        step = folder.name.rpartition("-")[2]
+        if folder.is_dir() and step.isdigit():
+            found.append((int(step), folder))
+    return [folder for _, folder in sorted(found)]
+
+
+def _rotate(run, limit, best):
+    """Delete the oldest checkpoints beyond `limit`; the best one and the newest stay."""
+    if limit is None or limit <= 0:
+        return
+    found = checkpoints(run)
+    kept = {found[-1]} | ({Path(best)} if best is not None else set())
+    for folder in found:
+        if len(found) <= limit:
+            break
+        if folder not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+            found = [other for other in found if other != folder]
