@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
-from yojo import adapters
+from yojo import adapters, sharding
 from yojo.arguments import RewardTrainingArguments
 from yojo.batches import CostEstimate, Drawn, GlobalBatches, RowCollator, RowLoader
 from yojo.metrics import ranking_metrics
@@ -82,6 +82,8 @@ class RewardTrainer(WholeCheckpoints, Trainer):
         )
         # `compute_loss` divides by the samples of all rows, accumulated ones among them. Some models say they cannot.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
+        if self.is_fsdp_enabled:
+            sharding.set_up(self.accelerator, base)
         self.add_callback(_LogBeforeSaving)
 
     # ---- data ----
@@ -256,6 +258,8 @@ class RewardTrainer(WholeCheckpoints, Trainer):
     def create_optimizer(self, model=None):
         """As transformers' Trainer makes it; the value head's weights in a group of their own where they have their rate."""
         made = self.optimizer is None
+        if self.is_fsdp_enabled:
+            sharding.shard_ends(self.accelerator, unwrap(self.model), self.optimizer)
         optimizer = super().create_optimizer(model) if model is not None else super().create_optimizer()
         rate = self.args.head_learning_rate
         if made and rate is not None:
@@ -279,6 +283,8 @@ class RewardTrainer(WholeCheckpoints, Trainer):
             window, self._window = self._window, []
             samples = self._all_of([self._sample(s, r) for pair in window for s, r in _split(*pair)])
             logs.update(ranking_metrics(samples))
+            for some in self._all_of([self._skipped]):  # each process knows its own share's alone until now
+                self._skipped = some | self._skipped
             if self._skipped:
                 logs["skipped"] = float(len(self._skipped))
         super().log(logs, start_time)
@@ -304,7 +310,7 @@ class RewardTrainer(WholeCheckpoints, Trainer):
             responses, -inf where there is none; label_ids [S, Nmax], the rankings, -1 where there is none (or None); the
             metrics of `yojo.metrics.ranking_metrics` and the loss, under the prefix.
         """
-        model = self._eval_model()
+        model, precision = self._eval_model()
         model.eval()
         self.callback_handler.eval_dataloader = dataloader
         found, loss, counted = [], 0.0, 0
@@ -313,7 +319,7 @@ class RewardTrainer(WholeCheckpoints, Trainer):
             for n in range(batch["passes"]):
                 at = min(n, len(batch["rows"]) - 1)
                 row = self._prepare_inputs(batch["rows"][at])
-                with torch.no_grad(), self.compute_loss_context_manager():
+                with torch.no_grad(), self.compute_loss_context_manager(), precision():
                     output = model(**row)
                 if n >= len(batch["rows"]) or not batch["samples"]:
                     continue
@@ -344,23 +350,24 @@ class RewardTrainer(WholeCheckpoints, Trainer):
         return EvalLoopOutput(predictions=scores, label_ids=labels, metrics=metrics, num_samples=len(found))
 
     def _eval_model(self):
+        """(model, function that makes a context for its passes)."""
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            # Not prepared for evaluation by accelerate, which would then take it for prepared for training, too.
+            return self._wrap_model(self.model, training=False), self.accelerator.autocast
         if self.is_deepspeed_enabled and self.deepspeed is None:
             from transformers.integrations.deepspeed import deepspeed_init
 
             deepspeed_init(self, num_training_steps=0, inference=True)
         model = self._wrap_model(self.model, training=False)
         if not self.accelerator._models and model is self.model:
-            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-                model = self.accelerator.prepare(model)
-            else:
-                model = self.accelerator.prepare_model(model, evaluation_mode=True)
-            if self.is_fsdp_enabled:
-                self.model = model
-            if model is not self.model:
-                self.model_wrapped = model
             if self.is_deepspeed_enabled:
-                self.deepspeed = self.model_wrapped
-        return model
+                self.deepspeed = self.model_wrapped = model = self.accelerator.prepare(model)
+            else:  # which accelerate does not prepare without an optimizer
+                sharding.shard_ends(self.accelerator, unwrap(model), self.optimizer)
+                model, _ = self.accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.0))
+                self.accelerator._optimizers.clear()
+                self.model = self.model_wrapped = model
+        return model, contextlib.nullcontext
 
 
 def _adapted(model, args, peft_config):
