@@ -6,7 +6,6 @@ As a script, under `accelerate launch`: python tests/parallel_cases.py FOLDER; t
 import os
 import random
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -117,7 +116,11 @@ def outcome(trainer, record):
             for line in trainer.state.log_history
             if "loss" in line or "eval_loss" in line
         ],
-        "norms": [float(whole(torch.as_tensor(line["grad_norm"]))) for line in trainer.state.log_history if "grad_norm" in line],
+        "norms": [
+            float(whole(torch.as_tensor(line["grad_norm"])))
+            for line in trainer.state.log_history
+            if "grad_norm" in line
+        ],
         "gradients": record.gradients,
         "weights": {name: whole(p) for name, p in trainer.model.named_parameters() if p.requires_grad},
         "shares": trainer._all_of([record.shares]),

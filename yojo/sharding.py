@@ -72,6 +72,15 @@ def shard_ends(accelerator, base, optimizer=None):
             group["params"] = [shards.get(parameter, parameter) for parameter in group["params"]]
 
 
+def free(model):
+    """Let go of the whole weights that a pass without a backward leaves behind: parameters are shards again."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def _check_wrapping(plugin, base):
     from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy, transformer_auto_wrap_policy
 

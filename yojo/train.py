@@ -331,6 +331,8 @@ class RewardTrainer(WholeCheckpoints, Trainer):
                     counted += len(scores)
                 found += zip(batch["indices"][at], batch["orders"][at], scores, ranks, strict=True)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        if self.is_fsdp_enabled:
+            sharding.free(model)
         found = sorted(self._all_of(found))
         metrics = {}
         totals = np.sum(self._all_of([(loss, counted)]), axis=0)
@@ -363,9 +365,7 @@ class RewardTrainer(WholeCheckpoints, Trainer):
             if self.is_deepspeed_enabled:
                 self.deepspeed = self.model_wrapped = model = self.accelerator.prepare(model)
             else:  # which accelerate does not prepare without an optimizer
-                sharding.shard_ends(self.accelerator, unwrap(model), self.optimizer)
-                model, _ = self.accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.0))
-                self.accelerator._optimizers.clear()
+                model, self.optimizer = self.accelerator.prepare(model, self.create_optimizer())
                 self.model = self.model_wrapped = model
         return model, contextlib.nullcontext
 
