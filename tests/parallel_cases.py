@@ -47,24 +47,26 @@ def make_trainer(folder, examples, eval_dataset=None, *, world, batch=8, accumul
     """A `RewardTrainer` whose global batch is the same whatever the number of processes, and how it went."""
     torch.manual_seed(0)
     model, processor = load_backbone()
-    options = {"row_tokens": ROW_TOKENS, "max_steps": STEPS, "lora_r": 4, "lora_dropout": 0.0} | options
-    args = RewardTrainingArguments(
-        output_dir=str(folder),
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-        save_strategy="no",
-        logging_steps=1,
-        dataloader_num_workers=0,
-        per_device_train_batch_size=batch // (world * accumulation),
-        per_device_eval_batch_size=4 // world,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=1e-3,
-        adam_epsilon=1e-3,  # a gradient that is nothing but rounding must not become a whole step
-        max_grad_norm=0.0,
-        lr_scheduler_type="constant",
-        **options,
-    )
+    settings = {
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "dataloader_num_workers": 0,
+        "per_device_train_batch_size": batch // (world * accumulation),
+        "per_device_eval_batch_size": 4 // world,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": 1e-3,
+        "adam_epsilon": 1e-3,  # a gradient that is nothing but rounding must not become a whole step
+        "max_grad_norm": 0.0,
+        "lr_scheduler_type": "constant",
+        "row_tokens": ROW_TOKENS,
+        "max_steps": STEPS,
+        "lora_r": 4,
+        "lora_dropout": 0.0,
+    }
+    args = RewardTrainingArguments(output_dir=str(folder), **settings | options)
     trainer = RewardTrainer(model, args, examples, eval_dataset, processing_class=processor)
     if optimizer is not None:
         trainer.optimizer = optimizer([p for p in trainer.model.parameters() if p.requires_grad])
