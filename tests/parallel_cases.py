@@ -3,6 +3,7 @@
 As a script, under `accelerate launch`: python tests/parallel_cases.py FOLDER; the first process writes FOLDER/results.pt.
 """
 
+import functools
 import os
 import random
 import sys
@@ -29,9 +30,15 @@ ROW_TOKENS = 64  # one or two examples
 STEPS = 3
 
 
+@functools.cache
+def all_images():
+    """The digits' training images, which take a second to make."""
+    return digits.load_digits_split()[0]
+
+
 def mixed_examples(count, seed=0):
     """Examples of 1 to 7 responses, about one image, two of them, or none, so that no share of them is like another."""
-    rng, images = random.Random(seed), digits.load_digits_split()[0]
+    rng, images = random.Random(seed), all_images()
     made = []
     for n in range(count):
         pictures = rng.sample(images, (1, 0, 2, 1)[n % 4])
