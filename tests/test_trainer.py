@@ -2,6 +2,7 @@
 
 import copy
 import json
+import types
 
 import numpy as np
 import parallel_cases
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import TrainerCallback
 
 import yojo
+from yojo import sharding
 from yojo.arguments import RewardTrainingArguments
 from yojo.batches import CostEstimate, Drawn, GlobalBatches, rows_of, shares
 from yojo.demo import digits
@@ -468,6 +470,67 @@ def test_wrong_arguments_of_the_trainer(make_reward_model, tmp_path):
     ):
         with pytest.raises(error, match=message):
             wrong()
+
+
+def test_zero_3_is_refused(make_reward_model, tmp_path):
+    made, args = make_reward_model(), arguments(tmp_path)
+    args.deepspeed_plugin = types.SimpleNamespace(zero_stage=3)
+    with pytest.raises(ValueError, match="ZeRO-3 is not supported: .* FSDP2 shards weights, too"):
+        RewardTrainer(made.model, args, mixed_examples(2), processing_class=made.processor)
+
+
+# ---- FSDP ----
+
+
+@pytest.fixture()
+def accelerator(monkeypatch):
+    """Function settings -> something with an FSDP plugin of accelerate."""
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
+
+    def make(**settings):
+        plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2} | settings)
+        return types.SimpleNamespace(state=types.SimpleNamespace(fsdp_plugin=plugin))
+
+    return make
+
+
+def test_fsdp_shards_the_decoders_layers_and_keeps_what_should_be_exact(make_reward_model, accelerator):
+    base = make_reward_model().model
+    made = accelerator(mixed_precision_policy="bf16")
+    sharding.set_up(made, base)
+    plugin = made.state.fsdp_plugin
+    assert plugin.transformer_cls_names_to_wrap == ["Qwen3VLTextDecoderLayer"]
+    assert "Qwen3VLVisionBlock" in base._no_split_modules  # which accelerate would have taken
+    policy = plugin.mixed_precision_policy
+    assert policy.param_dtype is torch.bfloat16 and policy.reduce_dtype is torch.float32 and policy.output_dtype is None
+    exact = accelerator()
+    sharding.set_up(exact, base)
+    assert exact.state.fsdp_plugin.mixed_precision_policy is None
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"fsdp_version": 1}, "FSDP version 1 is not supported: set fsdp_version: 2"),
+        ({"auto_wrap_policy": "size_based_wrap", "min_num_params": 100}, "take TRANSFORMER_BASED_WRAP"),
+        (
+            {"transformer_cls_names_to_wrap": ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock"]},
+            "FSDP must not shard Qwen3VLVisionBlock by itself, .* or give Qwen3VLTextDecoderLayer",
+        ),
+    ],
+)
+def test_fsdp_settings_that_would_not_work(make_reward_model, accelerator, settings, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.set_up(accelerator(**settings), make_reward_model().model)
+
+
+def test_fsdp_needs_the_weights_on_every_process(make_reward_model, accelerator):
+    made = accelerator()
+    made.state.fsdp_plugin.cpu_ram_efficient_loading = True
+    with pytest.raises(ValueError, match="fsdp_cpu_ram_efficient_loading must be false"):
+        sharding.set_up(made, make_reward_model().model)
 
 
 def test_an_adapter_of_ones_own_is_kept(make_reward_model, tmp_path):

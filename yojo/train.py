@@ -62,6 +62,12 @@ class RewardTrainer(WholeCheckpoints, Trainer):
             raise ValueError("processing_class is missing: pass the model's processor, or its tokenizer")
         if kwargs.pop("data_collator", None) is not None:
             raise ValueError("data_collator is not taken: RewardTrainer makes a yojo.Collator from the processor")
+        if getattr(args.deepspeed_plugin, "zero_stage", None) == 3:
+            raise ValueError(
+                "DeepSpeed ZeRO-3 is not supported: the patch needs whole weights, and a process whose row holds no image "
+                "would not take part in gathering the vision tower's. FSDP2 shards weights, too "
+                "(examples/accelerate/fsdp2.yaml), and ZeRO-2 all but the weights"
+            )
         # A model that is patched already refuses options that contradict its own.
         model = _adapted(patch(model, processing_class, **args.yojo_options()), args, peft_config)
         base = unwrap(model)
