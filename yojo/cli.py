@@ -1,4 +1,4 @@
-"""The command line: yojo demo, yojo score, yojo profile, yojo info."""
+"""The command line: yojo demo, yojo score, yojo train, yojo profile, yojo info."""
 
 import json
 import os
@@ -22,6 +22,9 @@ def demo(
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each mode.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, data and order.")] = 0,
     save: Annotated[Path | None, typer.Option(help="Folder for the trained comparative reward model.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Write the digits as preference files into this folder, and train nothing.")
+    ] = None,
 ):
     """Train a tiny reward model on handwritten digits and show what one pass saves (CPU, minutes)."""
     try:
@@ -30,6 +33,12 @@ def demo(
         import sklearn  # noqa: F401
     except ImportError as error:
         _fail(f"the demonstration needs {error.name}: pip install 'yojo[demo]'")
+    if data is not None:
+        from yojo.demo.reward import write_files
+
+        for path, count in write_files(data, seed=seed).items():
+            typer.echo(f"{path}: {count} records")
+        return
     from yojo.demo.run import run
 
     run(out=out, json_file=json_file, steps=steps, seed=seed, save=save)
@@ -70,6 +79,25 @@ def score(
         return
     for text, value in sorted(zip(response, scores, strict=True), key=lambda pair: -pair[1]):
         typer.echo(f"{value:+.4f}  {text}")
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def train(context: typer.Context):
+    """Train a reward model: yojo train --config FILE.yaml [--OPTION VALUE ...]; --help lists the options."""
+    from yojo import recipe
+
+    if "--help" in context.args or "-h" in context.args:
+        recipe.Parser().print_help()
+        return
+    if not context.args:
+        _fail("nothing to train: yojo train --config FILE.yaml, or --model, --train_data and --output_dir; see --help")
+    try:
+        recipe.train(context.args)
+    except (TypeError, ValueError, OSError, ImportError) as error:
+        _fail(str(error))
 
 
 @app.command()
