@@ -325,13 +325,20 @@ def train(argv):
         _record(Path(arguments.output_dir), chosen)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)
-    metrics = trainer.evaluate() if evaluation_set is not None else {}
+    metrics = _last_evaluation(trainer) if evaluation_set is not None else {}
     trainer.provenance["metrics"] = {name: value for name, value in metrics.items() if "_per_second" not in name}
     trainer.save_model()
     trainer.save_state()
     if main:
         _finish(trainer, run, metrics, time.perf_counter() - started, yojo)
     return trainer
+
+
+def _last_evaluation(trainer):
+    """Metrics of the trained model: those of the evaluation at the last step, or made now."""
+    lines = [line for line in trainer.state.log_history if line["step"] == trainer.state.global_step]
+    made = {name: value for line in lines for name, value in line.items() if name.startswith("eval_")}
+    return made if made and not trainer.args.load_best_model_at_end else trainer.evaluate()
 
 
 def _named(option, chosen):

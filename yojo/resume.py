@@ -4,7 +4,11 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from yojo.config import YojoConfig
+from yojo.patch import patched_base
 
 STAGING = ".writing"  # in the output folder; never taken for a checkpoint
 
@@ -49,6 +53,64 @@ class WholeCheckpoints:
         self.accelerator.wait_for_everyone()
         if push:
             self._push_from_checkpoint(str(run / name))
+
+
+    def _save(self, output_dir=None, state_dict=None):
+        if not self.args.should_save:
+            return
+        from yojo.checkpoint import save_pretrained
+        from yojo.model import RewardModel
+
+        folder = self.args.output_dir if output_dir is None else output_dir
+        save_pretrained(
+            RewardModel(self.model, self.processing_class), folder, state_dict=state_dict, provenance=self.provenance
+        )
+        torch.save(self.args, Path(folder) / "training_args.bin")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self):
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            load_weights(self.model, self.state.best_model_checkpoint)
+
+
+def load_weights(model, path):
+    """Put the weights of a saved reward model into a live one of the same make: what resuming does.
+
+    Args:
+        model: a patched model, with an adapter if the saved one has one.
+        path: folder that `RewardModel.save_pretrained`, or a checkpoint of `RewardTrainer`, wrote.
+
+    Raises:
+        ValueError: other settings, an adapter on one side only, weights that are missing or left over.
+    """
+    from yojo import checkpoint
+
+    path = Path(path)
+    base = patched_base(model, "load_weights")
+    description, head = checkpoint.read(path)
+    config = YojoConfig.from_dict(description["config"])
+    if config != base.yojo.config:
+        raise ValueError(f"{path} was saved with {config}, the model is patched with {base.yojo.config}")
+    adapter = checkpoint.peft_model(model)
+    if description["adapter"] != (adapter is not None):
+        have, lacks = ("an adapter", "none") if description["adapter"] else ("a full model", "an adapter")
+        raise ValueError(f"{path} holds {have}, the model to resume has {lacks}: tune must be what it was")
+    if adapter is not None:
+        checkpoint.load_adapter(adapter, path)
+    else:
+        saved = type(base).from_pretrained(path, dtype=base.dtype)
+        missing, unknown = base.load_state_dict(saved.state_dict(), strict=False)
+        missing = [name for name in missing if not name.startswith("score.")]
+        if missing or unknown:
+            raise ValueError(f"{path} does not fit the model: missing {missing[:5]}, unknown {unknown[:5]}")
+    checkpoint.load_head(base, head, path)
 
 
 def _publish(staged, target):
