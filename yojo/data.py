@@ -100,14 +100,14 @@ class Records:
         self.name = self._readers[0].name if self.path is None else self.path.name
         first = next(reader for reader in self._readers if len(reader))
         self.columns = first.columns()
-        samples = first.sample()
+        (record,) = first.sample(1)
         for field, column in self._map.items():
             if column.split(".")[0] not in self.columns and column not in self.columns:
                 raise ColumnError(
                     f"{self.path or self.name}: there is no column {column!r} (mapped to {field}); {self._found()}",
                     str(self.path or self.name),
                 )
-        self.format = detect(self._mapped(samples[0]), self.columns) if format == "auto" else format
+        self.format = detect(self._mapped(record), self.columns) if format == "auto" else format
         if self.format is None:
             known = "\n".join(f"  {name}: {needs}" for name, needs in COLUMNS.items())
             raise ColumnError(

@@ -59,11 +59,11 @@ class Reader:
         """Line or record number of a record, from 1."""
         return index + 1
 
-    def sample(self):
-        """The first records that can be read; raises what is wrong with the first one when none can."""
+    def sample(self, count=_SAMPLE):
+        """The first `count` records that can be read; raises what is wrong with the first one when none can."""
         found, first_error = [], None
         for index in range(len(self)):
-            if len(found) == _SAMPLE:
+            if len(found) == count:
                 break
             try:
                 found.append(self.read(index))
@@ -217,7 +217,7 @@ class Json(File):
         except UnicodeDecodeError as error:
             raise DataError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8", file) from error
         except json.JSONDecodeError as error:
-            if error.pos == 0 and not error.doc.strip():
+            if not error.doc.strip():
                 return []
             hint = "; one object a line is JSONL: name it .jsonl" if error.msg == "Extra data" else ""
             raise DataError(
@@ -323,9 +323,9 @@ def open_source(source):
         if all(isinstance(item, (str, os.PathLike)) for item in source):
             return [reader for item in source for reader in open_source(item)]
         return [Table(source)]
+    if hasattr(source, "column_names") and isinstance(source, dict):
+        raise TypeError(f"several splits were given: choose one, such as dataset[{next(iter(source), 'train')!r}]")
     if hasattr(source, "column_names") and hasattr(source, "info"):
-        if isinstance(source, dict):
-            raise TypeError(f"several splits were given: choose one, such as dataset[{next(iter(source), 'train')!r}]")
         if not hasattr(source, "__len__"):
             raise TypeError("a streamed dataset has no length: load it without streaming=True, or save it to a file")
         if not len(source):

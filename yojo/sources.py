@@ -81,6 +81,8 @@ def rewardbench2(record):
     chosen, rejected = _listed(record.get("chosen"), "chosen"), _listed(record.get("rejected"), "rejected")
     if chosen is None or rejected is None:
         raise ValueError(f"chosen and rejected must be lists of strings{_columns(record)}")
+    if not chosen:
+        raise ValueError("chosen is empty: no response has rank 1")
     return Fields(
         prompt=_prompt(record, "prompt"),
         responses=[*chosen, *rejected],
@@ -243,8 +245,9 @@ def detect(record, columns):
         if has({"completions", prompt}):
             return name
     if has({"chosen", "rejected"}):
-        chosen = record.get("chosen")
-        if isinstance(chosen, (list, tuple)) and has({"prompt"}) and all(isinstance(item, str) for item in chosen):
+        chosen, rejected = record.get("chosen"), record.get("rejected")
+        lists = all(isinstance(value, (list, tuple)) for value in (chosen, rejected))
+        if lists and has({"prompt"}) and all(isinstance(item, str) for item in (*chosen, *rejected)):
             return "rewardbench2"
         return "rlaifv" if has({"question"}) and not has({"prompt"}) and isinstance(chosen, str) else "trl"
     return "llava_critic" if has({"conversations"}) else None
