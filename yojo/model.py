@@ -269,6 +269,11 @@ def _separators_in(self, args, kwargs):
 
 def _score_plain(self, is_separator, rankings, args, kwargs):
     config = self.yojo.config
+    if config.format == "mr2rm":
+        raise ValueError(
+            "ordinary [B, L] inputs do not say where a row of format='mr2rm' ends, and its last response has no "
+            "separator behind it: use yojo.Collator"
+        )
     if config.mode != "comparative" or config.permutations != 1:
         raise ValueError(
             f"ordinary [B, L] inputs with separators are scored in comparative mode only, and the model is patched "
