@@ -12,7 +12,7 @@ import yojo
 from yojo import card as cards
 from yojo.config import YojoConfig
 from yojo.folders import files_of, replaced_folder
-from yojo.patch import patch, patched_base, unwrap
+from yojo.patch import patch, patched_base
 from yojo.processors import load_processor
 
 __all__ = ["import_mr2rm", "load_pretrained", "merge", "replaced_folder", "save_pretrained"]
@@ -64,7 +64,7 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
     adapter = _peft_model(reward_model.model)
     if card:
         cards.check(provenance)
-    state = _plain_names((adapter or base).state_dict() if state_dict is None else state_dict)
+    state = _plain_names((base if adapter is None else adapter).state_dict() if state_dict is None else state_dict)
     head = _head_tensors(reward_model, base, adapter, state)
     known = (path / CONFIG_FILE).is_file()
     foreign = [name for name in _ADAPTERS if not known and path.is_dir() and list(path.glob(name))]
@@ -477,8 +477,13 @@ def _active_head(base):
 
 
 def _peft_model(model):
-    while model is not None:
-        if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+    """The PEFT model inside torch.compile and DistributedDataParallel, or None."""
+    while True:
+        if hasattr(model, "_orig_mod"):  # first, since a compiled model has all attributes of the one inside
+            model = model._orig_mod
+        elif hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
             return model
-        model = getattr(model, "_orig_mod", None) or (model.module if unwrap(model) is not model else None)
-    return None
+        elif isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return None
