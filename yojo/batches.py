@@ -14,6 +14,7 @@ import random
 import torch
 
 from yojo.packing import Example, orders
+from yojo.videos import Video, frame_files
 
 VIDEO_TOKENS = 2048  # what a video is taken to have where its frames cannot be counted without decoding it
 PIXELS_PER_TOKEN = 28 * 28  # of an image, where the processor does not say
@@ -179,7 +180,7 @@ class CostEstimate:
         if sizes:
             tokens += self._image_tokens(sizes)
         for video in videos:
-            frames = video if isinstance(video, (list, tuple)) else None
+            frames = _frames(video)
             size = _image_size(frames[0]) if frames else None
             tokens += VIDEO_TOKENS if size is None else len(frames) * self._image_tokens([size]) // 2
         return tokens
@@ -212,6 +213,14 @@ def _media_of(example):
                 images += [part[key] for key in ("image",) if part.get(key) is not None]
                 videos += [part[key] for key in ("video",) if part.get(key) is not None]
     return images, videos
+
+
+def _frames(video):
+    """The frames of a folder or a list of them; None for a file, which would have to be decoded."""
+    source = video.source if isinstance(video, Video) else video
+    if isinstance(source, (str, os.PathLike)):
+        return frame_files(source) if os.path.isdir(source) else None
+    return source if isinstance(source, (list, tuple)) else None
 
 
 def _image_size(source):

@@ -274,6 +274,11 @@ def _separators_in(self, args, kwargs):
 
 def _score_plain(self, is_separator, rankings, args, kwargs):
     config = self.yojo.config
+    if config.format == "mr2rm":
+        raise ValueError(
+            "ordinary [B, L] inputs do not say where a row of format='mr2rm' ends, and its last response has no "
+            "separator behind it: use yojo.Collator"
+        )
     if config.mode != "comparative" or config.permutations != 1:
         raise ValueError(
             f"ordinary [B, L] inputs with separators are scored in comparative mode only, and the model is patched "
@@ -466,11 +471,39 @@ class RewardModel:
         scores = scores.float().cpu()
         return [row[: len(item.responses)].clone() for row, item in zip(scores, encoded, strict=True)]
 
-    def save_pretrained(self, path):
+    def save_pretrained(self, path, **options):
         """Write everything that changes a score into a folder; see `yojo.checkpoint.save_pretrained`."""
         from yojo.checkpoint import save_pretrained
 
-        save_pretrained(self, path)
+        save_pretrained(self, path, **options)
+
+    def push_to_hub(self, repo_id, private=None, token=None, commit_message=None, **options):
+        """Save into a temporary folder and upload it to the hub; the repository is made if it is missing.
+
+        Args:
+            repo_id: "name/repository".
+            private: whether a new repository is private; the account's default by default.
+            token: a hub token; the one that is logged in by default.
+            commit_message: of the upload.
+            **options: of `yojo.checkpoint.save_pretrained`, such as provenance.
+
+        Returns:
+            What `huggingface_hub.HfApi.upload_folder` returns.
+        """
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(f"{folder}/model", **options)
+            api.create_repo(repo_id, private=private, repo_type="model", exist_ok=True)
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=f"{folder}/model",
+                repo_type="model",
+                commit_message=commit_message or "Upload a YOJO reward model",
+            )
 
     @classmethod
     def from_pretrained(cls, path, **kwargs):

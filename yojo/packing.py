@@ -9,6 +9,7 @@ import torch
 from yojo import families, media
 from yojo.images import load_image
 from yojo.model import Separators
+from yojo.mr2rm import ConversationEncoder
 from yojo.patch import patched_base, separator_id_of, tokenizer_of
 from yojo.videos import load_video
 from yojo_kernels import Layout
@@ -119,6 +120,7 @@ class Encoded:
         vision: dict name -> tensor, the processor's vision tensors.
         responses: N lists of token ids, each closed by the separator.
         rankings: N numbers or None.
+        open_end: the last response is closed by no separator: it reaches to the last of its tokens (format="mr2rm").
     """
 
     name: str
@@ -130,6 +132,7 @@ class Encoded:
     vision: dict
     responses: list
     rankings: list | None
+    open_end: bool = False
 
     def num_tokens(self, config):
         """Tokens this example takes in a packed row."""
@@ -207,25 +210,35 @@ class Collator:
         name = example.name if example.id is not None else f"example {place}"
         if example.rankings is not None:
             _check_ranks(example.rankings, self.config.loss, name)
-        prompt = PromptEncoder(self.processor, self.tokenizer, name)(example)
+        prompts = PromptEncoder(self.processor, self.tokenizer, name)
+        if self.config.format == "mr2rm":
+            whole = ConversationEncoder(prompts, self.config.separator, self.separator_id, self.forbidden)(example)
+            return self._encoded(whole.inputs, whole.responses, example.rankings, name)
         responses = [self._plain_ids(text, i, name) for i, text in enumerate(example.responses)]
-        return self.from_processed(prompt, responses, rankings=example.rankings, name=name)
+        return self.from_processed(prompts(example), responses, rankings=example.rankings, name=name)
 
     def from_processed(self, prompt, responses, *, rankings=None, name="example"):
         """The same from what a processor has made already.
 
         Args:
-            prompt: dict of the processor's outputs for one prompt, generation prompt included: `input_ids` [1, P]
-                int64, its token types if it has any, vision tensors.
-            responses: N lists of token ids, without the separator.
+            prompt: dict of the processor's outputs for one prompt, up to where the first response begins (for the
+                format "yojo", generation prompt included): `input_ids` [1, P] int64, its token types if it has any,
+                vision tensors.
+            responses: N lists of token ids, without the separator. For the format "mr2rm" the line breaks around
+                separators are among them, and the template's end belongs to the last one.
             rankings: N numbers, or None.
             name: how errors name the example.
 
         Returns:
             `Encoded`.
         """
+        closed = [[*ids, self.separator_id] for ids in responses]
+        if self.config.format == "mr2rm":
+            closed[-1] = closed[-1][:-1]
+        return self._encoded(prompt, closed, rankings, name)
+
+    def _encoded(self, prompt, responses, rankings, name):
         prompt_ids = prompt["input_ids"][0]
-        responses = [[*ids, self.separator_id] for ids in responses]
         if self.window is not None and len(prompt_ids) > self.window:
             raise ValueError(
                 f"{name}: the prompt has {len(prompt_ids)} tokens, the model's sliding window {self.window}: "
@@ -246,6 +259,7 @@ class Collator:
             },
             responses=responses,
             rankings=rankings,
+            open_end=self.config.format == "mr2rm",
         )
         tokens = encoded.num_tokens(self.config)
         if self.max_length is not None and tokens > self.max_length:
@@ -283,7 +297,8 @@ class Collator:
                 )
                 blocks.append(torch.full((len(branch_ids),), -1))
                 for n in branch:
-                    sample[n].append((row, row + len(item.responses[n]) - 1))
+                    closed = not (item.open_end and n == len(item.responses) - 1)
+                    sample[n].append((row, row + len(item.responses[n]) - closed))
                     row += len(item.responses[n])
             branch_lengths.append([sum(len(item.responses[n]) for n in branch) for branch in branches])
             spans.append(sample)
@@ -402,6 +417,21 @@ class PromptEncoder:
 
     def __call__(self, example):
         """The processor's outputs for the prompt: dict of tensors, `input_ids` [1, P] among them."""
+        messages, options = self.messages(example)
+        try:
+            return self.tensors(self._run(messages, options))
+        except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, StopIteration) as error:
+            raise ValueError(
+                f"{self.name}: {type(self.processor).__name__} could not process the prompt: {error}"
+            ) from error
+
+    def messages(self, example):
+        """The prompt as the processor takes it.
+
+        Returns:
+            (messages, options): chat messages whose content is a list of parts, images and frames loaded and in their
+            places; and what the processor must be told of the videos, keyword arguments.
+        """
         messages = [{"role": "user", "content": example.prompt}] if isinstance(example.prompt, str) else example.prompt
         messages = [{**turn, "content": self._parts(turn["content"])} for turn in messages]
         media = {"image": list(example.images), "video": list(example.videos)}
@@ -420,13 +450,7 @@ class PromptEncoder:
                 elif part["type"] == "video":
                     part["video"], *sampling = load_video(part["video"], f"{self.name}: video {len(videos)}")
                     videos.append(sampling)
-        options = self._video_options(videos)
-        try:
-            return self._tensors(self._run(messages, options))
-        except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, StopIteration) as error:
-            raise ValueError(
-                f"{self.name}: {type(self.processor).__name__} could not process the prompt: {error}"
-            ) from error
+        return messages, self._video_options(videos)
 
     def _parts(self, content):
         if isinstance(content, str):
@@ -531,7 +555,8 @@ class PromptEncoder:
         inputs = {f"{kind}s": [items] for kind, items in media.items() if items}
         return self.processor(text=[text], return_tensors="pt", **inputs, **options)
 
-    def _tensors(self, outputs):
+    def tensors(self, outputs):
+        """A processor's outputs for one prompt, all of them tensors."""
         tensors = {}
         for key, value in outputs.items():
             if isinstance(value, torch.Tensor) or key in _NOT_FOR_THE_MODEL:
