@@ -311,6 +311,23 @@ def _with_adapter(base, path):
     return model
 
 
+def _load_adapter(model, path):
+    """Put a folder's adapter weights into a live model's adapter of the same make."""
+    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(path / ADAPTER_FILE)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path / ADAPTER_FILE} is missing or damaged: {error}") from error
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wrong = sorted(set(own) ^ set(weights)) or sorted(n for n in own if own[n].shape != weights[n].shape)
+    if wrong:
+        raise ValueError(f"{path / ADAPTER_FILE} does not fit the model's adapter: {', '.join(wrong[:3])}")
+    set_peft_model_state_dict(model, weights)
+
+
 def _check_adapter_head(base, head, path):
     if not hasattr(base.score, "modules_to_save"):
         return
@@ -445,7 +462,7 @@ def _read_head(path):
 
 
 def _load_head(base, head, file):
-    parameters = dict(base.score.named_parameters())
+    parameters = dict(_active_head(base).named_parameters())
     expected = {*parameters, SEPARATOR_ROW}
     if set(head) != expected:
         missing, extra = sorted(expected - set(head)), sorted(set(head) - expected)

@@ -94,23 +94,23 @@ def load_weights(model, path):
 
     path = Path(path)
     base = patched_base(model, "load_weights")
-    description, head = checkpoint.read(path)
+    description, head = checkpoint._read_description(path), checkpoint._read_head(path)
     config = YojoConfig.from_dict(description["config"])
     if config != base.yojo.config:
         raise ValueError(f"{path} was saved with {config}, the model is patched with {base.yojo.config}")
-    adapter = checkpoint.peft_model(model)
+    adapter = checkpoint._peft_model(model)
     if description["adapter"] != (adapter is not None):
         have, lacks = ("an adapter", "none") if description["adapter"] else ("a full model", "an adapter")
         raise ValueError(f"{path} holds {have}, the model to resume has {lacks}: tune must be what it was")
     if adapter is not None:
-        checkpoint.load_adapter(adapter, path)
+        checkpoint._load_adapter(adapter, path)
     else:
         saved = type(base).from_pretrained(path, dtype=base.dtype)
         missing, unknown = base.load_state_dict(saved.state_dict(), strict=False)
         missing = [name for name in missing if not name.startswith("score.")]
         if missing or unknown:
             raise ValueError(f"{path} does not fit the model: missing {missing[:5]}, unknown {unknown[:5]}")
-    checkpoint.load_head(base, head, path)
+    checkpoint._load_head(base, head, path / checkpoint.HEAD_FILE)
 
 
 def _publish(staged, target):
