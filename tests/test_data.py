@@ -74,6 +74,15 @@ def test_files_of_every_kind(tmp_path, kind):
         assert records[4].id == f"{path.name}:5" and records.format == "yojo"
 
 
+def test_a_change_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(png())
+    records = data.load(write_lines(tmp_path / "a.jsonl", [GOOD | {"image": "a.png"}]).relative_to(tmp_path))
+    records = pickle.loads(pickle.dumps(records))
+    monkeypatch.chdir("/")
+    assert load_image(records[0].images[0], "image").size == (8, 8)
+
+
 def test_folders_and_lists_of_shards(tmp_path):
     folder = tmp_path / "data"
     for shard in (10, 9, 1):
@@ -323,6 +332,14 @@ RECORDS = {
         {"prompt": "Which digit?", "chosen": [*TURNS, *said("7")], "rejected": [*TURNS, *said("2")], "score_chosen": 8.0},
         "trl", TURNS, ["7", "2"], [1, 2],
     ),
+    "trl, the prompt twice": (
+        {"prompt": TURNS[1:], "chosen": [*TURNS, *said("7")], "rejected": [*TURNS, *said("2")]},
+        "trl", TURNS, ["7", "2"], [1, 2],
+    ),
+    "trl, the prompt in two pieces": (
+        {"prompt": TURNS[:1], "chosen": [TURNS[1], *said("7")], "rejected": [TURNS[1], *said("2")]},
+        "trl", TURNS, ["7", "2"], [1, 2],
+    ),
     "hh-rlhf": (
         {
             "chosen": "\n\nHuman: Hello\n\nAssistant: Yes?\n\nHuman: Which digit?\n\nAssistant: 7",
@@ -506,6 +523,14 @@ def ultrafeedback(**changes):
             {"prompt": "Another?", "chosen": [*TURNS, *said("a")], "rejected": [*TURNS, *said("c")]},
             "prompt and chosen disagree",
         ),
+        (
+            {
+                "prompt": [*TURNS, *said("?"), TURNS[1]],
+                "chosen": [*TURNS, *said("a")],
+                "rejected": [*TURNS, *said("c")],
+            },
+            "prompt and chosen disagree: they share some messages",
+        ),
         ({"prompt": "x", "chosen": said([{"type": "image"}]), "rejected": said("b")}, "chosen must be text alone"),
         ({"prompt": "x", "chosen": ["a"], "rejected": []}, "one response only"),
         ({"prompt": "x", "chosen": ["a", "b"], "rejected": []}, "all 2 responses are tied"),
@@ -516,6 +541,7 @@ def ultrafeedback(**changes):
             "completion 0 has no numeric rating in any aspect",
         ),
         (ultrafeedback(annotations=rated("4", "good", "3", "3")), "completion 0: honesty is rated 'good', which is no"),
+        (ultrafeedback(annotations=rated("4/5", "3", "3", "3")), "helpfulness is rated '4/5', which is no number"),
         (ultrafeedback(annotations=None), "completion 0 has no annotations to rank it by"),
         (ultrafeedback(response=None), "response 0 must be a string, got NoneType"),
         (ULTRAFEEDBACK | {"completions": []}, "no responses"),
