@@ -1,7 +1,6 @@
 """Preference data: readers, every format, the checks on records, mixtures and draws of responses."""
 
 import base64
-import datetime
 import itertools
 import json
 import os
@@ -692,7 +691,9 @@ def test_images_that_are_not_there(tmp_path, image, message):
         data.load(path)[0]
 
 
-def test_urls_are_fetched_when_allowed():
+def test_urls_are_fetched_when_allowed(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             found = self.path == "/a.png"
@@ -718,7 +719,7 @@ def test_urls_are_fetched_when_allowed():
 # ---- mixtures ----
 
 
-@hypothesis.settings(max_examples=60, deadline=datetime.timedelta(seconds=2))
+@hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4),
     weights=st.lists(st.sampled_from([0.1, 0.25, 0.3, 0.5, 1, 1.5, 2, 3.7]), min_size=4, max_size=4),
@@ -795,6 +796,7 @@ def test_spawned_workers_and_mixtures_of_files(tmp_path):
 # ---- draws ----
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     rankings=st.lists(st.integers(1, 3), min_size=1, max_size=6), seed=st.integers(0, 99), share=st.floats(0, 1)
 )
