@@ -1,7 +1,6 @@
 """Preference data: readers, every format, the checks on records, mixtures and draws of responses."""
 
 import base64
-import datetime
 import itertools
 import json
 import os
@@ -72,6 +71,15 @@ def test_files_of_every_kind(tmp_path, kind):
     for records in (data.load(path), pickle.loads(pickle.dumps(data.load(path)))):
         assert [records[i].prompt for i in (4, 0, 2, 1, 3)] == [rows[i]["prompt"] for i in (4, 0, 2, 1, 3)]
         assert records[4].id == f"{path.name}:5" and records.format == "yojo"
+
+
+def test_a_change_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(png())
+    records = data.load(write_lines(tmp_path / "a.jsonl", [GOOD | {"image": "a.png"}]).relative_to(tmp_path))
+    records = pickle.loads(pickle.dumps(records))
+    monkeypatch.chdir("/")
+    assert load_image(records[0].images[0], "image").size == (8, 8)
 
 
 def test_folders_and_lists_of_shards(tmp_path):
@@ -323,6 +331,14 @@ RECORDS = {
         {"prompt": "Which digit?", "chosen": [*TURNS, *said("7")], "rejected": [*TURNS, *said("2")], "score_chosen": 8.0},
         "trl", TURNS, ["7", "2"], [1, 2],
     ),
+    "trl, the prompt twice": (
+        {"prompt": TURNS[1:], "chosen": [*TURNS, *said("7")], "rejected": [*TURNS, *said("2")]},
+        "trl", TURNS, ["7", "2"], [1, 2],
+    ),
+    "trl, the prompt in two pieces": (
+        {"prompt": TURNS[:1], "chosen": [TURNS[1], *said("7")], "rejected": [TURNS[1], *said("2")]},
+        "trl", TURNS, ["7", "2"], [1, 2],
+    ),
     "hh-rlhf": (
         {
             "chosen": "\n\nHuman: Hello\n\nAssistant: Yes?\n\nHuman: Which digit?\n\nAssistant: 7",
@@ -506,6 +522,14 @@ def ultrafeedback(**changes):
             {"prompt": "Another?", "chosen": [*TURNS, *said("a")], "rejected": [*TURNS, *said("c")]},
             "prompt and chosen disagree",
         ),
+        (
+            {
+                "prompt": [*TURNS, *said("?"), TURNS[1]],
+                "chosen": [*TURNS, *said("a")],
+                "rejected": [*TURNS, *said("c")],
+            },
+            "prompt and chosen disagree: they share some messages",
+        ),
         ({"prompt": "x", "chosen": said([{"type": "image"}]), "rejected": said("b")}, "chosen must be text alone"),
         ({"prompt": "x", "chosen": ["a"], "rejected": []}, "one response only"),
         ({"prompt": "x", "chosen": ["a", "b"], "rejected": []}, "all 2 responses are tied"),
@@ -516,6 +540,7 @@ def ultrafeedback(**changes):
             "completion 0 has no numeric rating in any aspect",
         ),
         (ultrafeedback(annotations=rated("4", "good", "3", "3")), "completion 0: honesty is rated 'good', which is no"),
+        (ultrafeedback(annotations=rated("4/5", "3", "3", "3")), "helpfulness is rated '4/5', which is no number"),
         (ultrafeedback(annotations=None), "completion 0 has no annotations to rank it by"),
         (ultrafeedback(response=None), "response 0 must be a string, got NoneType"),
         (ULTRAFEEDBACK | {"completions": []}, "no responses"),
@@ -666,7 +691,9 @@ def test_images_that_are_not_there(tmp_path, image, message):
         data.load(path)[0]
 
 
-def test_urls_are_fetched_when_allowed():
+def test_urls_are_fetched_when_allowed(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             found = self.path == "/a.png"
@@ -692,7 +719,7 @@ def test_urls_are_fetched_when_allowed():
 # ---- mixtures ----
 
 
-@hypothesis.settings(max_examples=60, deadline=datetime.timedelta(seconds=2))
+@hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4),
     weights=st.lists(st.sampled_from([0.1, 0.25, 0.3, 0.5, 1, 1.5, 2, 3.7]), min_size=4, max_size=4),
@@ -769,6 +796,7 @@ def test_spawned_workers_and_mixtures_of_files(tmp_path):
 # ---- draws ----
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     rankings=st.lists(st.integers(1, 3), min_size=1, max_size=6), seed=st.integers(0, 99), share=st.floats(0, 1)
 )

@@ -2,6 +2,8 @@
 
 import re
 import struct
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -176,6 +178,41 @@ def test_files_that_decode(tmp_path):
     (tmp_path / "b.mp4").write_bytes(MP4)
     with pytest.raises(ValueError, match=r"video 0: .*b\.mp4 cannot be decoded"):
         decode_video(tmp_path / "b.mp4", "video 0")
+
+
+class Decoder:
+    """What torchcodec does with a file, in short: the frames are its digits."""
+
+    def __init__(self, path):
+        with open(path) as file:
+            self.frames = file.read()
+        if self.frames == "broken":
+            raise RuntimeError("no stream")
+
+    def __len__(self):
+        return len(self.frames.strip())
+
+    def __getitem__(self, index):
+        return self.frames[index]
+
+
+def test_files_that_torchcodec_decodes(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
+    decoders = types.ModuleType("torchcodec.decoders")
+    decoders.VideoDecoder = Decoder
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
+    path = tmp_path / "a.webm"
+    path.write_text("123")
+    decode_video(path, "video 0")
+    path.write_text(" ")
+    with pytest.raises(ValueError, match=r"video 0: a video with no frames: .*a\.webm"):
+        decode_video(path, "video 0")
+    path.write_text("broken")
+    with pytest.raises(ValueError, match=r"video 0: .*a\.webm cannot be decoded: no stream"):
+        decode_video(path, "video 0")
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    decode_video(path, "video 0")  # nothing here can decode it
 
 
 # ---- through processors ----

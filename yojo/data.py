@@ -1,7 +1,5 @@
 """Files and records -> `Example`, checked: `load`, mixtures of sources, and draws of responses."""
 
-import base64
-import binascii
 import bisect
 import dataclasses
 import fractions
@@ -9,18 +7,14 @@ import itertools
 import math
 import os
 import random
-import urllib.parse
-import urllib.request
 from pathlib import Path
 
+from yojo.lookup import find_image, find_videos
 from yojo.packing import Example
 from yojo.readers import ColumnError, DataError, MediaError, open_source
 from yojo.sources import COLUMNS, FIELDS, FORMATS, detect
-from yojo.videos import Video, check_video
 
 __all__ = ["ColumnError", "DataError", "MediaError", "Mixture", "Records", "choose_responses", "load", "shuffled"]
-
-URL_TIMEOUT = 30.0  # seconds
 
 
 def load(
@@ -152,7 +146,7 @@ class Records:
         root = self._root or reader.folder
         try:
             images = [find_image(image, root, self.allow_urls, f"image {i}") for i, image in enumerate(fields.images)]
-            videos = _find_videos(fields.videos, fields.fps, root)
+            videos = find_videos(fields.videos, fields.fps, root)
             prompt = self._inline(fields.prompt, root)
         except (TypeError, ValueError, OSError) as error:
             raise reader.error(str(error), at, MediaError) from error
@@ -186,7 +180,7 @@ class Records:
             return {"type": kind}
         if kind == "image":
             return {"type": kind, kind: find_image(source, root, self.allow_urls, "an image of the prompt")}
-        return {"type": kind, kind: _find_videos([source], part.get("fps"), root)[0]}
+        return {"type": kind, kind: find_videos([source], part.get("fps"), root)[0]}
 
     def _rankings(self, fields):
         count = len(fields.responses)
@@ -268,97 +262,6 @@ def check_targets(targets, count):
     if abs(sum(targets) - 1) > 1e-3:
         raise ValueError(f"targets must sum to 1, got {targets}, which sum to {sum(targets):g}")
     return [float(target) for target in targets]
-
-
-# ---- media ----
-
-
-def find_image(source, root, allow_urls, name):
-    """An image of a record as `Example.images` takes it, not yet read.
-
-    Args:
-        source: path (relative ones start at `root`), data URL, http(s) URL, bytes, {"bytes", "path"} as `datasets`
-            stores it, PIL image or array.
-        root: folder.
-        allow_urls: fetch http(s) URLs.
-        name: how errors name it.
-
-    Returns:
-        absolute or root-relative path, bytes, PIL image or array.
-
-    Raises:
-        ValueError: nothing there, a missing file, a URL that is not allowed or cannot be fetched.
-    """
-    if isinstance(source, dict):
-        inner = next((source[key] for key in ("bytes", "path", "url") if source.get(key) is not None), None)
-        if inner is None:
-            raise ValueError(f"{name} has neither bytes nor path: {sorted(source)}")
-        source = inner
-    if source is None or (isinstance(source, (str, bytes)) and not source):
-        raise ValueError(f"{name} is empty")
-    if not isinstance(source, (str, os.PathLike)):
-        return source
-    text = os.fspath(source)
-    if text.startswith("data:"):
-        return _data_url(text, name)
-    if text.startswith(("http://", "https://")):
-        if not allow_urls:
-            raise ValueError(
-                f"{name}: {text} is a URL: download it first, or allow fetching with allow_urls=True (--allow-urls)"
-            )
-        return _fetch(text, name)
-    path = _local(text, root)
-    if not os.path.isfile(path):
-        what = "a folder, not an image" if os.path.isdir(path) else "no such file"
-        raise ValueError(f"{name}: {what}: {path}; relative paths start at image_root (--image-root), {root} here")
-    return path
-
-
-def _find_videos(sources, fps, root):
-    rates = list(fps) if isinstance(fps, (list, tuple)) else [fps] * len(sources)
-    if len(rates) != len(sources):
-        raise ValueError(f"{len(rates)} fps for {len(sources)} videos: give one number, or one for each")
-    videos = []
-    for i, (source, rate) in enumerate(zip(sources, rates, strict=True)):
-        name = f"video {i}"
-        if isinstance(source, dict) and isinstance(source.get("path"), str):
-            source = source["path"]
-        if isinstance(source, (list, tuple)):
-            source = [find_image(frame, root, False, f"{name}: frame {j}") for j, frame in enumerate(source)]
-        elif isinstance(source, (str, os.PathLike)) and str(source):
-            remote = os.fspath(source).startswith(("http://", "https://"))
-            source = source if remote else _local(os.fspath(source), root)
-        else:
-            raise ValueError(
-                f"{name} must be a path of a file or a folder of frames, or a list of frames, got {type(source).__name__}"
-            )
-        check_video(source, name)
-        videos.append(Video(source, rate))
-    return videos
-
-
-def _local(text, root):
-    if text.startswith("file://"):
-        text = urllib.parse.unquote(urllib.parse.urlparse(text).path)
-    return os.path.join(root, text)  # an absolute path stays as it is
-
-
-def _data_url(text, name):
-    head, comma, body = text.partition(",")
-    try:
-        if not comma or not head.endswith(";base64"):
-            raise ValueError("it must be data:image/...;base64,...")
-        return base64.b64decode(body, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(f"{name}: the data URL {head[:40]}... cannot be read: {error}") from error
-
-
-def _fetch(url, name):
-    try:
-        with urllib.request.urlopen(url, timeout=URL_TIMEOUT) as answer:
-            return answer.read()
-    except OSError as error:
-        raise ValueError(f"{name}: {url} cannot be fetched: {error}") from error
 
 
 # ---- column maps ----

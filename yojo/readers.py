@@ -131,7 +131,8 @@ class File(Reader):
     def __init__(self, path, name=None):
         path = Path(path)
         super().__init__(name or path.name)
-        self.file, self.folder = path, path.parent
+        self.file, self.path = path, path.absolute()  # so that a change of the working directory breaks nothing
+        self.folder = self.path.parent
 
 
 class JsonLines(File):
@@ -165,7 +166,7 @@ class JsonLines(File):
 
     def read(self, index):
         if self._open is None:
-            self._open = open(self.file, "rb")  # noqa: SIM115  kept for the next record
+            self._open = open(self.path, "rb")  # noqa: SIM115  kept for the next record
         data = os.pread(self._open.fileno(), self.lengths[index], self.starts[index])
         try:
             text = data.decode("utf-8-sig" if self.starts[index] == 0 else "utf-8")
@@ -213,7 +214,7 @@ class Json(File):
     def _load(self):
         file = str(self.file)
         try:
-            content = json.loads(self.file.read_bytes().decode("utf-8-sig"))
+            content = json.loads(self.path.read_bytes().decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             raise DataError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8", file) from error
         except json.JSONDecodeError as error:
@@ -291,7 +292,7 @@ class Parquet(File):
                     f"{self.file}: Parquet needs pyarrow: pip install 'yojo[train]'", str(self.file)
                 ) from error
             try:
-                self._open = (os.getpid(), parquet.ParquetFile(self.file))
+                self._open = (os.getpid(), parquet.ParquetFile(self.path))
             except (OSError, pyarrow.ArrowException) as error:
                 raise self.error(f"not a complete Parquet file: {error}") from error
         return self._open[1]

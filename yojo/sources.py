@@ -6,6 +6,8 @@ import math
 import re
 import typing
 
+from yojo import critic
+
 
 @dataclasses.dataclass
 class Fields:
@@ -137,66 +139,15 @@ def nemo_rl(record):
     return Fields(prompt=_prompt(record, "context"), responses=responses, rankings=ranks, images=_images(record))
 
 
-_BRACKETS = re.compile(
-    r"Question: \[(?P<question>.*?)\]\s*\n\s*"
-    r"(?:The first response|Response 1|Response A): \[(?P<first>.*?)\]\s*\n\s*"
-    r"(?:The second response|Response 2|Response B): \[(?P<second>.*)\]",
-    re.DOTALL,
-)
-_ARENA = re.compile(
-    r"<\|User Prompt\|>(?P<question>.*?)<\|The Start of Assistant A's Answer\|>(?P<first>.*?)"
-    r"<\|The End of Assistant A's Answer\|>\s*<\|The Start of Assistant B's Answer\|>(?P<second>.*?)"
-    r"<\|The End of Assistant B's Answer\|>",
-    re.DOTALL,
-)
-_LLAVA_BENCH = re.compile(
-    r"\[Question\](?P<question>.*?)\[Assistant 1\](?P<first>.*?)\[End of Assistant 1\]\s*"
-    r"\[Assistant 2\](?P<second>.*?)\[End of Assistant 2\]",
-    re.DOTALL,
-)
-_ONE_RESPONSE = re.compile(
-    r"Question: \[(?P<question>.*?)\]\s*\n\s*(?:The LMM response|The response|Response): \[(?P<response>.*)\]",
-    re.DOTALL,
-)
-_CAPTION = re.compile(r"Text Caption:(?P<response>.*?)\n\s*From 0 to 100", re.DOTALL)
-_BETTER = re.compile(
-    r"better response\s*(?:is)?\s*:?\s*(?:\[\s*(first|second|1|2|A|B)\s*\]|(?:the\s+)?(first|second)\b)", re.IGNORECASE
-)
-
-
 def llava_critic(record):
-    """LLaVA-Critic-113k: a judge's prompt with a question and two responses, and its verdict, in `conversations`.
-
-    Three layouts hold two responses: brackets ("The first response: [...]", "The better response: [first]"), arena
-    ("<|The Start of Assistant A's Answer|>", "[[A>B]]") and two scores ("[Assistant 1]", "8 6"). The pointwise ones
-    hold one response, which cannot be ranked.
-    """
+    """LLaVA-Critic-113k: a judge's prompt with a question and two responses, and its verdict, in `conversations`."""
     turns = _rows(record.get("conversations"), "conversations")
     if len(turns) != 2 or [turn.get("from") for turn in turns] != ["human", "gpt"]:
         raise ValueError(
             f"a LLaVA-Critic record has a human turn and a gpt turn, got {[turn.get('from') for turn in turns]}"
         )
-    human, verdict = (turn.get("value") for turn in turns)
-    if not isinstance(human, str) or not isinstance(verdict, str):
-        raise ValueError("the turns of conversations need a string under 'value'")
-    human = re.sub(r"\s*<image>\s*", "\n", human).strip()
-    for pattern, judged in ((_BRACKETS, _better), (_ARENA, _arena), (_LLAVA_BENCH, _two_scores)):
-        found = pattern.search(human)
-        if found:
-            rankings = judged(verdict)
-            if rankings is None:
-                raise ValueError(f"no verdict can be read from the judgment {_end_of(verdict)!r}")
-            question, *responses = (found[name].strip() for name in ("question", "first", "second"))
-            return Fields(prompt=question, responses=responses, rankings=rankings, images=_images(record))
-    for pattern in (_ONE_RESPONSE, _CAPTION):
-        found = pattern.search(human)
-        if found:
-            question = found["question"] if "question" in pattern.groupindex else "Describe the image."
-            return Fields(prompt=question.strip(), responses=[found["response"].strip()], images=_images(record))
-    raise ValueError(
-        "conversations hold no LLaVA-Critic judgment: no question with two responses is found in the human turn, which "
-        f"begins {human[:60]!r}"
-    )
+    question, responses, rankings = critic.parse(*(turn.get("value") for turn in turns))
+    return Fields(prompt=question, responses=responses, rankings=rankings, images=_images(record))
 
 
 FORMATS = {
@@ -405,7 +356,7 @@ def _rating(value, name):
     if value is None or (isinstance(value, str) and value.strip().lower() in ("", "n/a", "na", "none")):
         return None
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or (isinstance(value, str) and "/" in value):
             raise ValueError
         return fractions.Fraction(value.strip() if isinstance(value, str) else value)
     except (TypeError, ValueError, OverflowError, ZeroDivisionError):
@@ -452,8 +403,12 @@ def _shared_turns(prompt, chosen, rejected):
     turns = chosen[:shared]
     if isinstance(prompt, str) and not any(prompt.strip() == _text(turn).strip() for turn in turns):
         raise ValueError("prompt and chosen disagree: no message of chosen says what prompt says")
-    if isinstance(prompt, (list, tuple)) and clean_messages(prompt) != turns:
-        turns = [*clean_messages(prompt), *turns]
+    if isinstance(prompt, (list, tuple)):
+        prompt = clean_messages(prompt)
+        if turns[: len(prompt)] != prompt and turns[-len(prompt) :] != prompt:
+            if any(turn in turns for turn in prompt):
+                raise ValueError("prompt and chosen disagree: they share some messages, but not all of prompt")
+            turns = [*prompt, *turns]
     return turns, responses
 
 
@@ -474,25 +429,6 @@ def _shared_wrapper(chosen, rejected):
             "in the last reply only"
         )
     return unwrapped(chosen[: ends[0]]), chosen[ends[0] :].strip(), rejected[ends[1] :].strip()
-
-
-def _better(verdict):
-    found = _BETTER.findall(verdict)
-    if found:
-        return [1, 2] if "".join(found[-1]).lower() in ("first", "1", "a") else [2, 1]
-    return [1, 1] if re.search(r"equally (good|well)", _end_of(verdict, 300), re.IGNORECASE) else None
-
-
-def _arena(verdict):
-    found = re.findall(r"\[\[(A>>B|A>B|A=B|B>A|B>>A)\]\]", verdict)
-    if not found:
-        return None
-    return [1, 1] if "=" in found[-1] else [1, 2] if found[-1].startswith("A") else [2, 1]
-
-
-def _two_scores(verdict):
-    found = re.match(r"\s*(\d+(?:\.\d+)?)[\s,]+(\d+(?:\.\d+)?)\s*(?:\n|$)", verdict)
-    return dense_ranks([float(found[1]), float(found[2])]) if found else None
 
 
 def _is_number(value):

@@ -133,7 +133,7 @@ def load_video(source, name):
 
 
 def decode_video(source, name):
-    """Decode every frame of a folder or list, and the first frame of a file where PyAV is installed.
+    """Decode every frame of a folder or list, and the first of a file where PyAV or torchcodec is installed.
 
     Raises:
         ValueError: as `load_video`, or a file without a frame that can be decoded.
@@ -142,16 +142,27 @@ def decode_video(source, name):
     if metadata is not None or not isinstance(video, str):
         return
     try:
-        import av
+        found = _first_frame(video)
     except ImportError:
         return
-    try:
-        with av.open(video) as container:
-            found = next(container.decode(video=0), None)
-    except (av.error.FFmpegError, IndexError, OSError, ValueError) as error:
+    except (IndexError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{name}: {video} cannot be decoded: {error}") from error
     if found is None:
         raise ValueError(f"{name}: a video with no frames: {video}")
+
+
+def _first_frame(path):
+    try:
+        import av
+    except ImportError:
+        try:
+            from torchcodec.decoders import VideoDecoder
+        except (OSError, RuntimeError) as error:  # torchcodec without its libraries
+            raise ImportError(str(error)) from error
+        decoder = VideoDecoder(path)
+        return decoder[0] if len(decoder) else None
+    with av.open(path) as container:
+        return next(container.decode(video=0), None)
 
 
 def _broken(path):
