@@ -1,6 +1,5 @@
 """`yojo train`: options from files and flags, what it refuses, and a whole run on digits."""
 
-import json
 from pathlib import Path
 
 import pytest

@@ -147,7 +147,9 @@ def test_old_checkpoints_go_and_the_best_one_stays(make_trainer, tmp_path, data)
     state = json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == str(best)
     expected = yojo.RewardModel.from_pretrained(best).score_many(data[1])
-    assert all(map(torch.equal, yojo.RewardModel(trainer.model, trainer.processing_class).score_many(data[1]), expected))
+    assert all(
+        map(torch.equal, yojo.RewardModel(trainer.model, trainer.processing_class).score_many(data[1]), expected)
+    )
 
 
 def test_weights_of_another_make_are_refused(make_trainer, tmp_path):

@@ -13,6 +13,7 @@ import random
 
 import torch
 
+from yojo.data import draw_responses, take_responses
 from yojo.packing import Example, orders
 from yojo.videos import Video, frame_files
 
@@ -112,27 +113,8 @@ class Drawn(torch.utils.data.Dataset):
                 "yojo.data.load makes them from files and records"
             )
         generator = random.Random(f"{self.seed}:{epoch}:{index}")
-        order = list(range(len(example.responses)))
-        if self.max_responses is not None and len(order) > self.max_responses:
-            order = sorted(_some(example.rankings, self.max_responses, generator))
-        if self.shuffle_responses:
-            generator.shuffle(order)
-        return Draw(index, permuted(example, order), tuple(order))
-
-
-def permuted(example, order):
-    """The same `Example` with its responses (and their ranks) in another order, or with some of them."""
-    rankings = example.rankings if example.rankings is None else [example.rankings[n] for n in order]
-    return dataclasses.replace(example, responses=[example.responses[n] for n in order], rankings=rankings)
-
-
-def _some(rankings, count, generator):
-    """`count` places drawn at random, of two different ranks where there are two."""
-    drawn = generator.sample(range(len(rankings)), count)
-    ranks = {rankings[n] for n in drawn}
-    if len(ranks) == 1 and len(set(rankings)) > 1:
-        drawn[-1] = generator.choice([n for n, rank in enumerate(rankings) if rank not in ranks])
-    return drawn
+        order = draw_responses(example, generator, count=self.max_responses, shuffle=self.shuffle_responses)
+        return Draw(index, take_responses(example, order), tuple(order))
 
 
 class CostEstimate:

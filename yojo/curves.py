@@ -35,7 +35,9 @@ def draw(log, path):
             for prefix, style in (("", "-"), ("eval_", "o--")):
                 points = [(line["step"], line[prefix + name]) for line in log if prefix + name in line]
                 if points:
-                    axis.plot(*zip(*points, strict=True), style, markersize=3.5, label=(prefix + name).replace("_", " "))
+                    axis.plot(
+                        *zip(*points, strict=True), style, markersize=3.5, label=(prefix + name).replace("_", " ")
+                    )
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.grid(alpha=0.25)

@@ -14,7 +14,7 @@ from yojo.packing import Example
 from yojo.readers import ColumnError, DataError, MediaError, open_source
 from yojo.sources import COLUMNS, FIELDS, FORMATS, detect
 
-__all__ = ["ColumnError", "DataError", "MediaError", "Mixture", "Records", "choose_responses", "load", "shuffled"]
+__all__ = ["ColumnError", "DataError", "MediaError", "Mixture", "Records", "draw_responses", "load", "take_responses"]
 
 
 def load(
@@ -292,8 +292,9 @@ class Mixture:
     """Several datasets as one, each seen `weight` times per epoch.
 
     A weight of 0.5 shows one half of a dataset in one epoch and the other half in the next; 2 shows it twice. Every
-    dataset is an endless stream of seeded shuffles, and epoch e of n records at weight w takes the stretch from
-    floor(e * w * n) to floor((e + 1) * w * n) of it. Indices are global: over all datasets, one behind the other.
+    dataset is an endless stream of seeded shuffles, and each epoch takes the next k of it, k being w * n, rounded, for n
+    records at weight w, and at least 1: all epochs are of one length. Indices are global: over all datasets, one behind
+    the other.
 
     Args:
         datasets: what has `len` and `[i]`, such as `Records`.
@@ -320,8 +321,8 @@ class Mixture:
         self._ends = list(itertools.accumulate(self._sizes))
 
     def __len__(self):
-        """Records seen in epoch 0."""
-        return sum(stop - start for start, stop in (self._stretch(s, 0) for s in range(len(self.datasets))))
+        """Records seen in an epoch."""
+        return sum(map(self._per_epoch, range(len(self.datasets))))
 
     def __getitem__(self, index):
         """The record with a global index, one that `order` gives."""
@@ -346,7 +347,8 @@ class Mixture:
             raise ValueError(f"epoch must be 0 or more, got {epoch}")
         indices = []
         for source, size in enumerate(self._sizes):
-            start, stop = self._stretch(source, epoch)
+            count = self._per_epoch(source)
+            start, stop = epoch * count, (epoch + 1) * count
             first = self._ends[source] - size
             for turn in range(start // size, -(-stop // size)):
                 shuffle = list(range(first, first + size))
@@ -355,57 +357,61 @@ class Mixture:
         random.Random(f"{seed}/{epoch}").shuffle(indices)
         return indices
 
-    def _stretch(self, source, epoch):
+    def _per_epoch(self, source):
         share = fractions.Fraction(str(self.weights[source])) * self._sizes[source]  # exact: 0.1 is a tenth
-        return math.floor(epoch * share), math.floor((epoch + 1) * share)
+        return max(1, math.floor(share + fractions.Fraction(1, 2)))
 
 
 # ---- draws ----
 
 
-def choose_responses(example, count, rng):
-    """The same example with `count` of its responses, in their order.
+def draw_responses(example, rng, *, count=None, shuffle=True):
+    """Which of an example's responses to take, and in which order.
 
-    At least two of them have different ranks where the example has any such two and `count` allows it: pairs for
-    a single-response baseline are always pairs to learn from. Ranks are closed up ([1, 3] becomes [1, 2]), targets made
-    to sum to 1 again.
+    With a count, two of them have different ranks where the example has any such two and the count allows it: pairs for
+    a single-response baseline are always pairs to learn from.
 
     Args:
         example: `Example`.
-        count: from 1 to the number of responses.
         rng: `random.Random`.
+        count: how many at most; None for all.
+        shuffle: in a random order, or in the given one.
+
+    Returns:
+        list of places in `example.responses`.
 
     Raises:
-        ValueError: a count out of range.
+        ValueError: a count below 1.
     """
     have = len(example.responses)
-    if not 1 <= count <= have:
-        raise ValueError(f"{example.name}: count must be from 1 to its {have} responses, got {count}")
-    rankings = example.rankings
-    pairs = [(i, j) for j in range(have) for i in range(j) if rankings[i] != rankings[j]] if rankings else []
-    chosen = list(rng.choice(pairs)) if pairs and count > 1 else []
-    rest = [i for i in range(have) if i not in chosen]
-    chosen = sorted(chosen + rng.sample(rest, count - len(chosen)))
-    kept = None
-    if rankings is not None:
-        kept = [rankings[i] for i in chosen]
-        if min(rankings) < 1:  # targets: ranks begin at 1, and of two targets that sum to 1 one is smaller
-            total = sum(kept)
-            kept = [value / total if total else 1 / count for value in kept]
-        elif count < have:
-            levels = sorted(set(kept))
-            kept = [levels.index(rank) + 1 for rank in kept]
-    return dataclasses.replace(example, responses=[example.responses[i] for i in chosen], rankings=kept)
+    if count is not None and count < 1:
+        raise ValueError(f"{example.name}: count must be at least 1, got {count}")
+    chosen = list(range(have))
+    if count is not None and count < have:
+        rankings = example.rankings
+        pairs = [(i, j) for j in range(have) for i in range(j) if rankings[i] != rankings[j]] if rankings else []
+        chosen = list(rng.choice(pairs)) if pairs and count > 1 else []
+        rest = [i for i in range(have) if i not in chosen]
+        chosen = sorted(chosen + rng.sample(rest, count - len(chosen)))
+    if shuffle:
+        rng.shuffle(chosen)
+    return chosen
 
 
-def shuffled(example, rng):
-    """The same example with its responses in another order, rankings along with them.
+def take_responses(example, places):
+    """The same example with its responses, and their ranks, at these places, in this order.
 
-    Args:
-        example: `Example`.
-        rng: `random.Random`.
+    Of fewer responses, ranks are closed up ([1, 3] becomes [1, 2]) and targets made to sum to 1 again.
     """
-    order = list(range(len(example.responses)))
-    rng.shuffle(order)
-    rankings = None if example.rankings is None else [example.rankings[i] for i in order]
-    return dataclasses.replace(example, responses=[example.responses[i] for i in order], rankings=rankings)
+    rankings = example.rankings
+    if rankings is not None:
+        kept = [rankings[i] for i in places]
+        if len(places) < len(rankings):
+            if min(rankings) < 1:  # targets: ranks begin at 1, and of two targets that sum to 1 one is smaller
+                total = sum(kept)
+                kept = [value / total if total else 1 / len(kept) for value in kept]
+            else:
+                levels = sorted(set(kept))
+                kept = [levels.index(rank) + 1 for rank in kept]
+        rankings = kept
+    return dataclasses.replace(example, responses=[example.responses[i] for i in places], rankings=rankings)

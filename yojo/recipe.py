@@ -317,9 +317,7 @@ def train(argv):
         "learning_rate": arguments.learning_rate,
         "tune": arguments.tune,
     }
-    trainer = RewardTrainer(
-        model, arguments, training_set, evaluation_set, processor, provenance=provenance
-    )
+    trainer = RewardTrainer(model, arguments, training_set, evaluation_set, processor, provenance=provenance)
     if main:
         _print_settings(trainer, run, training_set, evaluation_set)
         _record(Path(arguments.output_dir), chosen)

@@ -54,7 +54,6 @@ class WholeCheckpoints:
         if push:
             self._push_from_checkpoint(str(run / name))
 
-
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:
             return
