@@ -4,6 +4,7 @@ import copy
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,36 @@ def test_weights_of_another_make_are_refused(make_trainer, tmp_path):
         make_trainer("other", mode="isolated").train(resume_from_checkpoint=str(folder))
     with pytest.raises(ValueError, match="lora_A"):
         make_trainer("other", lora_targets="q_proj,v_proj").train(resume_from_checkpoint=str(folder))
+
+
+def test_the_hub_gets_the_head_with_every_checkpoint(make_trainer, tmp_path, monkeypatch, data):
+    import transformers.trainer
+
+    trainer = make_trainer(max_steps=2)
+    uploaded = []
+
+    class Hub:
+        def upload_folder(self, folder_path, **options):
+            if options.get("path_in_repo") is None:
+                shutil.copytree(folder_path, tmp_path / f"hub{len(uploaded)}", dirs_exist_ok=True)
+            uploaded.append(options)
+
+            class Done:
+                def done(self):
+                    return True
+
+            return Done()
+
+    monkeypatch.setattr(transformers.trainer, "hf_api", Hub)
+    trainer.hub_model_id, trainer.args.push_to_hub = "someone/reward-model", True
+    trainer.push_in_progress = None
+    trainer.train()
+    assert uploaded and "step 2" in uploaded[0]["commit_message"]
+    expected = yojo.RewardModel(trainer.model, trainer.processing_class).score_many(data[1])
+    assert all(map(torch.equal, yojo.RewardModel.from_pretrained(tmp_path / "hub0").score_many(data[1]), expected))
+    trainer.push_to_hub()
+    assert (tmp_path / "hub1" / "README.md").read_text() == (tmp_path / "run" / "README.md").read_text()
+    assert "# Reward model" in (tmp_path / "hub1" / "README.md").read_text()
 
 
 # ---- kill -9 ----

@@ -193,7 +193,7 @@ def _head_tensors(reward_model, base, adapter, state):
     return tensors
 
 
-def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None, **kwargs):
+def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None, trainable=False, **kwargs):
     """Load a folder that `save_pretrained` wrote.
 
     Args:
@@ -202,6 +202,7 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None
         dtype: torch dtype of the backbone; the one it was saved in by default. The head stays float32.
         device: where the model goes; where transformers puts it (the CPU) by default.
         fuse: how the decoder layers run, as for `yojo.patch`; "auto" by default.
+        trainable: load an adapter to train it further; its weights take gradients.
         **kwargs: handed to the model class's `from_pretrained`, such as attn_implementation, device_map or
             quantization_config. An adapter's base model is quantized as it was in training; quantization_config=None
             loads it as it is.
@@ -215,10 +216,10 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None
             random weights.
     """
     path = local_folder(path)
-    return _load(path, _read_description(path), base_model, dtype, device, fuse, kwargs)
+    return _load(path, _read_description(path), base_model, dtype, device, fuse, kwargs, trainable=trainable)
 
 
-def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=None):
+def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=None, trainable=False):
     """`prepare` may change the base model before the adapter is put on it."""
     import transformers
 
@@ -268,7 +269,7 @@ def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=No
     _check_hashes(path, description)
     model = base
     if description["adapter"]:
-        model = _with_adapter(base, path)
+        model = _with_adapter(base, path, trainable)
         _check_adapter_head(base, head, path)
     if device is not None:
         model.to(device)
@@ -281,7 +282,7 @@ def _quantization(settings):
     return AutoQuantizationConfig.from_dict(dict(settings))
 
 
-def _with_adapter(base, path):
+def _with_adapter(base, path, trainable):
     """The base model with the folder's adapter, every weight of which is there."""
     from peft import PeftModel
     from peft.utils import get_peft_model_state_dict
@@ -296,7 +297,7 @@ def _with_adapter(base, path):
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path / ADAPTER_FILE} is damaged: {error}") from error
     try:
-        model = PeftModel.from_pretrained(base, path)
+        model = PeftModel.from_pretrained(base, path, is_trainable=trainable)
     except KeyError as error:
         raise ValueError(f"{path / ADAPTER_FILE} does not fit adapter_config.json: it lacks {error}") from error
     except RuntimeError as error:

@@ -347,7 +347,7 @@ def _hidden_states(self, inputs, placeholders=None):
     """Final hidden states of the backbone alone: no vocabulary logits, no list of every layer's states."""
     inputs = {name: value for name, value in inputs.items() if name != "logits_to_keep"}
     inputs.update(use_cache=False, output_hidden_states=False, output_attentions=False, return_dict=True)
-    if not torch.compiler.is_compiling():  # an embedding that was resized since is a new module
+    if not torch.compiler.is_compiling():  # the embedding may have been resized or wrapped since
         separator.install(self)
     if placeholders is None or media.is_watched(self):
         return self.base_model(**inputs)[0]

@@ -305,11 +305,10 @@ def train(argv):
     transformers.set_seed(arguments.seed)  # of the value head and of LoRA
     model, processor = load_model(run, arguments)
     provenance = {
-        "base_model": run.model,
-        "train_data": run.train_data,
+        "data": ", ".join(Path(path).name for path in run.train_data),
         "train_weights": run.train_weights,
         "train_examples": len(training_set),
-        "eval_data": run.eval_data,
+        "eval_data": run.eval_data and ", ".join(Path(path).name for path in run.eval_data),
         "seed": arguments.seed,
         "data_seed": arguments.order_seed,
         "global_batch_size": arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
@@ -317,6 +316,7 @@ def train(argv):
         "learning_rate": arguments.learning_rate,
         "tune": arguments.tune,
     }
+    provenance = {name: value for name, value in provenance.items() if value is not None}
     trainer = RewardTrainer(model, arguments, training_set, evaluation_set, processor, provenance=provenance)
     if main:
         _print_settings(trainer, run, training_set, evaluation_set)

@@ -1,5 +1,6 @@
 """Checkpoints of a training run: written aside and then given their name, read back to the bit."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -65,6 +66,20 @@ class WholeCheckpoints:
             RewardModel(self.model, self.processing_class), folder, state_dict=state_dict, provenance=self.provenance
         )
         torch.save(self.args, Path(folder) / "training_args.bin")
+
+    def create_model_card(self, *args, **kwargs):
+        """Nothing: the card is written with the model, by `RewardModel.save_pretrained`."""
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        # The Trainer copies the files it knows into the output folder and uploads that: the head is not among them.
+        if self.is_world_process_zero():
+            folder = Path(checkpoint_folder)
+            description = json.loads((folder / "yojo_config.json").read_text())
+            for name in (*description["files"], "yojo_config.json"):
+                target = Path(self.args.output_dir) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(folder / name, target)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         if self.is_fsdp_enabled:
