@@ -1,5 +1,9 @@
 """`yojo train`: options from files and flags, what it refuses, and a whole run on digits."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +111,44 @@ def test_held_out_examples_are_not_trained_on():
     assert recipe._hold_out([Data(range(10))], 0.2, seed=1)[1].places != held.datasets[0].places
     with pytest.raises(ValueError, match="leaves nothing to train on of 1 examples"):
         recipe._hold_out([Data([1])], 0.5, seed=0)
+
+
+def run(folder, *arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
+    command = [sys.executable, "-m", "yojo.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def test_digits_are_learned_from_files_as_the_demonstration_learns_them(tmp_path):
+    made = run(tmp_path, "demo", "--data", "digits")
+    assert made.returncode == 0 and "digits/train.jsonl: 4311 records" in made.stdout
+    backbone = EXAMPLES.parent / "yojo" / "demo" / "backbone"
+    trained = run(tmp_path, "train", "--config", EXAMPLES / "digits.yaml", "--model", backbone)
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    assert "4,311 examples to train on, 360 to evaluate on" in trained.stderr  # what was set is shown
+    folder = tmp_path / "digits" / "reward-model"
+    state = json.loads((folder / "trainer_state.json").read_text())
+    (*_, last) = [line for line in state["log_history"] if "eval_best_of_n" in line]
+    assert (
+        last["step"] == 350 and last["eval_best_of_n"] >= 0.97
+    )  # 99.2 % in the demonstration; 360 images, one is 0.3 %
+    assert (folder / "training.png").stat().st_size > 20_000
+    card = (folder / "README.md").read_text()
+    assert f"eval_best_of_n | {last['eval_best_of_n']}" in card and "train.jsonl" in card and "seed" in card
+    record = json.loads((tmp_path / "digits" / "held_out.jsonl").read_text().splitlines()[0])
+    responses = [word for response in record["responses"] for word in ("--response", response)]
+    image = Path("digits") / record["image"]
+    scored = run(tmp_path, "score", image, "--model", folder, "--prompt", record["prompt"], *responses, "--json")
+    scores = [line["score"] for line in json.loads(scored.stdout)["scores"]]
+    assert record["rankings"][scores.index(max(scores))] == 1
+
+
+def test_mistakes_are_one_line_and_exit_2(tmp_path):
+    for arguments, message in (
+        ((), "nothing to train: yojo train --config FILE.yaml"),
+        (("--config", "no.yaml"), "error: no such configuration file: no.yaml"),
+        (("--model", "m", "--train_data", "no.jsonl", "--output_dir", "o", "--use_cpu", "true"), "no.jsonl"),
+    ):
+        done = run(tmp_path, "train", *arguments)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert "--global_batch_size" in run(tmp_path, "train", "--help").stdout

@@ -31,13 +31,12 @@ def draw(log, path):
 
     figure, axes = pyplot.subplots(2, 3, figsize=(13, 7))
     for axis, (title, names) in zip(axes.flat, PANELS, strict=False):
-        for name in names:
+        for name, colour in zip(names, ("#4c78a8", "#f58518"), strict=False):
             for prefix, style in (("", "-"), ("eval_", "o--")):
                 points = [(line["step"], line[prefix + name]) for line in log if prefix + name in line]
                 if points:
-                    axis.plot(
-                        *zip(*points, strict=True), style, markersize=3.5, label=(prefix + name).replace("_", " ")
-                    )
+                    label = (prefix + name).replace("_", " ")
+                    axis.plot(*zip(*points, strict=True), style, color=colour, markersize=3.5, label=label)
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.grid(alpha=0.25)

@@ -312,7 +312,6 @@ def train(argv):
         "seed": arguments.seed,
         "data_seed": arguments.order_seed,
         "global_batch_size": arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
-        "epochs": arguments.num_train_epochs,
         "learning_rate": arguments.learning_rate,
         "tune": arguments.tune,
     }
@@ -324,7 +323,10 @@ def train(argv):
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)
     metrics = _last_evaluation(trainer) if evaluation_set is not None else {}
-    trainer.provenance["metrics"] = {name: value for name, value in metrics.items() if "_per_second" not in name}
+    trainer.provenance["steps"] = trainer.state.global_step
+    trainer.provenance["metrics"] = {
+        name: value for name, value in metrics.items() if not name.endswith(("_per_second", "_runtime"))
+    }
     trainer.save_model()
     trainer.save_state()
     if main:
