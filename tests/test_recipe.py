@@ -143,12 +143,17 @@ def test_digits_are_learned_from_files_as_the_demonstration_learns_them(tmp_path
     assert record["rankings"][scores.index(max(scores))] == 1
 
 
-def test_mistakes_are_one_line_and_exit_2(tmp_path):
+def test_mistakes_are_one_line_and_exit_2(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from yojo.cli import app
+
+    monkeypatch.chdir(tmp_path)
     for arguments, message in (
         ((), "nothing to train: yojo train --config FILE.yaml"),
         (("--config", "no.yaml"), "error: no such configuration file: no.yaml"),
         (("--model", "m", "--train_data", "no.jsonl", "--output_dir", "o", "--use_cpu", "true"), "no.jsonl"),
     ):
-        done = run(tmp_path, "train", *arguments)
-        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
-    assert "--global_batch_size" in run(tmp_path, "train", "--help").stdout
+        done = CliRunner().invoke(app, ["train", *arguments])
+        assert done.exit_code == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert "--global_batch_size" in CliRunner().invoke(app, ["train", "--help"]).stdout
