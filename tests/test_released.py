@@ -15,7 +15,9 @@ from yojo.checkpoint import import_mr2rm
 from yojo.released import ADAPTER_FILE, CONFIG_FILE, HEAD_FILE, export_mr2rm
 
 PROMPT, RESPONSES = "w1 w2 w3", ["w4 w5", "w6", "w7 w8 w9"]
-TEMPLATE = "{% for m in messages %}<start> {{ m.content }} <end> {% endfor %}{% if add_generation_prompt %}<start> {% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<start> {{ m.content }} <end> {% endfor %}{% if add_generation_prompt %}<start> {% endif %}"
+)
 
 
 class Part(torch.nn.Module):
@@ -88,7 +90,9 @@ def base_path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     tiny.build("molmo2").save_pretrained(folder)
     names = load_file(folder / "model.safetensors")
-    assert "model.transformer.blocks.0.self_attn.att_proj.weight" in names and "model.transformer.wte.embedding" in names
+    assert (
+        "model.transformer.blocks.0.self_attn.att_proj.weight" in names and "model.transformer.wte.embedding" in names
+    )
     processor(with_separator=False).save_pretrained(folder)
     return folder
 
@@ -312,7 +316,9 @@ def test_a_spare_row_is_the_separators(copied):
     assert torch.equal(import_mr2rm(copied).model.get_base_model().get_input_embeddings().weight[separator], expected)
 
 
-@pytest.mark.parametrize("option, value", [("use_dora", True), ("bias", "lora_only"), ("rank_pattern", {"att_proj": 2})])
+@pytest.mark.parametrize(
+    "option, value", [("use_dora", True), ("bias", "lora_only"), ("rank_pattern", {"att_proj": 2})]
+)
 def test_adapters_that_are_not_converted(copied, option, value):
     file = copied / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {option: value}))
@@ -333,7 +339,9 @@ def test_a_folder_of_checkpoints_is_explained(copied, tmp_path):
 
 
 def test_what_cannot_be_exported(make_reward_model, trained, tmp_path):
-    with pytest.raises(ValueError, match="the model has format='yojo': the released code lays prompt and responses out"):
+    with pytest.raises(
+        ValueError, match="the model has format='yojo': the released code lays prompt and responses out"
+    ):
         export_mr2rm(make_reward_model(), tmp_path)
     with pytest.raises(ValueError, match="scale_scores=False, which the released layout cannot say"):
         export_mr2rm(import_mr2rm(trained[0], scale_scores=False), tmp_path)

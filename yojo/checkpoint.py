@@ -215,7 +215,7 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None
             random weights.
     """
     path = local_folder(path)
-    return _load(path, _read_description(path), base_model, dtype, device, fuse, kwargs)
+    return _load(path, read_description(path), base_model, dtype, device, fuse, kwargs)
 
 
 def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=None):
@@ -345,7 +345,7 @@ def _check_hashes(path, description):
 
 
 def merge(path, out, *, base_model=None, device=None):
-    """Make a full model out of a saved adapter: the same scores within rounding, and nothing but transformers to load it.
+    """Make a full model out of a saved adapter: the same scores within rounding, and no adapter needed to load it.
 
     Weights are merged in float32 and then cast to the dtype the model was saved in. A quantized base model is
     dequantized first, since the adapter was trained on what the quantized weights stand for.
@@ -362,8 +362,15 @@ def merge(path, out, *, base_model=None, device=None):
     Raises:
         ValueError: a folder that holds no adapter, or none that fits (see `load_pretrained`).
     """
+    reward_model = merged(path, base_model=base_model, device=device)
+    save_pretrained(reward_model, out, provenance={"merged from": Path(path).name})
+    return reward_model
+
+
+def merged(path, *, base_model=None, device=None):
+    """What `merge` saves, in memory alone."""
     path = local_folder(path)
-    description = _read_description(path)
+    description = read_description(path)
     if not description["adapter"]:
         raise ValueError(f"{path} holds a full model already: there is no adapter to merge")
     quantized = description.get("quantization")
@@ -372,22 +379,18 @@ def merge(path, out, *, base_model=None, device=None):
         if not quantized:
             return base
         logger.warning("the base model is dequantized from %s to be merged", quantized.get("quant_method"))
-        base = base.dequantize()
-        return base.float()
+        return base.dequantize().float()
 
     model, processor = _load(path, description, base_model, torch.float32, device, None, {}, prepare)
     base = model.merge_and_unload(safe_merge=True)
     dtype = getattr(torch, description["dtype"])
-    with torch.no_grad():
-        for name, parameter in base.named_parameters():
-            if not name.startswith("score.") and parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype)
-            parameter.requires_grad_(True)
+    for name, parameter in base.named_parameters():
+        if not name.startswith("score.") and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+        parameter.requires_grad_(True)
     for config in {id(c): c for c in (base.config, base.config.get_text_config())}.values():
         config.dtype = dtype
-    reward_model = yojo.RewardModel(base.eval(), processor)
-    save_pretrained(reward_model, out, provenance={"merged from": path.name})
-    return reward_model
+    return yojo.RewardModel(base.eval(), processor)
 
 
 def import_mr2rm(path, out=None, **options):
@@ -408,7 +411,7 @@ def local_folder(path):
     return Path(snapshot_download(str(path)))
 
 
-def _read_description(path):
+def read_description(path):
     file = path / CONFIG_FILE
     if not file.is_file():
         raise ValueError(
