@@ -325,6 +325,23 @@ def test_qlora(settings, backbone, backbone_path, tmp_path, examples):
     assert not same(whole, reward_model, examples[:2], 1e-6)
 
 
+@pytest.mark.parametrize("settings", QUANTIZED, ids=["4bit", "8bit"])
+def test_a_quantized_full_model(settings, backbone, backbone_path, tmp_path, examples):
+    pytest.importorskip("bitsandbytes")
+    import transformers
+
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
+        backbone_path, dtype=torch.float32, quantization_config=transformers.BitsAndBytesConfig(**settings)
+    )
+    processor = copy.deepcopy(backbone[1])
+    reward_model = yojo.RewardModel(yojo.patch(model.eval(), processor, **OPTIONS), processor)
+    reward_model.save_pretrained(tmp_path)
+    assert not any("score" in name for name in load_file(tmp_path / "model.safetensors"))
+    assert same(load(tmp_path), reward_model, examples[:2])
+    with pytest.raises(ValueError, match="saved from its own weights: leave state_dict out"):
+        reward_model.save_pretrained(tmp_path, state_dict=model.state_dict())
+
+
 def test_a_quantized_base_is_merged_as_what_it_stands_for(backbone, backbone_path, tmp_path, examples, caplog):
     pytest.importorskip("bitsandbytes")
     import transformers

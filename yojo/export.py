@@ -123,12 +123,12 @@ def export_trl(reward_model, out):
     scale = base.score.scale
     backbone = model.base_model_prefix
     state = {f"{backbone}.{key}": value for key, value in base.base_model.state_dict().items()}
-    state["score.weight"] = (base.score.weight2 / scale).to(base.dtype)
+    state["score.weight"] = (base.score.weight2.detach() / scale).to(base.dtype)
     expected = set(model.state_dict())
     if set(state) != expected:
         differing = sorted(set(state) ^ expected)
         raise ValueError(f"{type(model).__name__} and {name} have different weights: {', '.join(differing[:5])}")
-    bias = float(base.score.bias2) / scale
+    bias = base.score.bias2.item() / scale
     ending = config.separator if config.pooling == "separator" else ""
     before = _BEFORE % ("'" + ending.replace("\\", "\\\\").replace("'", "\\'") + "'")
     tokenizer.chat_template = before + tokenizer.chat_template.removesuffix("\n") + _BEHIND

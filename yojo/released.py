@@ -356,7 +356,7 @@ def export_mr2rm(reward_model, out):
     Raises:
         ValueError: a model whose scores the released code would not give, with the reason.
     """
-    from yojo.checkpoint import _active_head, _embedding_weight, _peft_model
+    from yojo.checkpoint import _active_head, _embedding_weight, _peft_model, _save_model
 
     base, config = patched_base(reward_model.model, "export"), reward_model.config
     if config.format != "mr2rm":
@@ -373,8 +373,7 @@ def export_mr2rm(reward_model, out):
     adapter = _peft_model(reward_model.model)
     with replaced_folder(out, mark=CONFIG_FILE) as staging:
         if adapter is None:
-            weights = {name: tensor for name, tensor in base.state_dict().items() if not name.startswith("score.")}
-            base.save_pretrained(staging, state_dict=weights)
+            _save_model(base, base.state_dict(), staging)
         else:
             _write_adapter(adapter, base, _embedding_weight(base), staging)
         reward_model.processor.save_pretrained(staging)
