@@ -159,6 +159,21 @@ def test_the_division_is_the_callers_word(trained):
     assert close(unscaled.score(PROMPT, RESPONSES), expected * tiny.HIDDEN**0.5)
 
 
+def test_in_bfloat16_what_is_loaded_is_what_was_imported(trained, tmp_path):
+    reward_model = import_mr2rm(trained[0], tmp_path, dtype=torch.bfloat16)
+    loaded = yojo.RewardModel.from_pretrained(tmp_path)
+    assert loaded.model.dtype == torch.bfloat16
+    assert torch.equal(loaded.score(PROMPT, RESPONSES), reward_model.score(PROMPT, RESPONSES))
+    assert close(loaded.score(PROMPT, RESPONSES), trained[1], 0.1)
+    state = torch.load(trained[0] / HEAD_FILE, weights_only=True)
+    ours = dict(loaded.model.get_base_model().score.named_parameters())
+    assert all(torch.equal(ours[name], state[key]) for key, name in released_names(state).items())  # not rounded
+
+
+def released_names(state):
+    return released.names_of(torch.nn.Linear(1, 1) if "weight" in state else None)
+
+
 def test_an_adapter_goes_out_and_in_again_to_the_bit(trained, tmp_path):
     folder, _ = trained
     reward_model = import_mr2rm(folder)

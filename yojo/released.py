@@ -65,6 +65,7 @@ def import_mr2rm(path, out=None, *, base_model=None, scale_scores=True, dtype=No
     import yojo
     from yojo.checkpoint import local_folder
 
+    name = Path(path).name if Path(path).is_dir() else str(path)
     path = local_folder(path)
     options, head = _read_head(path)
     is_adapter = (path / "adapter_config.json").is_file()
@@ -114,7 +115,7 @@ def import_mr2rm(path, out=None, *, base_model=None, scale_scores=True, dtype=No
         model = _with_adapter(model, adapter, settings, path)
     reward_model = yojo.RewardModel(model.eval(), processor)
     if out is not None:
-        reward_model.save_pretrained(out, provenance={"imported from": f"{path.name}, a checkpoint of mr2rm"})
+        reward_model.save_pretrained(out, provenance={"imported from": f"{name}, a checkpoint of mr2rm"})
     return reward_model
 
 
@@ -319,7 +320,7 @@ def _with_adapter(model, adapter, settings, path):
     known = set(LoraConfig.__dataclass_fields__)
     settings = {name: value for name, value in settings.items() if name in known and name != "auto_mapping"}
     settings |= {"base_model_name_or_path": model.config.name_or_path, "inference_mode": True}
-    peft_model = get_peft_model(model, LoraConfig(**settings), autocast_adapter_dtype=False)
+    peft_model = get_peft_model(model, LoraConfig(**settings))
     expected = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     unknown, missing = sorted(set(adapter) - set(expected)), sorted(set(expected) - set(adapter))
     if unknown or missing:
@@ -332,10 +333,6 @@ def _with_adapter(model, adapter, settings, path):
             raise ValueError(
                 f"{path}: {name} has shape {list(tensor.shape)}, the base model needs {list(expected[name].shape)}"
             )
-    kinds = {tensor.dtype for tensor in adapter.values()}
-    for name, parameter in peft_model.named_parameters():
-        if "lora_" in name and len(kinds) == 1:
-            parameter.data = parameter.data.to(next(iter(kinds)))
     set_peft_model_state_dict(peft_model, adapter)
     return peft_model
 
