@@ -209,6 +209,28 @@ def test_a_gathered_state_dict_is_all_that_is_read(reward_model, tmp_path, examp
     assert all(map(torch.equal, load(tmp_path).score_many(examples), expected))
 
 
+def test_a_model_sharded_by_fsdp(reward_model, tmp_path, examples):
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    expected = reward_model.score_many(examples)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        for layer in yojo.patch(reward_model.model).get_decoder().layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(reward_model.model, mesh=mesh)
+        assert all(isinstance(parameter, DTensor) for parameter in reward_model.model.parameters())
+        state = get_model_state_dict(reward_model.model, options=StateDictOptions(full_state_dict=True))
+        assert not any(isinstance(tensor, DTensor) for tensor in state.values())
+        reward_model.save_pretrained(tmp_path / "m", state_dict=state)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(map(torch.equal, load(tmp_path / "m").score_many(examples), expected))
+    assert "FSDP" not in "".join(file.read_text() for file in (tmp_path / "m").glob("*.json"))
+
+
 def test_a_state_dict_that_is_not_whole_is_an_error(reward_model, tmp_path):
     state = dict(reward_model.model.state_dict())
     embedding = next(name for name in state if "embed_tokens" in name and name.endswith("weight"))

@@ -121,7 +121,11 @@ def _description(reward_model, base, adapter):
     return {
         "version": VERSION,
         "config": base.yojo.config.to_dict(),
-        "model_class": type(base).__name__,
+        # FSDP makes a class of its own, which inherits from transformers'.
+        "model_class": next(
+            (c.__name__ for c in type(base).__mro__ if getattr(transformers, c.__name__, None) is c),
+            type(base).__name__,
+        ),
         "model_type": base.config.model_type,
         "adapter": adapter is not None,
         "base_model": base.config.name_or_path or None,
