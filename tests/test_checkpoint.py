@@ -436,3 +436,12 @@ def test_push_to_hub(make_reward_model, monkeypatch):
     assert calls[:2] == [("token", "t"), ("create", "me/model", dict(private=True, repo_type="model", exist_ok=True))]
     assert calls[2][1] == "me/model" and calls[2][3] == "first"
     assert {HEAD_FILE, CONFIG_FILE, "README.md", "model.safetensors"} <= set(calls[2][2])
+
+
+def test_an_adapter_can_be_trained_further(adapted, tmp_path, examples):
+    adapted.save_pretrained(tmp_path)
+    trained = {name for name, p in adapted.model.named_parameters() if p.requires_grad}
+    loaded, _ = checkpoint.load_pretrained(tmp_path, trainable=True)
+    assert {name for name, p in loaded.named_parameters() if p.requires_grad} == trained and trained
+    fixed, _ = checkpoint.load_pretrained(tmp_path)
+    assert not any(p.requires_grad for name, p in fixed.named_parameters() if "lora" in name)

@@ -27,6 +27,7 @@ def text_model(family, tokenizer, **options):
     with torch.no_grad():
         model.score.weight2.copy_(torch.randn(1, tiny.HIDDEN))
         model.score.bias2.fill_(0.7)
+        model.score.separator_delta.fill_(0.2)
     return yojo.RewardModel(model.eval(), tokenizer)
 
 
@@ -138,6 +139,8 @@ def test_commands(make_reward_model, tmp_path, examples):
     from yojo.demo.backbone import BACKBONE
 
     reward_model = make_reward_model(format="mr2rm", pooling="last")
+    with torch.no_grad():
+        reward_model.model.score.separator_delta.fill_(0.2)
     reward_model.model.config.name_or_path = "nowhere"
     model = get_peft_model(reward_model.model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     reward_model = yojo.RewardModel(model.eval(), reward_model.processor)

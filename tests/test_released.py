@@ -216,6 +216,8 @@ def test_another_family_goes_out_and_in_again(make_reward_model, backbone, tmp_p
     yojo.patch(model, tokenizer, format="mr2rm", pooling="response_mean", head_dim=16)
     head = released.make_head("response_mean", "mlp", "silu", model.config.get_text_config().hidden_size, head_dim=16)
     released.put_head(model.score, head)
+    with torch.no_grad():
+        model.score.separator_delta.copy_(torch.randn(128) * 0.3)  # becomes a part of the row
     full = yojo.RewardModel(model.eval(), tokenizer)
     export_mr2rm(full, tmp_path / "full")
     again = import_mr2rm(tmp_path / "full")
@@ -351,6 +353,17 @@ def test_a_folder_of_checkpoints_is_explained(copied, tmp_path):
     copied.rename(tmp_path / "run" / "checkpoint-20")
     with pytest.raises(ValueError, match="holds neither an adapter .*; it has checkpoint-20: import one of them"):
         import_mr2rm(tmp_path / "run")
+
+
+def test_a_trained_separator_goes_out_and_in_again(trained, tmp_path):
+    reward_model = import_mr2rm(trained[0])
+    before = reward_model.score(PROMPT, RESPONSES)
+    with torch.no_grad():
+        reward_model.model.get_base_model().score.separator_delta.fill_(0.5)
+    export_mr2rm(reward_model, tmp_path)
+    again = import_mr2rm(tmp_path)
+    assert torch.equal(again.score(PROMPT, RESPONSES), reward_model.score(PROMPT, RESPONSES))
+    assert not close(again.score(PROMPT, RESPONSES), before, 1e-3)
 
 
 def test_what_cannot_be_exported(make_reward_model, trained, tmp_path):

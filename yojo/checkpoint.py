@@ -182,7 +182,7 @@ def _head_tensors(reward_model, base, adapter, state):
     return tensors
 
 
-def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None, **kwargs):
+def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None, trainable=False, **kwargs):
     """Load a folder that `save_pretrained` wrote.
 
     Args:
@@ -191,6 +191,7 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None
         dtype: torch dtype of the backbone; the one it was saved in by default. The head stays float32.
         device: where the model goes; where transformers puts it (the CPU) by default.
         fuse: how the decoder layers run, as for `yojo.patch`; "auto" by default.
+        trainable: load an adapter to train it further; its weights take gradients.
         **kwargs: handed to the model class's `from_pretrained`, such as attn_implementation, device_map or
             quantization_config. An adapter's base model is quantized as it was in training; quantization_config=None
             loads it as it is.
@@ -204,10 +205,10 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None
             random weights.
     """
     path = local_folder(path)
-    return _load(path, read_description(path), base_model, dtype, device, fuse, kwargs)
+    return _load(path, read_description(path), base_model, dtype, device, fuse, kwargs, trainable=trainable)
 
 
-def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=None):
+def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=None, trainable=False):
     """`prepare` may change the base model before the adapter is put on it."""
     import transformers
 
@@ -257,7 +258,7 @@ def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=No
     saved.check_hashes(path, description)
     model = base
     if description["adapter"]:
-        model = _with_adapter(base, path)
+        model = _with_adapter(base, path, trainable)
         _check_adapter_head(base, head, path)
     if device is not None:
         model.to(device)
@@ -270,7 +271,7 @@ def _quantization(settings):
     return AutoQuantizationConfig.from_dict(dict(settings))
 
 
-def _with_adapter(base, path):
+def _with_adapter(base, path, trainable):
     """The base model with the folder's adapter, every weight of which is there."""
     from peft import PeftModel
     from peft.utils import get_peft_model_state_dict
@@ -285,7 +286,7 @@ def _with_adapter(base, path):
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path / ADAPTER_FILE} is damaged: {error}") from error
     try:
-        model = PeftModel.from_pretrained(base, path)
+        model = PeftModel.from_pretrained(base, path, is_trainable=trainable)
     except KeyError as error:
         raise ValueError(f"{path / ADAPTER_FILE} does not fit adapter_config.json: it lacks {error}") from error
     except RuntimeError as error:
@@ -298,6 +299,23 @@ def _with_adapter(base, path):
             f"{missing or 'nothing'}, unknown {extra or 'nothing'}"
         )
     return model
+
+
+def _load_adapter(model, path):
+    """Put a folder's adapter weights into a live model's adapter of the same make."""
+    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(path / ADAPTER_FILE)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path / ADAPTER_FILE} is missing or damaged: {error}") from error
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wrong = sorted(set(own) ^ set(weights)) or sorted(n for n in own if own[n].shape != weights[n].shape)
+    if wrong:
+        raise ValueError(f"{path / ADAPTER_FILE} does not fit the model's adapter: {', '.join(wrong[:3])}")
+    set_peft_model_state_dict(model, weights)
 
 
 def _check_adapter_head(base, head, path):
@@ -396,7 +414,7 @@ def import_mr2rm(path, out=None, **options):
 
 
 def _load_head(base, head, file):
-    parameters = dict(base.score.named_parameters())
+    parameters = dict(_active_head(base).named_parameters())
     expected = {*parameters, SEPARATOR_ROW}
     if set(head) != expected:
         missing, extra = sorted(expected - set(head)), sorted(set(head) - expected)

@@ -8,6 +8,7 @@ import torch
 from yojo import card
 from yojo.folders import replaced_folder
 from yojo.patch import patched_base, tokenizer_of
+from yojo.separator import folded
 
 FORMATS = ("mr2rm", "trl")
 
@@ -123,6 +124,12 @@ def export_trl(reward_model, out):
     scale = base.score.scale
     backbone = model.base_model_prefix
     state = {f"{backbone}.{key}": value for key, value in base.base_model.state_dict().items()}
+    embedding = next(name for name, module in base.named_modules() if module is base.get_input_embeddings())
+    if f"{embedding}.weight" not in state:
+        raise ValueError(f"{type(model).__name__} and {name} name their embedding differently")
+    state[f"{embedding}.weight"] = folded(
+        state[f"{embedding}.weight"], reward_model.collator.separator_id, base.score.separator_delta
+    )
     state["score.weight"] = (base.score.weight2.detach() / scale).to(base.dtype)
     expected = set(model.state_dict())
     if set(state) != expected:

@@ -8,7 +8,7 @@ import math
 import torch
 from transformers.utils import ModelOutput
 
-from yojo import families, graphs, last_layer, media
+from yojo import families, graphs, last_layer, media, separator
 from yojo import pooling as poolings
 from yojo.patch import unwrap
 from yojo_kernels import listwise_loss, score_head
@@ -31,7 +31,8 @@ class ScoreHead(torch.nn.Module):
     """The value head: final hidden states, pooled -> one float32 score per reading.
 
     Its weights are plain parameters rather than Linear layers, so that neither quantisation nor
-    `LoraConfig(target_modules="all-linear")` takes hold of them.
+    `LoraConfig(target_modules="all-linear")` takes hold of them. With them lives `separator_delta` [H], what training
+    adds to the separator's embedding (see `yojo.separator`).
     """
 
     def __init__(self, hidden_size, config):
@@ -47,6 +48,7 @@ class ScoreHead(torch.nn.Module):
         self.weight2 = torch.nn.Parameter(torch.empty(1, width))
         self.bias2 = torch.nn.Parameter(torch.zeros(1))
         torch.nn.init.normal_(self.weight2, std=0.01)
+        self.separator_delta = torch.nn.Parameter(torch.zeros(hidden_size))
         self.pooling = config.pooling
         self.activation = config.activation
         self.scale = math.sqrt(hidden_size) if config.scale_scores else 1.0
@@ -173,7 +175,9 @@ def scoring_forward(self, *args, layout=None, separators=None, placeholders=None
         placeholders: `Placeholders` of a packed row with images, from `yojo.Collator`; without them the model finds
             the placeholders itself, for which it waits for the device.
         rankings: [S, Nmax], 1 = best, -1 where there is no response (float targets for the loss "soft").
-        **kwargs: the model's own inputs: input_ids [1, T], position_ids, vision tensors, ...
+        **kwargs: the model's own inputs: input_ids [1, T], position_ids, vision tensors, ... And `num_items_in_batch`,
+            an int or a scalar tensor: how many samples the loss is a mean over, where these here are a part of a larger
+            batch (several rows, accumulated gradients, several processes); the samples given here by default.
 
     Returns:
         `RewardOutput` for a packed row, or for ordinary [B, L] inputs that contain separators; otherwise whatever
@@ -227,6 +231,7 @@ def _score_packed(self, layout, separators, placeholders, rankings, args, kwargs
             "make it with a yojo.Collator of this model"
         )
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
+    num_items = kwargs.pop("num_items_in_batch", None)
     for name in ("labels", "past_key_values", "inputs_embeds", "attention_mask"):
         if name in kwargs:
             raise ValueError(f"{name} has no meaning for a packed row of responses; leave it out")
@@ -251,7 +256,7 @@ def _score_packed(self, layout, separators, placeholders, rankings, args, kwargs
         rows = torch.arange(rows.shape[0], device=rows.device)
     readings = self.score(hidden, rows, separators.lengths).view(separators.weights.shape)
     scores = (readings * separators.weights).sum(dim=1)
-    return _output(self, scores, separators, rankings)
+    return _output(self, scores, separators, rankings, num_items)
 
 
 def _separators_in(self, args, kwargs):
@@ -285,6 +290,7 @@ def _score_plain(self, is_separator, rankings, args, kwargs):
             f"say where the first one begins: use yojo.Collator, or {' or '.join(map(repr, poolings.BY_END))}"
         )
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
+    num_items = kwargs.pop("num_items_in_batch", None)
     if args:
         names = list(inspect.signature(type(self).forward).parameters)[1:]
         kwargs.update(zip(names, args, strict=False))
@@ -303,7 +309,7 @@ def _score_plain(self, is_separator, rankings, args, kwargs):
         _check_plain_rankings(rankings, rows, config.loss)
     hidden = _hidden_states(self, kwargs).flatten(0, 1)
     scores = self.score(hidden, separators.read)
-    return _output(self, scores, separators, rankings)
+    return _output(self, scores, separators, rankings, num_items)
 
 
 def _check_no_response_is_empty(is_separator, separator):
@@ -339,15 +345,17 @@ def _fused_hidden_states(self, layout, inputs, placeholders):
 
 def _hidden_states(self, inputs, placeholders=None):
     """Final hidden states of the backbone alone: no vocabulary logits, no list of every layer's states."""
-    inputs = {name: value for name, value in inputs.items() if name not in ("logits_to_keep", "num_items_in_batch")}
+    inputs = {name: value for name, value in inputs.items() if name != "logits_to_keep"}
     inputs.update(use_cache=False, output_hidden_states=False, output_attentions=False, return_dict=True)
+    if not torch.compiler.is_compiling():  # the embedding may have been resized or wrapped since
+        separator.install(self)
     if placeholders is None or media.is_watched(self):
         return self.base_model(**inputs)[0]
     backbone, inputs = media.embed(self, inputs, placeholders, families.family_of(self.config))
     return backbone(**inputs)[0]
 
 
-def _output(self, scores, separators, rankings):
+def _output(self, scores, separators, rankings, num_items=None):
     loss = None
     if rankings is not None:
         if rankings.ndim != 2 or rankings.shape[0] != separators.num_samples or rankings.shape[1] < separators.width:
@@ -356,7 +364,11 @@ def _output(self, scores, separators, rankings):
                 f"{list(rankings.shape)}"
             )
         flat = rankings.to(scores.device, non_blocking=True)[:, : separators.width].flatten()[separators.cells]
-        loss = listwise_loss(scores, flat, separators.offsets, kind=self.yojo.config.loss)
+        kind = self.yojo.config.loss
+        if num_items is None:
+            loss = listwise_loss(scores, flat, separators.offsets, kind=kind)
+        else:
+            loss = listwise_loss(scores, flat, separators.offsets, kind=kind, reduction="sum") / num_items
     table = scores.new_full((separators.num_samples * separators.width,), float("-inf"))
     table = table.scatter(0, separators.cells, scores)
     return RewardOutput(loss=loss, scores=table.view(separators.num_samples, separators.width))

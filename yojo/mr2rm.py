@@ -10,8 +10,6 @@ import dataclasses
 
 import torch
 
-from yojo.images import load_image
-
 _MARK = "\u2042yojo\u2042"  # stands for the assistant's text while the template is looked at; no template changes it
 
 
@@ -54,13 +52,13 @@ class ConversationEncoder:
         """
         if getattr(self.processor, "chat_template", None) is None:
             raise ValueError(f"{self.name}: {type(self.processor).__name__} has no chat template, which mr2rm needs")
-        messages = self.prompts.messages(example)
+        messages, options = self.prompts.messages(example)
         self._check_prompt(messages)
         self._check_responses(example.responses)
         answer = f"\n\n{self.separator}\n\n".join(example.responses)
         text, start, stop = self._rendered(messages, answer)
         ids, first, last = self._tokens(text, start, stop)
-        inputs = self._inputs(messages, answer, text)
+        inputs = self._inputs(messages, answer, text, options)
         whole = inputs["input_ids"][0].tolist()
         tail = ids[first:]
         if whole[len(whole) - len(tail) :] != tail:
@@ -146,7 +144,7 @@ class ConversationEncoder:
             raise ValueError(f"{self.name}: the responses have no tokens")
         return ids, first, last
 
-    def _inputs(self, messages, answer, text):
+    def _inputs(self, messages, answer, text, options):
         kinds = {part["type"] for part in messages[0]["content"]} - {"text"}
         if not kinds:  # the tokenizer alone, as the released code does it
             return {"input_ids": torch.tensor([self.tokenizer(text)["input_ids"]])}
@@ -162,21 +160,12 @@ class ConversationEncoder:
                 add_generation_prompt=False,
                 return_dict=True,
                 return_tensors="pt",
+                **({"processor_kwargs": options} if options else {}),
             )
         return self.prompts.tensors(output)
 
 
 _WHY = "; format='mr2rm' tokenises prompt and responses as one text and cannot escape it: take it out, or use format='yojo'"
-
-
-def load_images(messages, name):
-    """Load the images of messages in place."""
-    count = 0
-    for turn in messages:
-        for part in turn["content"]:
-            if part["type"] == "image":
-                part["image"] = load_image(part["image"], f"{name}: image {count}")
-                count += 1
 
 
 def _is_per_token(value, length):

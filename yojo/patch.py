@@ -12,6 +12,7 @@ import torch
 from yojo import families, last_layer, media
 from yojo import fuse as fusing
 from yojo import graphs as row_graphs
+from yojo import separator as separators
 from yojo.config import YojoConfig
 from yojo_kernels import multi_response_attention
 
@@ -138,6 +139,7 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
     media.install(base, families.family_of(base.config))
     base.yojo = state
     base.config.yojo = config.to_dict()
+    separators.install(base)
     return model
 
 
@@ -159,6 +161,7 @@ def unpatch(model):
     _set_implementation(base, families.attention_modules(base), state.stock_attention)
     last_layer.remove(base)
     media.remove(base)
+    separators.remove(base)
     state.fusion.remove()
     for module in families.attention_modules(base):
         module.__dict__.pop(families.SLIDES, None)

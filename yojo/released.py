@@ -15,6 +15,7 @@ from yojo.config import CHOICES
 from yojo.folders import replaced_folder
 from yojo.patch import patch, patched_base, separator_id_of, tokenizer_of
 from yojo.processors import load_processor
+from yojo.separator import folded
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,8 @@ def import_mr2rm(path, out=None, *, base_model=None, scale_scores=True, dtype=No
     with torch.no_grad():
         model.get_input_embeddings().weight[separator_id] = row
         for name, parameter in model.score.named_parameters():
+            if name == "separator_delta":  # what was trained of the separator is in the row itself
+                continue
             if head[name].shape != parameter.shape:
                 raise ValueError(
                     f"{path / HEAD_FILE}: {name} has shape {list(head[name].shape)}, the model and {CONFIG_FILE} need "
@@ -233,7 +236,7 @@ def _take_embeddings(adapter, model, separator_id, path):
     They were not trained, so all rows but the separator's must be the base model's; so must the output embedding.
     """
     weight = model.get_input_embeddings().weight
-    name = next(n for n, m in model.named_modules() if m is model.get_input_embeddings())
+    name = _embedding_name(model)
     found = [adapter.pop(_PREFIX + key) for key in _REMOTE_EMBEDDINGS if _PREFIX + key in adapter]
     for key in (f"{name}.weight", f"{name}.base_layer.weight"):
         if _PREFIX + key in adapter:
@@ -256,6 +259,10 @@ def _take_embeddings(adapter, model, separator_id, path):
                 "was trained on another base model, or its embedding was trained; import the merged model instead"
             )
     return rows
+
+
+def _embedding_name(base):
+    return next(name for name, module in base.named_modules() if module is base.get_input_embeddings())
 
 
 def _separator_row(model, separator_id, rows, path):
@@ -367,14 +374,14 @@ def export_mr2rm(reward_model, out):
         )
     if config.separator != SEPARATOR:
         raise ValueError(f"the model's separator is {config.separator!r}, the released code knows {SEPARATOR!r} alone")
-    adapter = _peft_model(reward_model.model)
+    adapter, head = _peft_model(reward_model.model), dict(_active_head(base).named_parameters())
+    embedding = folded(_embedding_weight(base), reward_model.collator.separator_id, head["separator_delta"])
     with replaced_folder(out, mark=CONFIG_FILE) as staging:
         if adapter is None:
-            _save_model(base, base.state_dict(), staging)
+            _save_model(base, base.state_dict() | {f"{_embedding_name(base)}.weight": embedding}, staging)
         else:
-            _write_adapter(adapter, base, _embedding_weight(base), staging)
+            _write_adapter(adapter, base, embedding, staging)
         reward_model.processor.save_pretrained(staging)
-        head = dict(_active_head(base).named_parameters())
         state = {theirs: head[ours].detach().cpu().clone() for theirs, ours in HEADS[config.head].items()}
         torch.save(state, staging / HEAD_FILE)
         settings = {
@@ -407,8 +414,7 @@ def _write_adapter(adapter, base, embedding, staging):
         vocabulary = base.config.get_text_config().vocab_size
         tables = zip(_REMOTE_EMBEDDINGS, (embedding[:vocabulary], embedding[vocabulary:]), strict=True)
     else:
-        name = next(n for n, m in base.named_modules() if m is base.get_input_embeddings())
-        tables = [(f"{name}.weight", embedding)]
+        tables = [(f"{_embedding_name(base)}.weight", embedding)]
     state |= {_PREFIX + name: tensor for name, tensor in tables}
     save_file({name: t.detach().cpu().clone().contiguous() for name, t in state.items()}, staging / ADAPTER_FILE)
     (staging / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -1,5 +1,6 @@
 """The demonstration's reward model: LoRA and a value head on the tiny backbone, trained by a plain Trainer."""
 
+import json
 import random
 from pathlib import Path
 
@@ -38,6 +39,36 @@ def make_examples(samples, count, seed):
     return examples
 
 
+def write_files(folder, *, count=4311, seed=0):
+    """Write the digits as preference files, in the paper's JSONL.
+
+    Args:
+        folder: made if it is missing.
+        count: records to train on; each of the 1,437 images comes up every so often, with other answers.
+        seed: of answers and wording.
+
+    Returns:
+        dict: path of `train.jsonl` and of `held_out.jsonl` -> how many records it holds.
+    """
+    folder, written = Path(folder), {}
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for name, samples, number in zip(("train", "held_out"), digits.load_digits_split(), (count, 360), strict=True):
+        for place, (image, _) in enumerate(samples):
+            image.save(folder / "images" / f"{name}-{place:04d}.png")
+        path = folder / f"{name}.jsonl"
+        with open(path, "w") as file:
+            for example in make_examples(samples, number, seed):
+                record = {
+                    "prompt": example.prompt,
+                    "image": f"images/{name}-{example.id:04d}.png",
+                    "responses": example.responses,
+                    "rankings": example.rankings,
+                }
+                file.write(json.dumps(record) + "\n")
+        written[path] = number
+    return written
+
+
 def train(mode, *, start=None, steps=250, batch_size=32, learning_rate=1e-3, head_learning_rate=3e-3, seed=0, log=None):
     """Patch the tiny backbone and train LoRA, value head and the separator's embedding on digits.
 
@@ -61,20 +92,15 @@ def train(mode, *, start=None, steps=250, batch_size=32, learning_rate=1e-3, hea
     torch.manual_seed(seed)
     model, processor = load_backbone()
     model = yojo.patch(model, processor, mode=mode)
-    lora = LoraConfig(
-        r=64,
-        lora_alpha=64,
-        target_modules=LORA_TARGETS,
-        modules_to_save=["score"],
-        trainable_token_indices={"embed_tokens": [model.yojo.separator_id]},
-    )
+    lora = LoraConfig(r=64, lora_alpha=64, target_modules=LORA_TARGETS, modules_to_save=["score"])
     model = get_peft_model(model, lora)
     if start is not None:
         model.load_state_dict(start.model.state_dict())
     train_samples, _ = digits.load_digits_split()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    head = [p for name, p in trained.items() if ".score." in name]
-    others = [p for name, p in trained.items() if ".score." not in name]
+    in_head = {name for name in trained if ".score." in name and not name.endswith("separator_delta")}
+    head = [p for name, p in trained.items() if name in in_head]
+    others = [p for name, p in trained.items() if name not in in_head]
     optimizer = torch.optim.AdamW(
         [{"params": others, "lr": learning_rate}, {"params": head, "lr": head_learning_rate}], weight_decay=0.0
     )

@@ -1,0 +1,176 @@
+"""Checkpoints of a training run: written aside and then given their name, read back to the bit."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from yojo.config import YojoConfig
+from yojo.patch import patched_base
+from yojo.saved import read_description, read_head
+
+STAGING = ".writing"  # in the output folder; never taken for a checkpoint
+
+
+class WholeCheckpoints:
+    """Mixed into transformers' Trainer: a checkpoint folder exists whole or not at all, whenever the run is killed.
+
+    A checkpoint is a reward model, as `RewardModel.save_pretrained` writes it, with the state of optimizer, scheduler and
+    random number generators beside it.
+    """
+
+    _staging = None
+
+    def _get_output_dir(self, trial):
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _save_checkpoint(self, model, trial):
+        run = Path(self._get_output_dir(trial))
+        staging, name = run / STAGING, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed while it wrote
+        self.accelerator.wait_for_everyone()
+        push, self.args.push_to_hub = self.args.push_to_hub, False  # not from a folder that is about to move
+        self._staging = staging
+        try:
+            super()._save_checkpoint(model, trial)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)  # what is half written, or did not fit on the disk
+            raise
+        finally:
+            self._staging, self.args.push_to_hub = None, push
+        self.accelerator.wait_for_everyone()
+        if self.state.best_model_checkpoint is not None:
+            best = Path(self.state.best_model_checkpoint)
+            if best.parent == staging:
+                self.state.best_model_checkpoint = str(run / best.name)
+        if self.args.should_save:
+            self.state.save_to_json(str(staging / name / "trainer_state.json"))
+            _publish(staging / name, run / name)
+            shutil.rmtree(staging, ignore_errors=True)
+            _rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+        if push:
+            self._push_from_checkpoint(str(run / name))
+
+    def _save(self, output_dir=None, state_dict=None):
+        if not self.args.should_save:
+            return
+        from yojo.checkpoint import save_pretrained
+        from yojo.model import RewardModel
+
+        folder = self.args.output_dir if output_dir is None else output_dir
+        save_pretrained(
+            RewardModel(self.model, self.processing_class), folder, state_dict=state_dict, provenance=self.provenance
+        )
+        torch.save(self.args, Path(folder) / "training_args.bin")
+
+    def create_model_card(self, *args, **kwargs):
+        """Nothing: the card is written with the model, by `RewardModel.save_pretrained`."""
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        # The Trainer copies the files it knows into the output folder and uploads that: the head is not among them.
+        if self.is_world_process_zero():
+            folder = Path(checkpoint_folder)
+            description = json.loads((folder / "yojo_config.json").read_text())
+            for name in (*description["files"], "yojo_config.json"):
+                target = Path(self.args.output_dir) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(folder / name, target)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self):
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            load_weights(self.model, self.state.best_model_checkpoint)
+
+
+def load_weights(model, path):
+    """Put the weights of a saved reward model into a live one of the same make: what resuming does.
+
+    Args:
+        model: a patched model, with an adapter if the saved one has one.
+        path: folder that `RewardModel.save_pretrained`, or a checkpoint of `RewardTrainer`, wrote.
+
+    Raises:
+        ValueError: other settings, an adapter on one side only, weights that are missing or left over.
+    """
+    from yojo import checkpoint
+
+    path = Path(path)
+    base = patched_base(model, "load_weights")
+    description, head = read_description(path), read_head(path)
+    config = YojoConfig.from_dict(description["config"])
+    if config != base.yojo.config:
+        raise ValueError(f"{path} was saved with {config}, the model is patched with {base.yojo.config}")
+    adapter = checkpoint._peft_model(model)
+    if description["adapter"] != (adapter is not None):
+        have, lacks = ("an adapter", "none") if description["adapter"] else ("a full model", "an adapter")
+        raise ValueError(f"{path} holds {have}, the model to resume has {lacks}: tune must be what it was")
+    if adapter is not None:
+        checkpoint._load_adapter(adapter, path)
+    else:
+        saved = type(base).from_pretrained(path, dtype=base.dtype)
+        missing, unknown = base.load_state_dict(saved.state_dict(), strict=False)
+        missing = [name for name in missing if not name.startswith("score.")]
+        if missing or unknown:
+            raise ValueError(f"{path} does not fit the model: missing {missing[:5]}, unknown {unknown[:5]}")
+    checkpoint._load_head(base, head, path / checkpoint.HEAD_FILE)
+
+
+def _publish(staged, target):
+    """Give a folder that is complete its name; what had the name before goes once the new one is on the disk."""
+    for folder, _, files in os.walk(staged):
+        for file in files:
+            _sync(os.path.join(folder, file))
+        _sync(folder)
+    if target.exists():
+        old = staged.with_name(f"{target.name}.old")
+        os.replace(target, old)
+        os.replace(staged, target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(staged, target)
+    _sync(target.parent)
+
+
+def _sync(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def checkpoints(run):
+    """The checkpoint folders of an output folder, by step."""
+    found = []
+    for folder in Path(run).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        step = folder.name.rpartition("-")[2]
+        if folder.is_dir() and step.isdigit():
+            found.append((int(step), folder))
+    return [folder for _, folder in sorted(found)]
+
+
+def _rotate(run, limit, best):
+    """Delete the oldest checkpoints beyond `limit`; the best one and the newest stay."""
+    if limit is None or limit <= 0:
+        return
+    found = checkpoints(run)
+    kept = {found[-1]} | ({Path(best)} if best is not None else set())
+    for folder in found:
+        if len(found) <= limit:
+            break
+        if folder not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+            found = [other for other in found if other != folder]

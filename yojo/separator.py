@@ -1,0 +1,48 @@
+"""The trained part of the separator's embedding: added where the separator stands, and kept with the value head.
+
+Training one row of an embedding through its weight makes a gradient, and with PEFT's trainable tokens a copy, of the whole
+vocabulary's embedding in every step. What training adds to the separator's row is a parameter of its own instead, [H]
+float32, in the value head: it is trained, saved, sharded and kept through merges as the head is.
+"""
+
+import torch
+
+
+class SeparatorDelta:
+    """Forward hook of the input embedding: adds the head's `separator_delta` to the embeddings of separators."""
+
+    def __init__(self, base):
+        self.base = base
+
+    def __call__(self, module, args, kwargs, output):
+        state = getattr(self.base, "yojo", None)
+        ids = args[0] if args else kwargs.get("input", kwargs.get("input_ids"))
+        if state is None or state.separator_id is None or ids is None:
+            return output
+        delta = self.base.score.separator_delta.to(output.device, output.dtype)
+        # addcmul makes no tensor but its output; tokens that are no separators keep their bits.
+        return torch.addcmul(output, (ids == state.separator_id).to(output.dtype)[..., None], delta)
+
+
+def install(base):
+    """Make the input embedding of a patched model add the delta, as it stands now: PEFT may have wrapped it since."""
+    embedding = base.get_input_embeddings()
+    if not any(isinstance(hook, SeparatorDelta) for hook in embedding._forward_hooks.values()):
+        remove(base)
+        embedding.register_forward_hook(SeparatorDelta(base), with_kwargs=True)
+
+
+def remove(base):
+    """Undo `install`."""
+    for module in base.get_input_embeddings().modules():  # PEFT keeps what it wraps inside
+        for key, hook in list(module._forward_hooks.items()):
+            if isinstance(hook, SeparatorDelta):
+                del module._forward_hooks[key]
+                module._forward_hooks_with_kwargs.pop(key, None)
+
+
+def folded(weight, separator_id, delta):
+    """An embedding that needs no delta: weight [V, H], a copy with the delta [H] added to the separator's row."""
+    weight = weight.detach().clone()
+    weight[separator_id] += delta.detach().to(weight.device, weight.dtype)
+    return weight
