@@ -209,6 +209,28 @@ def test_a_gathered_state_dict_is_all_that_is_read(reward_model, tmp_path, examp
     assert all(map(torch.equal, load(tmp_path).score_many(examples), expected))
 
 
+def test_a_model_sharded_by_fsdp(reward_model, tmp_path, examples):
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    expected = reward_model.score_many(examples)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        for layer in yojo.patch(reward_model.model).get_decoder().layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(reward_model.model, mesh=mesh)
+        assert all(isinstance(parameter, DTensor) for parameter in reward_model.model.parameters())
+        state = get_model_state_dict(reward_model.model, options=StateDictOptions(full_state_dict=True))
+        assert not any(isinstance(tensor, DTensor) for tensor in state.values())
+        reward_model.save_pretrained(tmp_path / "m", state_dict=state)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(map(torch.equal, load(tmp_path / "m").score_many(examples), expected))
+    assert "FSDP" not in "".join(file.read_text() for file in (tmp_path / "m").glob("*.json"))
+
+
 def test_a_state_dict_that_is_not_whole_is_an_error(reward_model, tmp_path):
     state = dict(reward_model.model.state_dict())
     embedding = next(name for name in state if "embed_tokens" in name and name.endswith("weight"))
@@ -323,6 +345,23 @@ def test_qlora(settings, backbone, backbone_path, tmp_path, examples):
     whole = load(tmp_path / "a", quantization_config=None)
     assert not isinstance(whole.model.get_base_model().model.language_model.layers[0].self_attn.q_proj.base_layer, kind)
     assert not same(whole, reward_model, examples[:2], 1e-6)
+
+
+@pytest.mark.parametrize("settings", QUANTIZED, ids=["4bit", "8bit"])
+def test_a_quantized_full_model(settings, backbone, backbone_path, tmp_path, examples):
+    pytest.importorskip("bitsandbytes")
+    import transformers
+
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
+        backbone_path, dtype=torch.float32, quantization_config=transformers.BitsAndBytesConfig(**settings)
+    )
+    processor = copy.deepcopy(backbone[1])
+    reward_model = yojo.RewardModel(yojo.patch(model.eval(), processor, **OPTIONS), processor)
+    reward_model.save_pretrained(tmp_path)
+    assert not any("score" in name for name in load_file(tmp_path / "model.safetensors"))
+    assert same(load(tmp_path), reward_model, examples[:2])
+    with pytest.raises(ValueError, match="saved from its own weights: leave state_dict out"):
+        reward_model.save_pretrained(tmp_path, state_dict=model.state_dict())
 
 
 def test_a_quantized_base_is_merged_as_what_it_stands_for(backbone, backbone_path, tmp_path, examples, caplog):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 FILE = "README.md"
-_SIGN = "<!-- written by yojo: remove this line to keep your own text -->"
+SIGN = "<!-- written by yojo: remove this line to keep your own text -->"
 _KEYS = ("data", "metrics", "notes")
 
 
@@ -21,7 +21,7 @@ def check(provenance):
 def is_foreign(folder):
     """Whether a folder has a README.md that YOJO did not write."""
     file = Path(folder) / FILE
-    return file.is_file() and _SIGN not in file.read_text(errors="replace")
+    return file.is_file() and SIGN not in file.read_text(errors="replace")
 
 
 def leave_out(staging):
@@ -56,7 +56,7 @@ def text(description, provenance=None):
         "---",
         *metadata,
         "---",
-        _SIGN,
+        SIGN,
         "",
         "# Reward model",
         "",

@@ -1,37 +1,34 @@
 """Save a reward model with everything that changes its scores, and load it back exactly or not at all."""
 
-import fnmatch
-import hashlib
 import json
 import logging
+import tempfile
 from pathlib import Path
 
 import torch
 
 import yojo
 from yojo import card as cards
+from yojo import saved
 from yojo.config import YojoConfig
 from yojo.folders import files_of, replaced_folder
 from yojo.patch import patch, patched_base
 from yojo.processors import load_processor
+from yojo.saved import (
+    ADAPTER_FILE,
+    ADAPTERS,
+    CONFIG_FILE,
+    HEAD_FILE,
+    SEPARATOR_ROW,
+    VERSION,
+    local_folder,
+    read_description,
+)
 
-__all__ = ["import_mr2rm", "load_pretrained", "merge", "replaced_folder", "save_pretrained"]
+__all__ = ["import_mr2rm", "load_pretrained", "merge", "push_to_hub", "replaced_folder", "save_pretrained"]
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "yojo_config.json"
-HEAD_FILE = "score_head.safetensors"
-ADAPTER_FILE = "adapter_model.safetensors"
-HEAD_NAMES = ("weight1", "bias1", "weight2", "bias2")
-SEPARATOR_ROW = "separator_embedding"
-VERSION = 1
-
-# Files of a model folder that a later save may remove: left behind, they would be loaded with the new ones.
-_WEIGHTS = ("model.safetensors", "model-*.safetensors", "*.safetensors.index.json", "pytorch_model*")
-_ADAPTERS = ("adapter_model*", "adapter_config.json")
-_OURS = (CONFIG_FILE, HEAD_FILE, *_WEIGHTS, *_ADAPTERS, "config.json", "generation_config.json")
-# Files that must not have been changed since: with another one a score means nothing.
-_HASHED = (HEAD_FILE, ADAPTER_FILE, "tokenizer.json", "chat_template.jinja")
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
@@ -64,20 +61,21 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
     adapter = _peft_model(reward_model.model)
     if card:
         cards.check(provenance)
+    if state_dict is not None and adapter is None and getattr(base, "hf_quantizer", None) is not None:
+        raise ValueError("a quantized model without an adapter is saved from its own weights: leave state_dict out")
     state = _plain_names((base if adapter is None else adapter).state_dict() if state_dict is None else state_dict)
     head = _head_tensors(reward_model, base, adapter, state)
     known = (path / CONFIG_FILE).is_file()
-    foreign = [name for name in _ADAPTERS if not known and path.is_dir() and list(path.glob(name))]
+    foreign = [name for name in ADAPTERS if not known and path.is_dir() and list(path.glob(name))]
     if foreign and adapter is None:
         raise ValueError(
             f"{path} holds {foreign[0]} of another model, which transformers would load on top of this one: save into a "
             "folder of its own"
         )
-    with replaced_folder(path, owned=_owned(path), mark=CONFIG_FILE) as staging:
+    with replaced_folder(path, owned=saved.owned(path), mark=CONFIG_FILE) as staging:
         if adapter is None:
             # The head goes into a file of its own, so that the folder also loads as the plain model it came from.
-            weights = {name: tensor for name, tensor in state.items() if not name.startswith("score.")}
-            base.save_pretrained(staging, state_dict=weights)
+            _save_model(base, state, staging)
         else:
             # The one row that the separator may have added is in our own file; PEFT would save the whole embedding.
             adapter.save_pretrained(
@@ -90,6 +88,19 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
         _write_description(description, staging)
 
 
+def _save_model(base, state, folder):
+    """Write the backbone alone, as the plain model it came from; a quantizer gathers its own state dict."""
+    ignored = base._keys_to_ignore_on_save
+    base._keys_to_ignore_on_save = {
+        *(ignored or ()),
+        *(name for name in base.state_dict() if name.startswith("score.")),
+    }
+    try:
+        base.save_pretrained(folder, state_dict=dict(state))
+    finally:
+        base._keys_to_ignore_on_save = ignored
+
+
 def _write_head(head, staging):
     from safetensors.torch import save_file
 
@@ -97,7 +108,7 @@ def _write_head(head, staging):
 
 
 def _write_description(description, staging):
-    description["files"] = {name: _fingerprint(staging / name) for name in files_of(staging)}
+    description["files"] = {name: saved.fingerprint(staging / name) for name in files_of(staging)}
     (staging / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
 
 
@@ -110,7 +121,11 @@ def _description(reward_model, base, adapter):
     return {
         "version": VERSION,
         "config": base.yojo.config.to_dict(),
-        "model_class": type(base).__name__,
+        # FSDP makes a class of its own, which inherits from transformers'.
+        "model_class": next(
+            (c.__name__ for c in type(base).__mro__ if getattr(transformers, c.__name__, None) is c),
+            type(base).__name__,
+        ),
         "model_type": base.config.model_type,
         "adapter": adapter is not None,
         "base_model": base.config.name_or_path or None,
@@ -124,32 +139,6 @@ def _description(reward_model, base, adapter):
             "transformers": transformers.__version__,
         },
     }
-
-
-def _owned(path):
-    """Function name -> whether a file of this folder was written by an earlier save."""
-    try:
-        description = json.loads((path / CONFIG_FILE).read_text())
-        names = {*description.get("files", ()), CONFIG_FILE}
-    except (OSError, ValueError, AttributeError):
-        return lambda name: False
-    patterns = () if description.get("files") else _OURS
-    keeps_card = cards.is_foreign(path)
-
-    def owned(name):
-        if name == cards.FILE:
-            return not keeps_card
-        return name in names or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-
-    return owned
-
-
-def _fingerprint(file):
-    found = {"size": file.stat().st_size}
-    if file.name in _HASHED:
-        with file.open("rb") as handle:
-            found["sha256"] = hashlib.file_digest(handle, "sha256").hexdigest()
-    return found
 
 
 def _plain_names(state):
@@ -216,7 +205,7 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None
             random weights.
     """
     path = local_folder(path)
-    return _load(path, _read_description(path), base_model, dtype, device, fuse, kwargs, trainable=trainable)
+    return _load(path, read_description(path), base_model, dtype, device, fuse, kwargs, trainable=trainable)
 
 
 def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=None, trainable=False):
@@ -224,7 +213,7 @@ def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=No
     import transformers
 
     config = YojoConfig.from_dict(description["config"])
-    head = _read_head(path)
+    head = saved.read_head(path)
     processor = load_processor(path)
     model_class = getattr(transformers, description["model_class"], None)
     if model_class is None:
@@ -242,12 +231,12 @@ def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=No
     else:
         if base_model is not None:
             raise ValueError(f"base_model is given, but {path} holds a full model")
-        stale = next((name for name in _ADAPTERS if list(path.glob(name))), None)
+        stale = next((name for name in ADAPTERS if list(path.glob(name))), None)
         if stale:
             raise ValueError(f"{path} holds a full model and {stale}, which is not its own: it would change the scores")
     if kwargs.get("quantization_config", ...) is None:
         kwargs = {name: value for name, value in kwargs.items() if name != "quantization_config"}
-    _check_sizes(path, description)
+    saved.check_sizes(path, description)
     dtype = dtype or getattr(torch, description["dtype"])
     base = model_class.from_pretrained(source, dtype=dtype, **kwargs)
     if base.config.model_type != description["model_type"]:
@@ -266,7 +255,7 @@ def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=No
             f"{path / CONFIG_FILE}: the tokenizer is not the one the model was saved with"
         )
     _load_head(base, head, path / HEAD_FILE)
-    _check_hashes(path, description)
+    saved.check_hashes(path, description)
     model = base
     if description["adapter"]:
         model = _with_adapter(base, path, trainable)
@@ -340,30 +329,36 @@ def _check_adapter_head(base, head, path):
             )
 
 
-def _check_sizes(path, description):
-    for name, known in (description.get("files") or {}).items():
-        if not any(fnmatch.fnmatch(name, pattern) for pattern in _WEIGHTS):
-            continue
-        size = (path / name).stat().st_size if (path / name).is_file() else None
-        if size is None:
-            raise ValueError(f"{path} is not whole: {name} is missing")
-        if size != known["size"]:
-            raise ValueError(
-                f"{path / name} is damaged or of another save: it has {size} bytes, {CONFIG_FILE} names {known['size']}"
-            )
+def push_to_hub(reward_model, repo_id, *, private=None, token=None, commit_message=None, **options):
+    """Save into a temporary folder and upload it to the hub; the repository is made if it is missing.
 
+    Args:
+        reward_model: a `yojo.RewardModel`.
+        repo_id: "name/repository".
+        private: whether a new repository is private; the account's default by default.
+        token: a hub token; the one that is logged in by default.
+        commit_message: of the upload.
+        **options: of `save_pretrained`, such as provenance.
 
-def _check_hashes(path, description):
-    for name, known in (description.get("files") or {}).items():
-        if "sha256" in known and (path / name).is_file() and _fingerprint(path / name) != known:
-            raise ValueError(
-                f"{path / name} is not the file that {CONFIG_FILE} was written with: it was changed, or the folder holds "
-                "files of two different saves"
-            )
+    Returns:
+        What `huggingface_hub.HfApi.upload_folder` returns.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(reward_model, Path(folder, "model"), **options)
+        api.create_repo(repo_id, private=private, repo_type="model", exist_ok=True)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=str(Path(folder, "model")),
+            repo_type="model",
+            commit_message=commit_message or "Upload a YOJO reward model",
+        )
 
 
 def merge(path, out, *, base_model=None, device=None):
-    """Make a full model out of a saved adapter: the same scores within rounding, and nothing but transformers to load it.
+    """Make a full model out of a saved adapter: the same scores within rounding, and no adapter needed to load it.
 
     Weights are merged in float32 and then cast to the dtype the model was saved in. A quantized base model is
     dequantized first, since the adapter was trained on what the quantized weights stand for.
@@ -380,8 +375,15 @@ def merge(path, out, *, base_model=None, device=None):
     Raises:
         ValueError: a folder that holds no adapter, or none that fits (see `load_pretrained`).
     """
+    reward_model = merged(path, base_model=base_model, device=device)
+    save_pretrained(reward_model, out, provenance={"merged from": Path(path).name})
+    return reward_model
+
+
+def merged(path, *, base_model=None, device=None):
+    """What `merge` saves, in memory alone."""
     path = local_folder(path)
-    description = _read_description(path)
+    description = read_description(path)
     if not description["adapter"]:
         raise ValueError(f"{path} holds a full model already: there is no adapter to merge")
     quantized = description.get("quantization")
@@ -390,22 +392,18 @@ def merge(path, out, *, base_model=None, device=None):
         if not quantized:
             return base
         logger.warning("the base model is dequantized from %s to be merged", quantized.get("quant_method"))
-        base = base.dequantize()
-        return base.float()
+        return base.dequantize().float()
 
     model, processor = _load(path, description, base_model, torch.float32, device, None, {}, prepare)
     base = model.merge_and_unload(safe_merge=True)
     dtype = getattr(torch, description["dtype"])
-    with torch.no_grad():
-        for name, parameter in base.named_parameters():
-            if not name.startswith("score.") and parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype)
-            parameter.requires_grad_(True)
+    for name, parameter in base.named_parameters():
+        if not name.startswith("score.") and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+        parameter.requires_grad_(True)
     for config in {id(c): c for c in (base.config, base.config.get_text_config())}.values():
         config.dtype = dtype
-    reward_model = yojo.RewardModel(base.eval(), processor)
-    save_pretrained(reward_model, out, provenance={"merged from": path.name})
-    return reward_model
+    return yojo.RewardModel(base.eval(), processor)
 
 
 def import_mr2rm(path, out=None, **options):
@@ -413,53 +411,6 @@ def import_mr2rm(path, out=None, **options):
     from yojo.released import import_mr2rm
 
     return import_mr2rm(path, out, **options)
-
-
-def local_folder(path):
-    """The folder of a path, or of a hub name whose files are then downloaded."""
-    if Path(path).is_dir():
-        return Path(path)
-    if Path(path).exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
-        raise ValueError(f"no such folder: {path}")
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(str(path)))
-
-
-def _read_description(path):
-    file = path / CONFIG_FILE
-    if not file.is_file():
-        raise ValueError(
-            f"{path} is no YOJO reward model: it has no {CONFIG_FILE} (RewardModel.save_pretrained makes one)"
-        )
-    try:
-        description = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    needed = ("version", "config", "model_class", "model_type", "adapter", "hidden_size", "separator_id", "dtype")
-    missing = [name for name in needed if name not in description] if isinstance(description, dict) else needed
-    if missing:
-        raise ValueError(f"{file} is damaged: it lacks {', '.join(missing)}")
-    if description["version"] != VERSION:
-        raise ValueError(f"{file} has version {description['version']}, this YOJO reads version {VERSION}")
-    return description
-
-
-def _read_head(path):
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    file = path / HEAD_FILE
-    if not file.is_file():
-        raise ValueError(f"{path} has no value head: {HEAD_FILE} is missing, and a random head would score at random")
-    try:
-        head = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    for name, tensor in head.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{file}: {name} has weights that are not finite (NaN or infinity)")
-    return head
 
 
 def _load_head(base, head, file):

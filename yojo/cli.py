@@ -1,5 +1,6 @@
 """The command line: yojo demo, score, data, train, import, export, merge, profile, info."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -304,6 +305,74 @@ def _one_of(option, value, choices):
     if value is not None and value not in choices:
         raise ValueError(f"--{option} must be one of {', '.join(choices)}, got {value!r}")
     return value
+
+
+@app.command(name="import")
+def import_(
+    path: Annotated[str, typer.Argument(help="Folder or hub name of a checkpoint of the paper's released code.")],
+    out: Annotated[Path, typer.Option(help="Folder for the reward model.")],
+    base_model: Annotated[
+        str | None, typer.Option(help="For an adapter: its base model, if not the one it names.")
+    ] = None,
+    scale_scores: Annotated[
+        bool, typer.Option(help="The checkpoint divides scores by sqrt(H); it does not record whether.")
+    ] = True,
+):
+    """Make a reward model out of a checkpoint of the paper's released code."""
+    from yojo import checkpoint
+
+    with _errors():
+        reward_model = checkpoint.import_mr2rm(path, out, base_model=base_model, scale_scores=scale_scores)
+    config = reward_model.config
+    typer.echo(f"{out}: {config.head} head, pooling {config.pooling}, scores {'' if scale_scores else 'not '}scaled")
+
+
+@app.command()
+def export(
+    path: Annotated[str, typer.Argument(help="Folder or hub name of a reward model.")],
+    out: Annotated[Path, typer.Option(help="Folder for what is exported.")],
+    format: Annotated[
+        str,
+        typer.Option(help="mr2rm, the layout of the paper's released code; or trl, a stock sequence classifier."),
+    ],
+    base_model: Annotated[
+        str | None, typer.Option(help="For an adapter: its base model, if not the one it names.")
+    ] = None,
+):
+    """Write a reward model in the format of another tool."""
+    from yojo import export as exporting
+
+    with _errors():
+        exported = exporting.export(path, out, format=format, base_model=base_model)
+    typer.echo(f"{out}: {exported.format}")
+    if exported.format == "trl":
+        typer.echo(f"scores are those of the reward model minus its constant bias: add {exported.bias!r} to get them")
+
+
+@app.command()
+def merge(
+    path: Annotated[str, typer.Argument(help="Folder or hub name of a reward model that is an adapter.")],
+    out: Annotated[Path, typer.Option(help="Folder for the full model.")],
+    base_model: Annotated[str | None, typer.Option(help="Its base model, if not the one it names.")] = None,
+):
+    """Merge a reward model's adapter into its base model."""
+    from yojo import checkpoint
+
+    with _errors():
+        checkpoint.merge(path, out, base_model=base_model)
+    typer.echo(f"{out}: a full model")
+
+
+@contextlib.contextmanager
+def _errors():
+    """What a user can mend is a line, not a traceback."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    except (TypeError, ValueError, OSError, ImportError) as error:
+        _fail(str(error))
 
 
 @app.command()

@@ -478,32 +478,10 @@ class RewardModel:
         save_pretrained(self, path, **options)
 
     def push_to_hub(self, repo_id, private=None, token=None, commit_message=None, **options):
-        """Save into a temporary folder and upload it to the hub; the repository is made if it is missing.
+        """Save and upload to the hub; see `yojo.checkpoint.push_to_hub`."""
+        from yojo.checkpoint import push_to_hub
 
-        Args:
-            repo_id: "name/repository".
-            private: whether a new repository is private; the account's default by default.
-            token: a hub token; the one that is logged in by default.
-            commit_message: of the upload.
-            **options: of `yojo.checkpoint.save_pretrained`, such as provenance.
-
-        Returns:
-            What `huggingface_hub.HfApi.upload_folder` returns.
-        """
-        import tempfile
-
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(f"{folder}/model", **options)
-            api.create_repo(repo_id, private=private, repo_type="model", exist_ok=True)
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=f"{folder}/model",
-                repo_type="model",
-                commit_message=commit_message or "Upload a YOJO reward model",
-            )
+        return push_to_hub(self, repo_id, private=private, token=token, commit_message=commit_message, **options)
 
     @classmethod
     def from_pretrained(cls, path, **kwargs):

@@ -10,6 +10,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from yojo.config import YojoConfig
 from yojo.patch import patched_base
+from yojo.saved import read_description, read_head
 
 STAGING = ".writing"  # in the output folder; never taken for a checkpoint
 
@@ -108,7 +109,7 @@ def load_weights(model, path):
 
     path = Path(path)
     base = patched_base(model, "load_weights")
-    description, head = checkpoint._read_description(path), checkpoint._read_head(path)
+    description, head = read_description(path), read_head(path)
     config = YojoConfig.from_dict(description["config"])
     if config != base.yojo.config:
         raise ValueError(f"{path} was saved with {config}, the model is patched with {base.yojo.config}")

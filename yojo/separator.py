@@ -39,3 +39,10 @@ def remove(base):
             if isinstance(hook, SeparatorDelta):
                 del module._forward_hooks[key]
                 module._forward_hooks_with_kwargs.pop(key, None)
+
+
+def folded(weight, separator_id, delta):
+    """An embedding that needs no delta: weight [V, H], a copy with the delta [H] added to the separator's row."""
+    weight = weight.detach().clone()
+    weight[separator_id] += delta.detach().to(weight.device, weight.dtype)
+    return weight
