@@ -133,4 +133,4 @@ def _die_at(step, exchange):
     for name in ("rename", "replace", "remove"):
         setattr(os, name, dying(getattr(os, name)))
     folders._exchange = dying(folders._exchange) if exchange else lambda a, b: False
-    folders._sync = dying(folders._sync)
+    folders.sync = dying(folders.sync)

@@ -58,7 +58,7 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
     """
     path = Path(path)
     base = patched_base(reward_model.model, "save_pretrained")
-    adapter = _peft_model(reward_model.model)
+    adapter = adapter_of(reward_model.model)
     if card:
         cards.check(provenance)
     if state_dict is not None and adapter is None and getattr(base, "hf_quantizer", None) is not None:
@@ -75,7 +75,7 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
     with replaced_folder(path, owned=saved.owned(path), mark=CONFIG_FILE) as staging:
         if adapter is None:
             # The head goes into a file of its own, so that the folder also loads as the plain model it came from.
-            _save_model(base, state, staging)
+            save_model(base, state, staging)
         else:
             # The one row that the separator may have added is in our own file; PEFT would save the whole embedding.
             adapter.save_pretrained(
@@ -88,7 +88,7 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
         _write_description(description, staging)
 
 
-def _save_model(base, state, folder):
+def save_model(base, state, folder):
     """Write the backbone alone, as the plain model it came from; a quantizer gathers its own state dict."""
     ignored = base._keys_to_ignore_on_save
     base._keys_to_ignore_on_save = {
@@ -254,7 +254,7 @@ def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=No
             f"the separator has id {base.yojo.separator_id} in the processor and {description['separator_id']} in "
             f"{path / CONFIG_FILE}: the tokenizer is not the one the model was saved with"
         )
-    _load_head(base, head, path / HEAD_FILE)
+    load_head(base, head, path / HEAD_FILE)
     saved.check_hashes(path, description)
     model = base
     if description["adapter"]:
@@ -301,7 +301,7 @@ def _with_adapter(base, path, trainable):
     return model
 
 
-def _load_adapter(model, path):
+def load_adapter(model, path):
     """Put a folder's adapter weights into a live model's adapter of the same make."""
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors import SafetensorError
@@ -321,7 +321,7 @@ def _load_adapter(model, path):
 def _check_adapter_head(base, head, path):
     if not hasattr(base.score, "modules_to_save"):
         return
-    for name, parameter in _active_head(base).named_parameters():
+    for name, parameter in active_head(base).named_parameters():
         if not torch.equal(parameter.detach().cpu(), head[name]):
             raise ValueError(
                 f"{path}: the value heads in {ADAPTER_FILE} and {HEAD_FILE} differ ({name}): the files are of two "
@@ -413,15 +413,16 @@ def import_mr2rm(path, out=None, **options):
     return import_mr2rm(path, out, **options)
 
 
-def _load_head(base, head, file):
-    parameters = dict(_active_head(base).named_parameters())
+def load_head(base, head, file):
+    """Put a saved head and the separator's row into a patched model; a ValueError where names or shapes do not fit."""
+    parameters = dict(active_head(base).named_parameters())
     expected = {*parameters, SEPARATOR_ROW}
     if set(head) != expected:
         missing, extra = sorted(expected - set(head)), sorted(set(head) - expected)
         raise ValueError(
             f"{file} does not fit the settings in {CONFIG_FILE}: missing {missing or 'nothing'}, unknown {extra or 'nothing'}"
         )
-    row = _embedding_weight(base)[base.yojo.separator_id]
+    row = embedding_weight(base)[base.yojo.separator_id]
     for name, parameter in (*parameters.items(), (SEPARATOR_ROW, row)):
         if head[name].shape != parameter.shape:
             raise ValueError(
@@ -431,7 +432,7 @@ def _load_head(base, head, file):
             parameter.copy_(head[name])
 
 
-def _embedding_weight(base):
+def embedding_weight(base):
     """The embedding's own rows, below whatever PEFT lays over them."""
     embedding = base.get_input_embeddings()
     while hasattr(embedding, "base_layer") or hasattr(embedding, "original_module"):
@@ -439,13 +440,13 @@ def _embedding_weight(base):
     return embedding.weight
 
 
-def _active_head(base):
+def active_head(base):
     """The value head that scores: PEFT's trained copy where `modules_to_save` made one."""
     head = base.score
     return head.modules_to_save[head.active_adapter] if hasattr(head, "modules_to_save") else head
 
 
-def _peft_model(model):
+def adapter_of(model):
     """The PEFT model inside torch.compile and DistributedDataParallel, or None."""
     while True:
         if hasattr(model, "_orig_mod"):  # first, since a compiled model has all attributes of the one inside

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
 import uuid
@@ -62,8 +63,8 @@ def flush(folder):
     """Wait until all files below a folder are on the disk."""
     for root, _, names in os.walk(folder):
         for name in names:
-            _sync(os.path.join(root, name))
-        _sync(root)
+            sync(os.path.join(root, name))
+        sync(root)
 
 
 def _temporary(path):
@@ -77,25 +78,25 @@ def _temporary(path):
 def _put_in_place(staging, path, owned, mark):
     if not path.exists():
         os.rename(staging, path)
-        return _sync(path.parent)
+        return sync(path.parent)
     new, old = files_of(staging), [] if staging.parent == path else files_of(path)
     foreign = [name for name in old if name not in new and not owned(name)]
     if staging.parent != path and not foreign and _exchange(staging, path):
-        return _sync(path.parent)
+        return sync(path.parent)
     old = [name for name in files_of(path) if not name.startswith(f"{staging.name}/")]
     if mark is not None and mark in old:
         os.remove(path / mark)
-        _sync(path)
+        sync(path)
     for name in [*(name for name in new if name != mark)]:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(staging / name, path / name)
     for name in old:
         if name not in new and name != mark and owned(name):
             os.remove(path / name)
-    _sync(path)
+    sync(path)
     if mark in new:
         os.replace(staging / mark, path / mark)
-        _sync(path)
+        sync(path)
 
 
 def _exchange(a, b):
@@ -107,7 +108,8 @@ def _exchange(a, b):
     return renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
 
 
-def _sync(path):
+def sync(path):
+    """Wait until a file, or the names in a folder, are on the disk."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:  # a folder that cannot be opened (Windows)
@@ -115,8 +117,6 @@ def _sync(path):
     try:
         os.fsync(handle)
     except OSError as error:
-        import errno
-
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.EBADF):  # some file systems have none
             raise
     finally:

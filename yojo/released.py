@@ -360,7 +360,7 @@ def export_mr2rm(reward_model, out):
     Raises:
         ValueError: a model whose scores the released code would not give, with the reason.
     """
-    from yojo.checkpoint import _active_head, _embedding_weight, _peft_model, _save_model
+    from yojo.checkpoint import active_head, adapter_of, embedding_weight, save_model
 
     base, config = patched_base(reward_model.model, "export"), reward_model.config
     if config.format != "mr2rm":
@@ -374,11 +374,11 @@ def export_mr2rm(reward_model, out):
         )
     if config.separator != SEPARATOR:
         raise ValueError(f"the model's separator is {config.separator!r}, the released code knows {SEPARATOR!r} alone")
-    adapter, head = _peft_model(reward_model.model), dict(_active_head(base).named_parameters())
-    embedding = folded(_embedding_weight(base), reward_model.collator.separator_id, head["separator_delta"])
+    adapter, head = adapter_of(reward_model.model), dict(active_head(base).named_parameters())
+    embedding = folded(embedding_weight(base), reward_model.collator.separator_id, head["separator_delta"])
     with replaced_folder(out, mark=CONFIG_FILE) as staging:
         if adapter is None:
-            _save_model(base, base.state_dict() | {f"{_embedding_name(base)}.weight": embedding}, staging)
+            save_model(base, base.state_dict() | {f"{_embedding_name(base)}.weight": embedding}, staging)
         else:
             _write_adapter(adapter, base, embedding, staging)
         reward_model.processor.save_pretrained(staging)

@@ -9,6 +9,7 @@ import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from yojo.config import YojoConfig
+from yojo.folders import flush, sync
 from yojo.patch import patched_base
 from yojo.saved import read_description, read_head
 
@@ -113,43 +114,30 @@ def load_weights(model, path):
     config = YojoConfig.from_dict(description["config"])
     if config != base.yojo.config:
         raise ValueError(f"{path} was saved with {config}, the model is patched with {base.yojo.config}")
-    adapter = checkpoint._peft_model(model)
+    adapter = checkpoint.adapter_of(model)
     if description["adapter"] != (adapter is not None):
         have, lacks = ("an adapter", "none") if description["adapter"] else ("a full model", "an adapter")
         raise ValueError(f"{path} holds {have}, the model to resume has {lacks}: tune must be what it was")
     if adapter is not None:
-        checkpoint._load_adapter(adapter, path)
+        checkpoint.load_adapter(adapter, path)
     else:
         saved = type(base).from_pretrained(path, dtype=base.dtype)
         missing, unknown = base.load_state_dict(saved.state_dict(), strict=False)
         missing = [name for name in missing if not name.startswith("score.")]
         if missing or unknown:
             raise ValueError(f"{path} does not fit the model: missing {missing[:5]}, unknown {unknown[:5]}")
-    checkpoint._load_head(base, head, path / checkpoint.HEAD_FILE)
+    checkpoint.load_head(base, head, path / checkpoint.HEAD_FILE)
 
 
 def _publish(staged, target):
     """Give a folder that is complete its name; what had the name before goes once the new one is on the disk."""
-    for folder, _, files in os.walk(staged):
-        for file in files:
-            _sync(os.path.join(folder, file))
-        _sync(folder)
+    flush(staged)
+    old = staged.with_name(f"{target.name}.old")
     if target.exists():
-        old = staged.with_name(f"{target.name}.old")
         os.replace(target, old)
-        os.replace(staged, target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(staged, target)
-    _sync(target.parent)
-
-
-def _sync(path):
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    os.replace(staged, target)
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def checkpoints(run):
