@@ -39,7 +39,7 @@ def test_patching_twice_is_patching_once(fresh):
         ({"mode": "parallel"}, ValueError, "mode must be one of comparative, isolated, got 'parallel'"),
         ({"loss": "hinge"}, ValueError, "loss must be one of best"),
         ({"pooling": "median"}, ValueError, "pooling must be one of separator, last, first, .*, got 'median'"),
-        ({"format": "mr2rm"}, ValueError, "format must be one of yojo, got 'mr2rm'"),
+        ({"format": "paper"}, ValueError, "format must be one of yojo, mr2rm, got 'paper'"),
         ({"permutations": 0}, ValueError, "permutations must be at least 1"),
         ({"permutations": 2.0}, TypeError, "permutations must be an int"),
         ({"mode": "isolated", "permutations": 2}, ValueError, "permutations has no meaning in isolated mode"),

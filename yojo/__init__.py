@@ -10,9 +10,28 @@ from yojo.patch import patch, unpatch
 
 __version__ = "0.1.0"
 
-__all__ = ["Collator", "Example", "RewardModel", "YojoConfig", "__version__", "patch", "unpatch"]
+__all__ = [
+    "Collator",
+    "Example",
+    "RewardModel",
+    "RewardTrainer",
+    "RewardTrainingArguments",
+    "Video",
+    "YojoConfig",
+    "__version__",
+    "data",
+    "patch",
+    "unpatch",
+]
 
-_HOMES = {"Collator": "yojo.packing", "Example": "yojo.packing", "RewardModel": "yojo.model"}
+_HOMES = {
+    "Collator": "yojo.packing",
+    "Example": "yojo.packing",
+    "RewardModel": "yojo.model",
+    "RewardTrainer": "yojo.train",
+    "RewardTrainingArguments": "yojo.arguments",
+    "Video": "yojo.videos",
+}
 
 
 def __getattr__(name):
@@ -21,6 +40,8 @@ def __getattr__(name):
         value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value
         return value
+    if name == "data":
+        return importlib.import_module("yojo.data")
     raise AttributeError(f"module 'yojo' has no attribute {name!r}")
 
 

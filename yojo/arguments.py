@@ -124,10 +124,15 @@ class RewardTrainingArguments(TrainingArguments):
             self.bf16 = (
                 torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16 and not self.use_cpu
             )
-        # Since transformers 5.19 or so it is called activation checkpointing, and the old name warns.
-        new = "activation_checkpointing"
-        if getattr(self, new, None) is None and self.gradient_checkpointing is None:
-            setattr(self, new if hasattr(self, new) else "gradient_checkpointing", True)
+        # Newer transformers call it activation checkpointing, and warn of the old name.
+        new = hasattr(self, "activation_checkpointing")
+        chosen = self.gradient_checkpointing
+        if chosen is None:
+            chosen = True if not new or self.activation_checkpointing is None else self.activation_checkpointing
+        if new:
+            self.activation_checkpointing, self.gradient_checkpointing = chosen, None
+        else:
+            self.gradient_checkpointing = chosen
         if self.label_names is None:
             self.label_names = ["rankings"]
         super().__post_init__()

@@ -13,7 +13,9 @@ import random
 
 import torch
 
+from yojo.data import draw_responses, take_responses
 from yojo.packing import Example, orders
+from yojo.videos import Video, frame_files
 
 VIDEO_TOKENS = 2048  # what a video is taken to have where its frames cannot be counted without decoding it
 PIXELS_PER_TOKEN = 28 * 28  # of an image, where the processor does not say
@@ -111,27 +113,8 @@ class Drawn(torch.utils.data.Dataset):
                 "yojo.data.load makes them from files and records"
             )
         generator = random.Random(f"{self.seed}:{epoch}:{index}")
-        order = list(range(len(example.responses)))
-        if self.max_responses is not None and len(order) > self.max_responses:
-            order = sorted(_some(example.rankings, self.max_responses, generator))
-        if self.shuffle_responses:
-            generator.shuffle(order)
-        return Draw(index, permuted(example, order), tuple(order))
-
-
-def permuted(example, order):
-    """The same `Example` with its responses (and their ranks) in another order, or with some of them."""
-    rankings = example.rankings if example.rankings is None else [example.rankings[n] for n in order]
-    return dataclasses.replace(example, responses=[example.responses[n] for n in order], rankings=rankings)
-
-
-def _some(rankings, count, generator):
-    """`count` places drawn at random, of two different ranks where there are two."""
-    drawn = generator.sample(range(len(rankings)), count)
-    ranks = {rankings[n] for n in drawn}
-    if len(ranks) == 1 and len(set(rankings)) > 1:
-        drawn[-1] = generator.choice([n for n, rank in enumerate(rankings) if rank not in ranks])
-    return drawn
+        order = draw_responses(example, generator, count=self.max_responses, shuffle=self.shuffle_responses)
+        return Draw(index, take_responses(example, order), tuple(order))
 
 
 class CostEstimate:
@@ -179,7 +162,7 @@ class CostEstimate:
         if sizes:
             tokens += self._image_tokens(sizes)
         for video in videos:
-            frames = video if isinstance(video, (list, tuple)) else None
+            frames = _frames(video)
             size = _image_size(frames[0]) if frames else None
             tokens += VIDEO_TOKENS if size is None else len(frames) * self._image_tokens([size]) // 2
         return tokens
@@ -212,6 +195,14 @@ def _media_of(example):
                 images += [part[key] for key in ("image",) if part.get(key) is not None]
                 videos += [part[key] for key in ("video",) if part.get(key) is not None]
     return images, videos
+
+
+def _frames(video):
+    """The frames of a folder or a list of them; None for a file, which would have to be decoded."""
+    source = video.source if isinstance(video, Video) else video
+    if isinstance(source, (str, os.PathLike)):
+        return frame_files(source) if os.path.isdir(source) else None
+    return source if isinstance(source, (list, tuple)) else None
 
 
 def _image_size(source):

@@ -2,65 +2,136 @@
 
 import json
 import logging
+import tempfile
 from pathlib import Path
 
 import torch
 
 import yojo
+from yojo import card as cards
+from yojo import saved
 from yojo.config import YojoConfig
-from yojo.patch import patch, patched_base, unwrap
+from yojo.folders import files_of, replaced_folder
+from yojo.patch import patch, patched_base
 from yojo.processors import load_processor
+from yojo.saved import (
+    ADAPTER_FILE,
+    ADAPTERS,
+    CONFIG_FILE,
+    HEAD_FILE,
+    SEPARATOR_ROW,
+    VERSION,
+    local_folder,
+    read_description,
+)
+
+__all__ = ["import_mr2rm", "load_pretrained", "merge", "push_to_hub", "replaced_folder", "save_pretrained"]
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "yojo_config.json"
-HEAD_FILE = "score_head.safetensors"
-HEAD_NAMES = ("weight1", "bias1", "weight2", "bias2")
-SEPARATOR_ROW = "separator_embedding"
-VERSION = 1
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
-def save_pretrained(reward_model, path):
-    """Write a reward model into a folder.
+def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenance=None):
+    """Write a reward model into a folder, whole or not at all (see `replaced_folder`).
 
     The folder holds the full model, or the adapter alone when PEFT wraps the model; the value head and the separator's
-    embedding (`score_head.safetensors`); the processor with its chat template; and `yojo_config.json`: the
-    `YojoConfig`, the backbone's class, dtype and origin, the separator's id and the versions it was made with.
+    embedding (`score_head.safetensors`); the processor with its chat template; a model card; and `yojo_config.json`:
+    the `YojoConfig`, the backbone's class, dtype, quantization and origin, the separator's id, the versions it was made
+    with, and size or checksum of the other files. An older model in the folder is replaced, also one of the other
+    kind; files of others stay.
 
     Args:
         reward_model: a `yojo.RewardModel`.
         path: folder, made if it is missing.
+        state_dict: the whole state dict of `reward_model.model`, wrappers and all, where its own parameters are shards
+            (FSDP, DeepSpeed): what `accelerator.get_state_dict(model)` returns on the main process. No parameter of the
+            model is read then. None reads the model's own.
+        card: write README.md, a model card. One that is there and was not written by YOJO is kept.
+        provenance: dict for the card: `data` (what it was trained on), `metrics` (dict of figures), `notes` (text); any
+            other entry is listed by its name.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit; a state dict that lacks the head or the embedding; a
+            folder in which another adapter would be loaded with the model.
+        OSError: what the file system says; the folder is then as before.
     """
-    import transformers
+    path = Path(path)
+    base = patched_base(reward_model.model, "save_pretrained")
+    adapter = adapter_of(reward_model.model)
+    if card:
+        cards.check(provenance)
+    if state_dict is not None and adapter is None and getattr(base, "hf_quantizer", None) is not None:
+        raise ValueError("a quantized model without an adapter is saved from its own weights: leave state_dict out")
+    state = _plain_names((base if adapter is None else adapter).state_dict() if state_dict is None else state_dict)
+    head = _head_tensors(reward_model, base, adapter, state)
+    known = (path / CONFIG_FILE).is_file()
+    foreign = [name for name in ADAPTERS if not known and path.is_dir() and list(path.glob(name))]
+    if foreign and adapter is None:
+        raise ValueError(
+            f"{path} holds {foreign[0]} of another model, which transformers would load on top of this one: save into a "
+            "folder of its own"
+        )
+    with replaced_folder(path, owned=saved.owned(path), mark=CONFIG_FILE) as staging:
+        if adapter is None:
+            # The head goes into a file of its own, so that the folder also loads as the plain model it came from.
+            save_model(base, state, staging)
+        else:
+            # The one row that the separator may have added is in our own file; PEFT would save the whole embedding.
+            adapter.save_pretrained(
+                staging, state_dict=None if state_dict is None else state, save_embedding_layers=False
+            )
+        reward_model.processor.save_pretrained(staging)
+        _write_head(head, staging)
+        description = _description(reward_model, base, adapter)
+        cards.write(staging, path, description, provenance) if card else cards.leave_out(staging)
+        _write_description(description, staging)
+
+
+def save_model(base, state, folder):
+    """Write the backbone alone, as the plain model it came from; a quantizer gathers its own state dict."""
+    ignored = base._keys_to_ignore_on_save
+    base._keys_to_ignore_on_save = {
+        *(ignored or ()),
+        *(name for name in base.state_dict() if name.startswith("score.")),
+    }
+    try:
+        base.save_pretrained(folder, state_dict=dict(state))
+    finally:
+        base._keys_to_ignore_on_save = ignored
+
+
+def _write_head(head, staging):
     from safetensors.torch import save_file
 
-    path = Path(path)
-    if path.is_file():
-        raise ValueError(f"path must be a folder, {path} is a file")
-    path.mkdir(parents=True, exist_ok=True)
-    base = patched_base(reward_model.model, "save_pretrained")
-    adapter = _peft_model(reward_model.model)
-    if adapter is None:
-        # The head goes into a file of its own, so that the folder also loads as the plain model it came from.
-        weights = {name: tensor for name, tensor in base.state_dict().items() if not name.startswith("score.")}
-        base.save_pretrained(path, state_dict=weights)
-    else:
-        # The one row that the separator may have added is in our own file; PEFT would save the whole embedding.
-        adapter.save_pretrained(path, save_embedding_layers=False)
-    reward_model.processor.save_pretrained(path)
-    tensors = {name: tensor for name, tensor in _active_head(base).named_parameters()}
-    separator_id = reward_model.collator.separator_id
-    tensors[SEPARATOR_ROW] = _embedding_weight(base)[separator_id]
-    save_file({name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}, path / HEAD_FILE)
-    description = {
+    save_file({name: t.detach().to("cpu", copy=True).contiguous() for name, t in head.items()}, staging / HEAD_FILE)
+
+
+def _write_description(description, staging):
+    description["files"] = {name: saved.fingerprint(staging / name) for name in files_of(staging)}
+    (staging / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _description(reward_model, base, adapter):
+    import transformers
+
+    quantization = getattr(base.config, "quantization_config", None)
+    if quantization is not None and not isinstance(quantization, dict):
+        quantization = quantization.to_dict()
+    return {
         "version": VERSION,
         "config": base.yojo.config.to_dict(),
-        "model_class": type(base).__name__,
+        # FSDP makes a class of its own, which inherits from transformers'.
+        "model_class": next(
+            (c.__name__ for c in type(base).__mro__ if getattr(transformers, c.__name__, None) is c),
+            type(base).__name__,
+        ),
         "model_type": base.config.model_type,
         "adapter": adapter is not None,
         "base_model": base.config.name_or_path or None,
+        "quantization": quantization,
         "hidden_size": base.config.get_text_config().hidden_size,
-        "separator_id": separator_id,
+        "separator_id": reward_model.collator.separator_id,
         "dtype": str(base.dtype).removeprefix("torch."),
         "made_with": {
             "yojo": yojo.__version__,
@@ -68,10 +139,50 @@ def save_pretrained(reward_model, path):
             "transformers": transformers.__version__,
         },
     }
-    (path / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
 
 
-def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None, **kwargs):
+def _plain_names(state):
+    """A state dict without the names that torch.compile, FSDP and DistributedDataParallel put into it."""
+    if not hasattr(state, "items"):
+        raise TypeError(f"state_dict must be a dict of tensors, got {type(state).__name__}")
+    plain = {}
+    for name, tensor in state.items():
+        for wrapper in _WRAPPERS:
+            name = name.replace(wrapper, "")
+        while name.startswith("module."):
+            name = name.removeprefix("module.")
+        plain[name] = tensor
+    return plain
+
+
+def _head_tensors(reward_model, base, adapter, state):
+    """The value head (float32) and the separator's row of the embedding, from a state dict."""
+    prefix = "" if adapter is None else "base_model.model."
+    active = "" if not hasattr(base.score, "modules_to_save") else f"modules_to_save.{base.score.active_adapter}."
+    modules = dict(base.named_modules())
+    head = base.score.modules_to_save[base.score.active_adapter] if active else base.score
+    tensors = {}
+    for name, _ in head.named_parameters():
+        key = f"{prefix}score.{active}{name}"
+        if key not in state:
+            raise ValueError(f"state_dict has no value head: {key} is missing; it must be that of the whole model")
+        tensors[name] = state[key].float()
+    embedding = next(name for name, module in modules.items() if module is base.get_input_embeddings())
+    below = ("", "base_layer.", "original_module.", "token_adapter.base_layer.")
+    keys = [f"{prefix}{embedding}.{part}weight" for part in below]
+    key = next((key for key in keys if key in state), None)
+    if key is None:
+        raise ValueError(f"state_dict has no embedding: {keys[0]} is missing; it must be that of the whole model")
+    if state[key].ndim != 2:
+        raise ValueError(
+            f"state_dict holds a shard: {key} has shape {list(state[key].shape)}; gather the whole model's, as "
+            "accelerator.get_state_dict(model) does"
+        )
+    tensors[SEPARATOR_ROW] = state[key][reward_model.collator.separator_id]
+    return tensors
+
+
+def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None, trainable=False, **kwargs):
     """Load a folder that `save_pretrained` wrote.
 
     Args:
@@ -80,21 +191,29 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None
         dtype: torch dtype of the backbone; the one it was saved in by default. The head stays float32.
         device: where the model goes; where transformers puts it (the CPU) by default.
         fuse: how the decoder layers run, as for `yojo.patch`; "auto" by default.
-        **kwargs: handed to the model class's `from_pretrained`, such as attn_implementation or device_map.
+        trainable: load an adapter to train it further; its weights take gradients.
+        **kwargs: handed to the model class's `from_pretrained`, such as attn_implementation, device_map or
+            quantization_config. An adapter's base model is quantized as it was in training; quantization_config=None
+            loads it as it is.
 
     Returns:
         (patched model in eval mode, processor), the arguments of `yojo.RewardModel`.
 
     Raises:
-        ValueError: a missing, damaged, mismatched or non-finite head; settings this version does not know; files that
-            are not a YOJO reward model. Nothing is ever filled with random weights.
+        ValueError: a missing, damaged, mismatched or non-finite head or adapter; files of two different saves;
+            settings this version does not know; files that are not a YOJO reward model. Nothing is ever filled with
+            random weights.
     """
+    path = local_folder(path)
+    return _load(path, read_description(path), base_model, dtype, device, fuse, kwargs, trainable=trainable)
+
+
+def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=None, trainable=False):
+    """`prepare` may change the base model before the adapter is put on it."""
     import transformers
 
-    path = local_folder(path)
-    description = _read_description(path)
     config = YojoConfig.from_dict(description["config"])
-    head = _read_head(path)
+    head = saved.read_head(path)
     processor = load_processor(path)
     model_class = getattr(transformers, description["model_class"], None)
     if model_class is None:
@@ -107,8 +226,17 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None
         source = base_model or description["base_model"]
         if not source:
             raise ValueError(f"{path} is an adapter that does not name its base model: pass base_model=...")
-    elif base_model is not None:
-        raise ValueError(f"base_model is given, but {path} holds a full model")
+        if description.get("quantization") and "quantization_config" not in kwargs:
+            kwargs = {**kwargs, "quantization_config": _quantization(description["quantization"])}
+    else:
+        if base_model is not None:
+            raise ValueError(f"base_model is given, but {path} holds a full model")
+        stale = next((name for name in ADAPTERS if list(path.glob(name))), None)
+        if stale:
+            raise ValueError(f"{path} holds a full model and {stale}, which is not its own: it would change the scores")
+    if kwargs.get("quantization_config", ...) is None:
+        kwargs = {name: value for name, value in kwargs.items() if name != "quantization_config"}
+    saved.check_sizes(path, description)
     dtype = dtype or getattr(torch, description["dtype"])
     base = model_class.from_pretrained(source, dtype=dtype, **kwargs)
     if base.config.model_type != description["model_type"]:
@@ -118,79 +246,183 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None
     hidden_size = base.config.get_text_config().hidden_size
     if hidden_size != description["hidden_size"]:
         raise ValueError(f"the head was made for hidden size {description['hidden_size']}, {source} has {hidden_size}")
+    if prepare is not None:
+        base = prepare(base)
     patch(base, processor, fuse=fuse, **config.to_dict())
     if base.yojo.separator_id != description["separator_id"]:
         raise ValueError(
             f"the separator has id {base.yojo.separator_id} in the processor and {description['separator_id']} in "
             f"{path / CONFIG_FILE}: the tokenizer is not the one the model was saved with"
         )
-    _load_head(base, head, path / HEAD_FILE)
+    load_head(base, head, path / HEAD_FILE)
+    saved.check_hashes(path, description)
     model = base
     if description["adapter"]:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(base, path)
+        model = _with_adapter(base, path, trainable)
+        _check_adapter_head(base, head, path)
     if device is not None:
         model.to(device)
     return model.eval(), processor
 
 
-def local_folder(path):
-    """The folder of a path, or of a hub name whose files are then downloaded."""
-    if Path(path).is_dir():
-        return Path(path)
-    if Path(path).exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
-        raise ValueError(f"no such folder: {path}")
-    from huggingface_hub import snapshot_download
+def _quantization(settings):
+    from transformers.quantizers.auto import AutoQuantizationConfig
 
-    return Path(snapshot_download(str(path)))
+    return AutoQuantizationConfig.from_dict(dict(settings))
 
 
-def _read_description(path):
-    file = path / CONFIG_FILE
-    if not file.is_file():
-        raise ValueError(
-            f"{path} is no YOJO reward model: it has no {CONFIG_FILE} (RewardModel.save_pretrained makes one)"
-        )
+def _with_adapter(base, path, trainable):
+    """The base model with the folder's adapter, every weight of which is there."""
+    from peft import PeftModel
+    from peft.utils import get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
+
+    for name in ("adapter_config.json", ADAPTER_FILE):
+        if not (path / name).is_file():
+            raise ValueError(f"{path} has no adapter: {name} is missing")
     try:
-        description = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    needed = ("version", "config", "model_class", "model_type", "adapter", "hidden_size", "separator_id", "dtype")
-    missing = [name for name in needed if name not in description] if isinstance(description, dict) else needed
-    if missing:
-        raise ValueError(f"{file} is damaged: it lacks {', '.join(missing)}")
-    if description["version"] != VERSION:
-        raise ValueError(f"{file} has version {description['version']}, this YOJO reads version {VERSION}")
-    return description
+        with safe_open(path / ADAPTER_FILE, "pt") as file:
+            found = set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path / ADAPTER_FILE} is damaged: {error}") from error
+    try:
+        model = PeftModel.from_pretrained(base, path, is_trainable=trainable)
+    except KeyError as error:
+        raise ValueError(f"{path / ADAPTER_FILE} does not fit adapter_config.json: it lacks {error}") from error
+    except RuntimeError as error:
+        raise ValueError(f"{path / ADAPTER_FILE} does not fit the base model: {error}") from error
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if expected != found:
+        missing, extra = sorted(expected - found)[:3], sorted(found - expected)[:3]
+        raise ValueError(
+            f"{path / ADAPTER_FILE} does not fit adapter_config.json and the base model: missing "
+            f"{missing or 'nothing'}, unknown {extra or 'nothing'}"
+        )
+    return model
 
 
-def _read_head(path):
+def load_adapter(model, path):
+    """Put a folder's adapter weights into a live model's adapter of the same make."""
+    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file = path / HEAD_FILE
-    if not file.is_file():
-        raise ValueError(f"{path} has no value head: {HEAD_FILE} is missing, and a random head would score at random")
     try:
-        head = load_file(file)
+        weights = load_file(path / ADAPTER_FILE)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    for name, tensor in head.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{file}: {name} has weights that are not finite (NaN or infinity)")
-    return head
+        raise ValueError(f"{path / ADAPTER_FILE} is missing or damaged: {error}") from error
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wrong = sorted(set(own) ^ set(weights)) or sorted(n for n in own if own[n].shape != weights[n].shape)
+    if wrong:
+        raise ValueError(f"{path / ADAPTER_FILE} does not fit the model's adapter: {', '.join(wrong[:3])}")
+    set_peft_model_state_dict(model, weights)
 
 
-def _load_head(base, head, file):
-    parameters = dict(base.score.named_parameters())
+def _check_adapter_head(base, head, path):
+    if not hasattr(base.score, "modules_to_save"):
+        return
+    for name, parameter in active_head(base).named_parameters():
+        if not torch.equal(parameter.detach().cpu(), head[name]):
+            raise ValueError(
+                f"{path}: the value heads in {ADAPTER_FILE} and {HEAD_FILE} differ ({name}): the files are of two "
+                "different saves"
+            )
+
+
+def push_to_hub(reward_model, repo_id, *, private=None, token=None, commit_message=None, **options):
+    """Save into a temporary folder and upload it to the hub; the repository is made if it is missing.
+
+    Args:
+        reward_model: a `yojo.RewardModel`.
+        repo_id: "name/repository".
+        private: whether a new repository is private; the account's default by default.
+        token: a hub token; the one that is logged in by default.
+        commit_message: of the upload.
+        **options: of `save_pretrained`, such as provenance.
+
+    Returns:
+        What `huggingface_hub.HfApi.upload_folder` returns.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(reward_model, Path(folder, "model"), **options)
+        api.create_repo(repo_id, private=private, repo_type="model", exist_ok=True)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=str(Path(folder, "model")),
+            repo_type="model",
+            commit_message=commit_message or "Upload a YOJO reward model",
+        )
+
+
+def merge(path, out, *, base_model=None, device=None):
+    """Make a full model out of a saved adapter: the same scores within rounding, and no adapter needed to load it.
+
+    Weights are merged in float32 and then cast to the dtype the model was saved in. A quantized base model is
+    dequantized first, since the adapter was trained on what the quantized weights stand for.
+
+    Args:
+        path: folder or hub name of a reward model that `save_pretrained` wrote with an adapter.
+        out: folder for the full model.
+        base_model: where the base model lies, if not where it was when the adapter was saved.
+        device: where to merge; the CPU by default.
+
+    Returns:
+        The merged `yojo.RewardModel`.
+
+    Raises:
+        ValueError: a folder that holds no adapter, or none that fits (see `load_pretrained`).
+    """
+    reward_model = merged(path, base_model=base_model, device=device)
+    save_pretrained(reward_model, out, provenance={"merged from": Path(path).name})
+    return reward_model
+
+
+def merged(path, *, base_model=None, device=None):
+    """What `merge` saves, in memory alone."""
+    path = local_folder(path)
+    description = read_description(path)
+    if not description["adapter"]:
+        raise ValueError(f"{path} holds a full model already: there is no adapter to merge")
+    quantized = description.get("quantization")
+
+    def prepare(base):
+        if not quantized:
+            return base
+        logger.warning("the base model is dequantized from %s to be merged", quantized.get("quant_method"))
+        return base.dequantize().float()
+
+    model, processor = _load(path, description, base_model, torch.float32, device, None, {}, prepare)
+    base = model.merge_and_unload(safe_merge=True)
+    dtype = getattr(torch, description["dtype"])
+    for name, parameter in base.named_parameters():
+        if not name.startswith("score.") and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+        parameter.requires_grad_(True)
+    for config in {id(c): c for c in (base.config, base.config.get_text_config())}.values():
+        config.dtype = dtype
+    return yojo.RewardModel(base.eval(), processor)
+
+
+def import_mr2rm(path, out=None, **options):
+    """Make a reward model out of a checkpoint of the paper's released code; see `yojo.released.import_mr2rm`."""
+    from yojo.released import import_mr2rm
+
+    return import_mr2rm(path, out, **options)
+
+
+def load_head(base, head, file):
+    """Put a saved head and the separator's row into a patched model; a ValueError where names or shapes do not fit."""
+    parameters = dict(active_head(base).named_parameters())
     expected = {*parameters, SEPARATOR_ROW}
     if set(head) != expected:
         missing, extra = sorted(expected - set(head)), sorted(set(head) - expected)
         raise ValueError(
             f"{file} does not fit the settings in {CONFIG_FILE}: missing {missing or 'nothing'}, unknown {extra or 'nothing'}"
         )
-    row = _embedding_weight(base)[base.yojo.separator_id]
+    row = embedding_weight(base)[base.yojo.separator_id]
     for name, parameter in (*parameters.items(), (SEPARATOR_ROW, row)):
         if head[name].shape != parameter.shape:
             raise ValueError(
@@ -200,7 +432,7 @@ def _load_head(base, head, file):
             parameter.copy_(head[name])
 
 
-def _embedding_weight(base):
+def embedding_weight(base):
     """The embedding's own rows, below whatever PEFT lays over them."""
     embedding = base.get_input_embeddings()
     while hasattr(embedding, "base_layer") or hasattr(embedding, "original_module"):
@@ -208,15 +440,20 @@ def _embedding_weight(base):
     return embedding.weight
 
 
-def _active_head(base):
+def active_head(base):
     """The value head that scores: PEFT's trained copy where `modules_to_save` made one."""
     head = base.score
     return head.modules_to_save[head.active_adapter] if hasattr(head, "modules_to_save") else head
 
 
-def _peft_model(model):
-    while model is not None:
-        if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+def adapter_of(model):
+    """The PEFT model inside torch.compile and DistributedDataParallel, or None."""
+    while True:
+        if hasattr(model, "_orig_mod"):  # first, since a compiled model has all attributes of the one inside
+            model = model._orig_mod
+        elif hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
             return model
-        model = getattr(model, "_orig_mod", None) or (model.module if unwrap(model) is not model else None)
-    return None
+        elif isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return None

@@ -1,5 +1,6 @@
-"""The command line: yojo demo, yojo score, yojo profile, yojo info."""
+"""The command line: yojo demo, score, data, train, import, export, merge, profile, info."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,9 @@ app = typer.Typer(
     help="Score N candidate responses to one multimodal prompt in one forward pass.",
 )
 
+data_app = typer.Typer(no_args_is_help=True, help="Look at preference data.")
+app.add_typer(data_app, name="data")
+
 
 @app.command()
 def demo(
@@ -22,6 +26,9 @@ def demo(
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each mode.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, data and order.")] = 0,
     save: Annotated[Path | None, typer.Option(help="Folder for the trained comparative reward model.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Write the digits as preference files into this folder, and train nothing.")
+    ] = None,
 ):
     """Train a tiny reward model on handwritten digits and show what one pass saves (CPU, minutes)."""
     try:
@@ -30,6 +37,12 @@ def demo(
         import sklearn  # noqa: F401
     except ImportError as error:
         _fail(f"the demonstration needs {error.name}: pip install 'yojo[demo]'")
+    if data is not None:
+        from yojo.demo.reward import write_files
+
+        for path, count in write_files(data, seed=seed).items():
+            typer.echo(f"{path}: {count} records")
+        return
     from yojo.demo.run import run
 
     run(out=out, json_file=json_file, steps=steps, seed=seed, save=save)
@@ -70,6 +83,25 @@ def score(
         return
     for text, value in sorted(zip(response, scores, strict=True), key=lambda pair: -pair[1]):
         typer.echo(f"{value:+.4f}  {text}")
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def train(context: typer.Context):
+    """Train a reward model: yojo train --config FILE.yaml [--OPTION VALUE ...]; --help lists the options."""
+    from yojo import recipe
+
+    if "--help" in context.args or "-h" in context.args:
+        recipe.Parser().print_help()
+        return
+    if not context.args:
+        _fail("nothing to train: yojo train --config FILE.yaml, or --model, --train_data and --output_dir; see --help")
+    try:
+        recipe.train(context.args)
+    except (TypeError, ValueError, OSError, ImportError) as error:
+        _fail(str(error))
 
 
 @app.command()
@@ -159,6 +191,93 @@ def profile(
         typer.echo(f"picture: {out / 'profile.png'}")
 
 
+@data_app.command("check")
+def data_check(
+    files: Annotated[
+        list[Path], typer.Argument(exists=True, help=".jsonl, .json or .parquet files, or folders of them.")
+    ],
+    format: Annotated[str, typer.Option(help="Name of the format; found from the columns by default.")] = "auto",
+    column_map: Annotated[
+        list[str] | None, typer.Option("--map", help="field=column, such as prompt=question; once per field.")
+    ] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Folder of relative image and video paths; the data file's own by default.")
+    ] = None,
+    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch images given as URLs.")] = False,
+    model: Annotated[str | None, typer.Option(help="Folder or hub name of a model: counts tokens, too.")] = None,
+    unranked: Annotated[bool, typer.Option("--unranked", help="For scoring: rankings are optional.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="List bad records, but exit with 0.")] = False,
+    keep_tied: Annotated[bool, typer.Option("--keep-tied", help="Records with all responses tied are good.")] = False,
+    close_gaps: Annotated[bool, typer.Option("--close-gaps", help="Ranks with gaps are made dense.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")] = None,
+):
+    """Read preference data to its last record, images included, and list every record that cannot be used.
+
+    Exits with 0 when all records are good, 1 when some are bad, 2 when the command or the columns make no sense.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from yojo import checking
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    try:
+        processor = None
+        if model is not None:
+            import transformers
+
+            from yojo.processors import load_processor
+
+            transformers.utils.logging.disable_progress_bar()
+            processor = load_processor(model)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            tasks = {}
+
+            def progress(path, done, total):
+                if path not in tasks:
+                    tasks[path] = bar.add_task(Path(path).name, total=total)
+                bar.update(tasks[path], completed=done)
+
+            report = checking.check(
+                files,
+                processor=processor,
+                progress=progress,
+                format=format,
+                columns=_column_map(column_map or []),
+                image_root=image_root,
+                allow_urls=allow_urls,
+                ranked=not unranked,
+                keep_tied=keep_tied,
+                close_gaps=close_gaps,
+            )
+    except (TypeError, ValueError, OSError, ImportError) as error:
+        _fail(str(error))
+    for table in checking.tables(report, plain=not console.is_terminal):
+        console.print(table)
+    for line in checking.notes(report, skip_bad):
+        typer.echo(line)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+        typer.echo(f"report: {json_file}")
+    raise typer.Exit(report.exit_code(skip_bad))
+
+
+def _column_map(pairs):
+    columns = {}
+    for pair in pairs:
+        field, equals, column = pair.partition("=")
+        if not (field and equals and column):
+            raise ValueError(f"--map must be field=column, such as prompt=question, got {pair!r}")
+        if field in columns:
+            raise ValueError(f"--map gives {field} twice: {columns[field]} and {column}")
+        columns[field] = column
+    return columns
+
+
 def _image_size(text):
     height, _, width = text.lower().partition("x")
     if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
@@ -186,6 +305,74 @@ def _one_of(option, value, choices):
     if value is not None and value not in choices:
         raise ValueError(f"--{option} must be one of {', '.join(choices)}, got {value!r}")
     return value
+
+
+@app.command(name="import")
+def import_(
+    path: Annotated[str, typer.Argument(help="Folder or hub name of a checkpoint of the paper's released code.")],
+    out: Annotated[Path, typer.Option(help="Folder for the reward model.")],
+    base_model: Annotated[
+        str | None, typer.Option(help="For an adapter: its base model, if not the one it names.")
+    ] = None,
+    scale_scores: Annotated[
+        bool, typer.Option(help="The checkpoint divides scores by sqrt(H); it does not record whether.")
+    ] = True,
+):
+    """Make a reward model out of a checkpoint of the paper's released code."""
+    from yojo import checkpoint
+
+    with _errors():
+        reward_model = checkpoint.import_mr2rm(path, out, base_model=base_model, scale_scores=scale_scores)
+    config = reward_model.config
+    typer.echo(f"{out}: {config.head} head, pooling {config.pooling}, scores {'' if scale_scores else 'not '}scaled")
+
+
+@app.command()
+def export(
+    path: Annotated[str, typer.Argument(help="Folder or hub name of a reward model.")],
+    out: Annotated[Path, typer.Option(help="Folder for what is exported.")],
+    format: Annotated[
+        str,
+        typer.Option(help="mr2rm, the layout of the paper's released code; or trl, a stock sequence classifier."),
+    ],
+    base_model: Annotated[
+        str | None, typer.Option(help="For an adapter: its base model, if not the one it names.")
+    ] = None,
+):
+    """Write a reward model in the format of another tool."""
+    from yojo import export as exporting
+
+    with _errors():
+        exported = exporting.export(path, out, format=format, base_model=base_model)
+    typer.echo(f"{out}: {exported.format}")
+    if exported.format == "trl":
+        typer.echo(f"scores are those of the reward model minus its constant bias: add {exported.bias!r} to get them")
+
+
+@app.command()
+def merge(
+    path: Annotated[str, typer.Argument(help="Folder or hub name of a reward model that is an adapter.")],
+    out: Annotated[Path, typer.Option(help="Folder for the full model.")],
+    base_model: Annotated[str | None, typer.Option(help="Its base model, if not the one it names.")] = None,
+):
+    """Merge a reward model's adapter into its base model."""
+    from yojo import checkpoint
+
+    with _errors():
+        checkpoint.merge(path, out, base_model=base_model)
+    typer.echo(f"{out}: a full model")
+
+
+@contextlib.contextmanager
+def _errors():
+    """What a user can mend is a line, not a traceback."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    except (TypeError, ValueError, OSError, ImportError) as error:
+        _fail(str(error))
 
 
 @app.command()

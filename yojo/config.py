@@ -16,7 +16,7 @@ CHOICES = {
         "response_mean",
     ),
     "loss": ("best", "plackett_luce", "bradley_terry", "soft"),
-    "format": ("yojo",),
+    "format": ("yojo", "mr2rm"),
 }
 
 
@@ -43,7 +43,11 @@ class YojoConfig:
         loss: "best", "plackett_luce", "bradley_terry" or "soft" (see `yojo_kernels.listwise_loss`).
         separator: the special token that closes every response.
         format: how prompt and responses become tokens; "yojo", the prompt through the chat template with the
-            generation prompt, each response tokenised alone and closed by the separator.
+            generation prompt, each response tokenised alone and closed by the separator; "mr2rm", that of the paper's
+            released code, for its checkpoints: prompt and responses are one text, tokenised at once, where separators
+            stand between the responses, the line breaks around them belong to the responses and the last response
+            reaches to the end of the chat template. Comparative mode, permutations=1 and one of the paper's poolings
+            only, which has to be named.
     """
 
     mode: str = "comparative"
@@ -75,6 +79,22 @@ class YojoConfig:
             raise ValueError(
                 "permutations has no meaning in isolated mode, where no response sees another; "
                 "use mode='comparative', or permutations=1"
+            )
+
+        if self.format == "mr2rm":
+            self._check_released()
+
+    def _check_released(self):
+        if self.mode != "comparative" or self.permutations != 1:
+            raise ValueError(
+                "format='mr2rm' is the paper's comparative row, all responses once in one order: it needs "
+                f"mode='comparative' and permutations=1, got mode={self.mode!r}, permutations={self.permutations}"
+            )
+        if self.pooling == "separator":
+            poolings = ", ".join(repr(name) for name in CHOICES["pooling"] if name != "separator")
+            raise ValueError(
+                "format='mr2rm' has no separator behind the last response, so pooling='separator' (the default) has "
+                f"nothing to read there: pass the pooling the model was trained with, one of {poolings}"
             )
 
     @classmethod

@@ -274,6 +274,11 @@ def _separators_in(self, args, kwargs):
 
 def _score_plain(self, is_separator, rankings, args, kwargs):
     config = self.yojo.config
+    if config.format == "mr2rm":
+        raise ValueError(
+            "ordinary [B, L] inputs do not say where a row of format='mr2rm' ends, and its last response has no "
+            "separator behind it: use yojo.Collator"
+        )
     if config.mode != "comparative" or config.permutations != 1:
         raise ValueError(
             f"ordinary [B, L] inputs with separators are scored in comparative mode only, and the model is patched "
@@ -342,7 +347,7 @@ def _hidden_states(self, inputs, placeholders=None):
     """Final hidden states of the backbone alone: no vocabulary logits, no list of every layer's states."""
     inputs = {name: value for name, value in inputs.items() if name != "logits_to_keep"}
     inputs.update(use_cache=False, output_hidden_states=False, output_attentions=False, return_dict=True)
-    if not torch.compiler.is_compiling():  # an embedding that was resized since is a new module
+    if not torch.compiler.is_compiling():  # the embedding may have been resized or wrapped since
         separator.install(self)
     if placeholders is None or media.is_watched(self):
         return self.base_model(**inputs)[0]
@@ -466,11 +471,17 @@ class RewardModel:
         scores = scores.float().cpu()
         return [row[: len(item.responses)].clone() for row, item in zip(scores, encoded, strict=True)]
 
-    def save_pretrained(self, path):
+    def save_pretrained(self, path, **options):
         """Write everything that changes a score into a folder; see `yojo.checkpoint.save_pretrained`."""
         from yojo.checkpoint import save_pretrained
 
-        save_pretrained(self, path)
+        save_pretrained(self, path, **options)
+
+    def push_to_hub(self, repo_id, private=None, token=None, commit_message=None, **options):
+        """Save and upload to the hub; see `yojo.checkpoint.push_to_hub`."""
+        from yojo.checkpoint import push_to_hub
+
+        return push_to_hub(self, repo_id, private=private, token=token, commit_message=commit_message, **options)
 
     @classmethod
     def from_pretrained(cls, path, **kwargs):

@@ -1,7 +1,6 @@
 """Examples and a processor -> the packed batch a patched model takes; the only code that knows the text format."""
 
 import dataclasses
-import os
 import random
 import typing
 
@@ -10,7 +9,9 @@ import torch
 from yojo import families, media
 from yojo.images import load_image
 from yojo.model import Separators
+from yojo.mr2rm import ConversationEncoder
 from yojo.patch import patched_base, separator_id_of, tokenizer_of
+from yojo.videos import load_video
 from yojo_kernels import Layout
 
 # Outputs of processors that are no input of a packed row: the row has no padding, labels are not for scoring, and
@@ -30,7 +31,9 @@ class Example:
         images: PIL images, paths, bytes of an image file, or [height, width, 3] uint8 arrays. They fill the image
             parts of the messages in order; where the prompt has no such part they stand before the text of the first
             user turn.
-        videos: files or frames, whatever the processor's video part takes; placed like images, after them.
+        videos: `yojo.videos.Video`s; or paths of video files or of folders of frames, lists of frames, or decoded
+            arrays as the processor's video part takes them; placed like images, after them. A prompt's videos are all
+            files or all frames.
         rankings: N ranks, 1 = best, ties allowed; N targets that sum to 1 for the loss "soft"; or None.
         id: how errors name the example.
 
@@ -117,6 +120,7 @@ class Encoded:
         vision: dict name -> tensor, the processor's vision tensors.
         responses: N lists of token ids, each closed by the separator.
         rankings: N numbers or None.
+        open_end: the last response is closed by no separator: it reaches to the last of its tokens (format="mr2rm").
     """
 
     name: str
@@ -128,6 +132,7 @@ class Encoded:
     vision: dict
     responses: list
     rankings: list | None
+    open_end: bool = False
 
     def num_tokens(self, config):
         """Tokens this example takes in a packed row."""
@@ -205,25 +210,35 @@ class Collator:
         name = example.name if example.id is not None else f"example {place}"
         if example.rankings is not None:
             _check_ranks(example.rankings, self.config.loss, name)
-        prompt = PromptEncoder(self.processor, self.tokenizer, name)(example)
+        prompts = PromptEncoder(self.processor, self.tokenizer, name)
+        if self.config.format == "mr2rm":
+            whole = ConversationEncoder(prompts, self.config.separator, self.separator_id, self.forbidden)(example)
+            return self._encoded(whole.inputs, whole.responses, example.rankings, name)
         responses = [self._plain_ids(text, i, name) for i, text in enumerate(example.responses)]
-        return self.from_processed(prompt, responses, rankings=example.rankings, name=name)
+        return self.from_processed(prompts(example), responses, rankings=example.rankings, name=name)
 
     def from_processed(self, prompt, responses, *, rankings=None, name="example"):
         """The same from what a processor has made already.
 
         Args:
-            prompt: dict of the processor's outputs for one prompt, generation prompt included: `input_ids` [1, P]
-                int64, its token types if it has any, vision tensors.
-            responses: N lists of token ids, without the separator.
+            prompt: dict of the processor's outputs for one prompt, up to where the first response begins (for the
+                format "yojo", generation prompt included): `input_ids` [1, P] int64, its token types if it has any,
+                vision tensors.
+            responses: N lists of token ids, without the separator. For the format "mr2rm" the line breaks around
+                separators are among them, and the template's end belongs to the last one.
             rankings: N numbers, or None.
             name: how errors name the example.
 
         Returns:
             `Encoded`.
         """
+        closed = [[*ids, self.separator_id] for ids in responses]
+        if self.config.format == "mr2rm":
+            closed[-1] = closed[-1][:-1]
+        return self._encoded(prompt, closed, rankings, name)
+
+    def _encoded(self, prompt, responses, rankings, name):
         prompt_ids = prompt["input_ids"][0]
-        responses = [[*ids, self.separator_id] for ids in responses]
         if self.window is not None and len(prompt_ids) > self.window:
             raise ValueError(
                 f"{name}: the prompt has {len(prompt_ids)} tokens, the model's sliding window {self.window}: "
@@ -244,6 +259,7 @@ class Collator:
             },
             responses=responses,
             rankings=rankings,
+            open_end=self.config.format == "mr2rm",
         )
         tokens = encoded.num_tokens(self.config)
         if self.max_length is not None and tokens > self.max_length:
@@ -281,7 +297,8 @@ class Collator:
                 )
                 blocks.append(torch.full((len(branch_ids),), -1))
                 for n in branch:
-                    sample[n].append((row, row + len(item.responses[n]) - 1))
+                    closed = not (item.open_end and n == len(item.responses) - 1)
+                    sample[n].append((row, row + len(item.responses[n]) - closed))
                     row += len(item.responses[n])
             branch_lengths.append([sum(len(item.responses[n]) for n in branch) for branch in branches])
             spans.append(sample)
@@ -400,6 +417,21 @@ class PromptEncoder:
 
     def __call__(self, example):
         """The processor's outputs for the prompt: dict of tensors, `input_ids` [1, P] among them."""
+        messages, options = self.messages(example)
+        try:
+            return self.tensors(self._run(messages, options))
+        except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, StopIteration) as error:
+            raise ValueError(
+                f"{self.name}: {type(self.processor).__name__} could not process the prompt: {error}"
+            ) from error
+
+    def messages(self, example):
+        """The prompt as the processor takes it.
+
+        Returns:
+            (messages, options): chat messages whose content is a list of parts, images and frames loaded and in their
+            places; and what the processor must be told of the videos, keyword arguments.
+        """
         messages = [{"role": "user", "content": example.prompt}] if isinstance(example.prompt, str) else example.prompt
         messages = [{**turn, "content": self._parts(turn["content"])} for turn in messages]
         media = {"image": list(example.images), "video": list(example.videos)}
@@ -410,20 +442,15 @@ class PromptEncoder:
             found = sum(part["type"] == kind for turn in messages for part in turn["content"])
             if found and not self._takes(kind):
                 raise ValueError(f"{self.name}: the prompt has {found} {kind}s, but {self._why_not(kind)}")
-        images = iter(range(10**9))
+        images, videos = iter(range(10**9)), []
         for turn in messages:
             for part in turn["content"]:
                 if part["type"] == "image":
                     part["image"] = load_image(part["image"], f"{self.name}: image {next(images)}")
-                elif part["type"] == "video" and isinstance(part["video"], (str, os.PathLike)):
-                    if not os.path.exists(part["video"]):
-                        raise ValueError(f"{self.name}: no such video: {os.fspath(part['video'])}")
-        try:
-            return self._tensors(self._run(messages))
-        except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, StopIteration) as error:
-            raise ValueError(
-                f"{self.name}: {type(self.processor).__name__} could not process the prompt: {error}"
-            ) from error
+                elif part["type"] == "video":
+                    part["video"], *sampling = load_video(part["video"], f"{self.name}: video {len(videos)}")
+                    videos.append(sampling)
+        return messages, self._video_options(videos)
 
     def _parts(self, content):
         if isinstance(content, str):
@@ -485,16 +512,35 @@ class PromptEncoder:
         reason = f"{type(self.processor).__name__} takes none"
         return f"{reason} (video parts of processors need torchvision)" if kind == "video" else reason
 
-    def _run(self, messages):
+    def _video_options(self, videos):
+        """What the processor must know about the videos, from their (metadata, fps): frames are taken as they are."""
+        if not videos:
+            return {}
+        framed = [metadata is not None for metadata, _ in videos]
+        if all(framed):
+            return {"video_metadata": [metadata for metadata, _ in videos], "do_sample_frames": False}
+        rates = {fps for _, fps in videos}
+        if any(framed) or len(rates) > 1:
+            what = (
+                "files and frames"
+                if any(framed)
+                else f"files to sample at different fps ({', '.join(map(str, rates))})"
+            )
+            raise ValueError(f"{self.name}: the videos of one prompt are {what}: processors sample all of them alike")
+        return {} if rates == {None} else {"fps": rates.pop(), "do_sample_frames": True}
+
+    def _run(self, messages, options):
         if getattr(self.processor, "chat_template", None) is None:
-            return self._run_without_template(messages)
+            return self._run_without_template(messages, options)
         if not self.is_multimodal:  # templates of text-only models expect strings
             messages = [{**turn, "content": "".join(p["text"] for p in turn["content"])} for turn in messages]
+        if options:
+            options = {"processor_kwargs": options}
         return self.processor.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt", **options
         )
 
-    def _run_without_template(self, messages):
+    def _run_without_template(self, messages, options):
         """PaliGemma and base models: media placeholders, then the text of the only turn."""
         if len(messages) != 1:
             raise ValueError("it has no chat template, so the prompt must be a string or a single user turn")
@@ -507,9 +553,10 @@ class PromptEncoder:
             if media[kind]:
                 text = getattr(self.processor, f"{kind}_token") * len(media[kind]) + text
         inputs = {f"{kind}s": [items] for kind, items in media.items() if items}
-        return self.processor(text=[text], return_tensors="pt", **inputs)
+        return self.processor(text=[text], return_tensors="pt", **inputs, **options)
 
-    def _tensors(self, outputs):
+    def tensors(self, outputs):
+        """A processor's outputs for one prompt, all of them tensors."""
         tensors = {}
         for key, value in outputs.items():
             if isinstance(value, torch.Tensor) or key in _NOT_FOR_THE_MODEL:

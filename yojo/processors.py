@@ -60,6 +60,8 @@ def load_processor(path, **kwargs):
 
     folder = Path(path)
     config = folder / "processor_config.json"
+    if folder.is_dir() and not config.is_file() and not (folder / "preprocessor_config.json").is_file():
+        return transformers.AutoTokenizer.from_pretrained(path, **kwargs)  # AutoProcessor would go by the model's class
     name = json.loads(config.read_text()).get("processor_class") if config.is_file() else None
     cls = getattr(transformers, name, None) if name else None
     has_video_part = cls is not None and "video_processor" in cls.get_attributes()

@@ -6,6 +6,11 @@ from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from yojo.config import YojoConfig
+from yojo.folders import flush, sync
+from yojo.patch import patched_base
+from yojo.saved import read_description, read_head
+
 STAGING = ".writing"  # in the output folder; never taken for a checkpoint
 
 
@@ -50,29 +55,87 @@ class WholeCheckpoints:
         if push:
             self._push_from_checkpoint(str(run / name))
 
+    def _save(self, output_dir=None, state_dict=None):
+        if not self.args.should_save:
+            return
+        from yojo.checkpoint import save_pretrained
+        from yojo.model import RewardModel
+
+        folder = self.args.output_dir if output_dir is None else output_dir
+        save_pretrained(
+            RewardModel(self.model, self.processing_class), folder, state_dict=state_dict, provenance=self.provenance
+        )
+        torch.save(self.args, Path(folder) / "training_args.bin")
+
+    def create_model_card(self, *args, **kwargs):
+        """Nothing: the card is written with the model, by `RewardModel.save_pretrained`."""
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        # The Trainer copies the files it knows into the output folder and uploads that: the head is not among them.
+        if self.is_world_process_zero():
+            folder = Path(checkpoint_folder)
+            description = json.loads((folder / "yojo_config.json").read_text())
+            for name in (*description["files"], "yojo_config.json"):
+                target = Path(self.args.output_dir) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(folder / name, target)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self):
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            load_weights(self.model, self.state.best_model_checkpoint)
+
+
+def load_weights(model, path):
+    """Put the weights of a saved reward model into a live one of the same make: what resuming does.
+
+    Args:
+        model: a patched model, with an adapter if the saved one has one.
+        path: folder that `RewardModel.save_pretrained`, or a checkpoint of `RewardTrainer`, wrote.
+
+    Raises:
+        ValueError: other settings, an adapter on one side only, weights that are missing or left over.
+    """
+    from yojo import checkpoint
+
+    path = Path(path)
+    base = patched_base(model, "load_weights")
+    description, head = read_description(path), read_head(path)
+    config = YojoConfig.from_dict(description["config"])
+    if config != base.yojo.config:
+        raise ValueError(f"{path} was saved with {config}, the model is patched with {base.yojo.config}")
+    adapter = checkpoint.adapter_of(model)
+    if description["adapter"] != (adapter is not None):
+        have, lacks = ("an adapter", "none") if description["adapter"] else ("a full model", "an adapter")
+        raise ValueError(f"{path} holds {have}, the model to resume has {lacks}: tune must be what it was")
+    if adapter is not None:
+        checkpoint.load_adapter(adapter, path)
+    else:
+        saved = type(base).from_pretrained(path, dtype=base.dtype)
+        missing, unknown = base.load_state_dict(saved.state_dict(), strict=False)
+        missing = [name for name in missing if not name.startswith("score.")]
+        if missing or unknown:
+            raise ValueError(f"{path} does not fit the model: missing {missing[:5]}, unknown {unknown[:5]}")
+    checkpoint.load_head(base, head, path / checkpoint.HEAD_FILE)
+
 
 def _publish(staged, target):
     """Give a folder that is complete its name; what had the name before goes once the new one is on the disk."""
-    for folder, _, files in os.walk(staged):
-        for file in files:
-            _sync(os.path.join(folder, file))
-        _sync(folder)
+    flush(staged)
+    old = staged.with_name(f"{target.name}.old")
     if target.exists():
-        old = staged.with_name(f"{target.name}.old")
         os.replace(target, old)
-        os.replace(staged, target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(staged, target)
-    _sync(target.parent)
-
-
-def _sync(path):
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    os.replace(staged, target)
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def checkpoints(run):

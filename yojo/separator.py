@@ -2,7 +2,7 @@
 
 Training one row of an embedding through its weight makes a gradient, and with PEFT's trainable tokens a copy, of the whole
 vocabulary's embedding in every step. What training adds to the separator's row is a parameter of its own instead, [H]
-float32, in the value head: it is trained, saved, sharded and merged as the head is, whatever wraps the embedding.
+float32, in the value head: it is trained, saved, sharded and kept through merges as the head is.
 """
 
 import torch
@@ -25,23 +25,24 @@ class SeparatorDelta:
 
 
 def install(base):
-    """Make the embedding of a patched model add the delta; once, however often it is called."""
-    embedding = _plain(base.get_input_embeddings())
+    """Make the input embedding of a patched model add the delta, as it stands now: PEFT may have wrapped it since."""
+    embedding = base.get_input_embeddings()
     if not any(isinstance(hook, SeparatorDelta) for hook in embedding._forward_hooks.values()):
+        remove(base)
         embedding.register_forward_hook(SeparatorDelta(base), with_kwargs=True)
 
 
 def remove(base):
     """Undo `install`."""
-    embedding = _plain(base.get_input_embeddings())
-    for key, hook in list(embedding._forward_hooks.items()):
-        if isinstance(hook, SeparatorDelta):
-            del embedding._forward_hooks[key]
-            embedding._forward_hooks_with_kwargs.pop(key, None)
+    for module in base.get_input_embeddings().modules():  # PEFT keeps what it wraps inside
+        for key, hook in list(module._forward_hooks.items()):
+            if isinstance(hook, SeparatorDelta):
+                del module._forward_hooks[key]
+                module._forward_hooks_with_kwargs.pop(key, None)
 
 
-def _plain(embedding):
-    """The embedding below whatever PEFT lays over it."""
-    while hasattr(embedding, "base_layer") or hasattr(embedding, "original_module"):
-        embedding = embedding.base_layer if hasattr(embedding, "base_layer") else embedding.original_module
-    return embedding
+def folded(weight, separator_id, delta):
+    """An embedding that needs no delta: weight [V, H], a copy with the delta [H] added to the separator's row."""
+    weight = weight.detach().clone()
+    weight[separator_id] += delta.detach().to(weight.device, weight.dtype)
+    return weight

@@ -156,6 +156,11 @@ class RewardTrainer(WholeCheckpoints, Trainer):
         )
 
     @property
+    def skipped(self):
+        """dict: place in the data set -> why the example was left out, of those that this process came across."""
+        return self._skipped
+
+    @property
     def _world(self):
         return self.args.world_size
 

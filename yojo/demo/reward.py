@@ -1,5 +1,6 @@
 """The demonstration's reward model: LoRA and a value head on the tiny backbone, trained by a plain Trainer."""
 
+import json
 import random
 from pathlib import Path
 
@@ -36,6 +37,36 @@ def make_examples(samples, count, seed):
         responses, rankings = digits.answers(digit, RESPONSES, rng)
         examples.append(yojo.Example(digits.PROMPT, responses, images=[image], rankings=rankings, id=place))
     return examples
+
+
+def write_files(folder, *, count=4311, seed=0):
+    """Write the digits as preference files, in the paper's JSONL.
+
+    Args:
+        folder: made if it is missing.
+        count: records to train on; each of the 1,437 images comes up every so often, with other answers.
+        seed: of answers and wording.
+
+    Returns:
+        dict: path of `train.jsonl` and of `held_out.jsonl` -> how many records it holds.
+    """
+    folder, written = Path(folder), {}
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for name, samples, number in zip(("train", "held_out"), digits.load_digits_split(), (count, 360), strict=True):
+        for place, (image, _) in enumerate(samples):
+            image.save(folder / "images" / f"{name}-{place:04d}.png")
+        path = folder / f"{name}.jsonl"
+        with open(path, "w") as file:
+            for example in make_examples(samples, number, seed):
+                record = {
+                    "prompt": example.prompt,
+                    "image": f"images/{name}-{example.id:04d}.png",
+                    "responses": example.responses,
+                    "rankings": example.rankings,
+                }
+                file.write(json.dumps(record) + "\n")
+        written[path] = number
+    return written
 
 
 def train(mode, *, start=None, steps=250, batch_size=32, learning_rate=1e-3, head_learning_rate=3e-3, seed=0, log=None):

@@ -1,0 +1,243 @@
+"""Checkpoints of a run: whole or not there, and resumed to the bit."""
+
+import copy
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import yojo
+from yojo import resume
+from yojo.arguments import RewardTrainingArguments
+from yojo.demo import digits
+from yojo.demo.backbone import BACKBONE
+from yojo.demo.reward import make_examples, write_files
+from yojo.train import RewardTrainer
+
+
+@pytest.fixture(scope="module")
+def data():
+    train, held_out = digits.load_digits_split()
+    return make_examples(train, 24, seed=0), make_examples(held_out, 8, seed=1)
+
+
+@pytest.fixture()
+def make_trainer(backbone, data, tmp_path):
+    """Function options -> `RewardTrainer` of 6 steps, two in an epoch and a half, a checkpoint every 2."""
+
+    def make(folder="run", **options):
+        model, processor = copy.deepcopy(backbone)
+        model.config.name_or_path = str(BACKBONE)
+        defaults = {
+            "max_steps": 6,
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "save_steps": 2,
+            "dataloader_num_workers": 0,
+            "lora_r": 4,
+            "lora_dropout": 0.1,
+            "row_tokens": 120,
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        arguments = RewardTrainingArguments(output_dir=str(tmp_path / folder), **(defaults | options))
+        torch.manual_seed(arguments.seed)
+        return RewardTrainer(model, arguments, *data, processing_class=processor)
+
+    return make
+
+
+def lines(trainer):
+    """What the log says of every step, without times."""
+    return [
+        {name: value for name, value in line.items() if not name.endswith(("runtime", "per_second"))}
+        for line in trainer.state.log_history
+        if "loss" in line or "eval_loss" in line
+    ]
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"tune": "full", "mode": "isolated", "loss": "bradley_terry"}, {"eval_strategy": "steps", "eval_steps": 3}],
+    ids=["lora", "full", "with evaluation"],
+)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(make_trainer, tmp_path, options):
+    whole = make_trainer("whole", **options)
+    whole.train()
+    for step in (2, 4):
+        resumed = make_trainer("whole", **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert lines(resumed) == lines(whole) and len(lines(whole)) >= 6
+        got, expected = weights(resumed), weights(whole)
+        assert got.keys() == expected.keys() and all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+def test_logged_means_end_at_checkpoints(make_trainer, tmp_path):
+    """Saving between two lines of the log ends one, or a resumed run's next line would be a mean over other steps."""
+    whole = make_trainer("whole", logging_steps=4)
+    whole.train()
+    assert [line["step"] for line in lines(whole)] == [2, 4, 6]
+    resumed = make_trainer("whole", logging_steps=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert lines(resumed) == lines(whole)
+
+
+def test_every_checkpoint_is_a_reward_model(make_trainer, tmp_path, data):
+    trainer = make_trainer()
+    trainer.train()
+    folder = tmp_path / "run" / "checkpoint-6"
+    loaded = yojo.RewardModel.from_pretrained(folder)
+    expected = yojo.RewardModel(trainer.model, trainer.processing_class).score_many(data[1])
+    assert all(map(torch.equal, loaded.score_many(data[1]), expected))
+    assert not (tmp_path / "run" / resume.STAGING).exists()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(make_trainer, tmp_path, monkeypatch):
+    whole = make_trainer("whole")
+    whole.train()
+    trainer = make_trainer()
+    write = torch.save
+
+    def save(what, file, *args, **kwargs):
+        if "checkpoint-4" in str(file):
+            with open(file, "wb") as half:
+                half.write(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device", str(file))
+        return write(what, file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match="No space left on device"):
+        trainer.train()
+    monkeypatch.undo()
+    assert [folder.name for folder in resume.checkpoints(tmp_path / "run")] == ["checkpoint-2"]
+    assert not (tmp_path / "run" / resume.STAGING).exists()
+    again = make_trainer()
+    again.train(resume_from_checkpoint=True)
+    assert lines(again) == lines(whole)
+
+
+def test_old_checkpoints_go_and_the_best_one_stays(make_trainer, tmp_path, data):
+    trainer = make_trainer(
+        save_total_limit=2,
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=True,  # so that the first one is
+    )
+    trainer.train()
+    best = tmp_path / "run" / "checkpoint-1"
+    losses = [line["eval_loss"] for line in lines(trainer) if "eval_loss" in line]
+    assert losses[0] == max(losses) > losses[-1]
+    assert [folder.name for folder in resume.checkpoints(tmp_path / "run")] == ["checkpoint-1", "checkpoint-6"]
+    assert trainer.state.best_model_checkpoint == str(best)
+    state = json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(best)
+    expected = yojo.RewardModel.from_pretrained(best).score_many(data[1])
+    assert all(
+        map(torch.equal, yojo.RewardModel(trainer.model, trainer.processing_class).score_many(data[1]), expected)
+    )
+
+
+def test_weights_of_another_make_are_refused(make_trainer, tmp_path):
+    make_trainer("lora", max_steps=2).train()
+    folder = tmp_path / "lora" / "checkpoint-2"
+    with pytest.raises(ValueError, match="holds an adapter, the model to resume has none: tune must be what it was"):
+        make_trainer("other", tune="head").train(resume_from_checkpoint=str(folder))
+    with pytest.raises(ValueError, match="was saved with .*'comparative'.* the model is patched with .*'isolated'"):
+        make_trainer("other", mode="isolated").train(resume_from_checkpoint=str(folder))
+    with pytest.raises(ValueError, match="lora_A"):
+        make_trainer("other", lora_targets="q_proj,v_proj").train(resume_from_checkpoint=str(folder))
+
+
+def test_the_hub_gets_the_head_with_every_checkpoint(make_trainer, tmp_path, monkeypatch, data):
+    import transformers.trainer
+
+    trainer = make_trainer(max_steps=2)
+    uploaded = []
+
+    class Hub:
+        def upload_folder(self, folder_path, **options):
+            if options.get("path_in_repo") is None:
+                shutil.copytree(folder_path, tmp_path / f"hub{len(uploaded)}", dirs_exist_ok=True)
+            uploaded.append(options)
+
+            class Done:
+                def done(self):
+                    return True
+
+            return Done()
+
+    monkeypatch.setattr(transformers.trainer, "hf_api", Hub)
+    trainer.hub_model_id, trainer.args.push_to_hub = "someone/reward-model", True
+    trainer.push_in_progress = None
+    trainer.train()
+    assert uploaded and "step 2" in uploaded[0]["commit_message"]
+    expected = yojo.RewardModel(trainer.model, trainer.processing_class).score_many(data[1])
+    assert all(map(torch.equal, yojo.RewardModel.from_pretrained(tmp_path / "hub0").score_many(data[1]), expected))
+    trainer.push_to_hub()
+    assert (tmp_path / "hub1" / "README.md").read_text() == (tmp_path / "run" / "README.md").read_text()
+    assert "# Reward model" in (tmp_path / "hub1" / "README.md").read_text()
+
+
+# ---- kill -9 ----
+
+
+def start(folder, data, *flags):
+    command = [sys.executable, "-m", "yojo.cli", "train", "--model", str(BACKBONE), "--train_data", str(data)]
+    command += ["--output_dir", str(folder), "--max_steps", "5", "--save_steps", "1", "--logging_steps", "1"]
+    command += ["--per_device_train_batch_size", "4", "--lora_r", "4", "--dataloader_num_workers", "1", "--use_cpu"]
+    command += ["true", "--plots", "false", "--disable_tqdm", "true", *flags]
+    return subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors.decode()[-2000:]
+
+
+def losses(folder):
+    state = json.loads((folder / "trainer_state.json").read_text())
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in state["log_history"] if "loss" in line]
+
+
+def test_kill_9_while_a_checkpoint_is_written(tmp_path):
+    write_files(tmp_path / "digits", count=16)
+    data = tmp_path / "digits" / "train.jsonl"
+    whole = start(tmp_path / "whole", data)
+    run = tmp_path / "killed"
+    process = start(run, data)
+    staged = run / resume.STAGING / "checkpoint-3"
+    deadline = time.monotonic() + 240
+    while not staged.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finish(whole)
+    assert staged.exists() and process.returncode == -signal.SIGKILL  # it was killed in the middle
+    found = [folder.name for folder in resume.checkpoints(run)]
+    assert found == ["checkpoint-1", "checkpoint-2"]
+    for name in found:
+        yojo.RewardModel.from_pretrained(run / name)
+    again = start(run, data, "--resume_from_checkpoint", "last")
+    refused = start(tmp_path / "whole", data)  # a folder with checkpoints is not trained over
+    finish(again)
+    assert losses(run) == losses(tmp_path / "whole") and len(losses(run)) == 5
+    _, errors = refused.communicate(timeout=300)
+    assert refused.returncode == 2 and b"holds checkpoint-5 of another run: pass --resume_from_checkpoint" in errors

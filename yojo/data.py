@@ -1,0 +1,417 @@
+"""Files and records -> `Example`, checked: `load`, mixtures of sources, and draws of responses."""
+
+import bisect
+import dataclasses
+import fractions
+import itertools
+import math
+import os
+import random
+from pathlib import Path
+
+from yojo.lookup import find_image, find_videos
+from yojo.packing import Example
+from yojo.readers import ColumnError, DataError, MediaError, open_source
+from yojo.sources import COLUMNS, FIELDS, FORMATS, detect
+
+__all__ = ["ColumnError", "DataError", "MediaError", "Mixture", "Records", "draw_responses", "load", "take_responses"]
+
+
+def load(
+    source,
+    *,
+    format="auto",
+    columns=None,
+    image_root=None,
+    allow_urls=False,
+    ranked=True,
+    keep_tied=False,
+    close_gaps=False,
+):
+    """Open preference data; nothing is parsed before it is asked for, beyond the few records that tell the format.
+
+    Args:
+        source: path of a .jsonl, .json or .parquet file; of a folder of such files; a list of paths; a list of dicts;
+            or a `datasets.Dataset`.
+        format: "auto", or a name of `yojo.sources.FORMATS`: yojo (the paper's JSONL), trl, rewardbench2, nectar,
+            ultrafeedback, vlfeedback, rlaifv, llava_critic, nemo_rl.
+        columns: dict, our field -> column of the file: {"prompt": "question", "rankings": "meta.ranks"}. A dot reaches
+            into an object.
+        image_root: folder that relative paths of images and videos start from; the data file's own by default, the
+            working directory for lists and datasets.
+        allow_urls: fetch images given as URLs (when a record is read, 30 seconds at most); refused otherwise.
+        ranked: every record must have rankings (or targets) that tell at least two responses apart, as training needs.
+            False: they are optional, and one response is fine, as scoring needs.
+        keep_tied: let records pass whose responses are all tied.
+        close_gaps: turn ranks with gaps or fractions ([1, 3], [1.5, 1.5, 3]) into dense ones ([1, 2], [1, 1, 2]).
+
+    Returns:
+        `Records`.
+
+    Raises:
+        DataError: a file that is missing, empty or broken, or of an unknown extension.
+        ColumnError: columns that fit no format, or a column map that names a column the file does not have.
+        ValueError, TypeError: a bad argument.
+    """
+    return Records(
+        source,
+        format=format,
+        columns=columns,
+        image_root=image_root,
+        allow_urls=allow_urls,
+        ranked=ranked,
+        keep_tied=keep_tied,
+        close_gaps=close_gaps,
+    )
+
+
+class Records:
+    """A map-style dataset of `Example`: `len(records)`, `records[i]`; made by `load`, whose arguments it takes.
+
+    It can be pickled, and loader workers that fork or spawn open the files for themselves.
+
+    Attributes:
+        name: of the source, as messages use it.
+        path: of the file or folder; None for lists and datasets.
+        format: name of the format, a key of `yojo.sources.FORMATS`.
+        columns: names of the columns found.
+    """
+
+    def __init__(
+        self, source, *, format="auto", columns=None, image_root=None, allow_urls=False, ranked=True, keep_tied=False,
+        close_gaps=False,
+    ):  # fmt: skip
+        if format != "auto" and format not in FORMATS:
+            raise ValueError(f"format must be auto or one of {', '.join(FORMATS)}, got {format!r}")
+        self._map = _checked_map(columns)
+        self._readers = open_source(source)
+        self._ends = list(itertools.accumulate(map(len, self._readers)))
+        self._root = None if image_root is None else Path(image_root)
+        if self._root is not None and not self._root.is_dir():
+            raise ValueError(f"image_root is no folder: {self._root}")
+        self.allow_urls, self.ranked, self.keep_tied, self.close_gaps = allow_urls, ranked, keep_tied, close_gaps
+        self.path = Path(source) if isinstance(source, (str, os.PathLike)) else None
+        self.name = self._readers[0].name if self.path is None else self.path.name
+        first = next(reader for reader in self._readers if len(reader))
+        self.columns = first.columns()
+        (record,) = first.sample(1)
+        for field, column in self._map.items():
+            if column.split(".")[0] not in self.columns and column not in self.columns:
+                raise ColumnError(
+                    f"{self.path or self.name}: there is no column {column!r} (mapped to {field}); {self._found()}",
+                    str(self.path or self.name),
+                )
+        self.format = detect(self._mapped(record), self.columns) if format == "auto" else format
+        if self.format is None:
+            known = "\n".join(f"  {name}: {needs}" for name, needs in COLUMNS.items())
+            raise ColumnError(
+                f"{self.path or self.name}: these columns fit no known format; {self._found()}\nformats and their "
+                f"columns:\n{known}\nname the format, or map columns: columns={{'prompt': ...}} (--map prompt=...)",
+                str(self.path or self.name),
+            )
+
+    def _found(self):
+        return f"columns found: {', '.join(map(str, self.columns)) or 'none'}"
+
+    def __len__(self):
+        return self._ends[-1]
+
+    def _locate(self, index):
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        index %= len(self)
+        shard = bisect.bisect_right(self._ends, index)
+        return self._readers[shard], index - (self._ends[shard - 1] if shard else 0)
+
+    def raw(self, index):
+        """Record `index` as it stands in the file: dict."""
+        reader, at = self._locate(index)
+        return reader.read(at)
+
+    def where(self, index):
+        """(file, line) of a record: its path or name, and the line (JSONL) or record number, from 1."""
+        reader, at = self._locate(index)
+        return str(reader.file or reader.name), reader.line(at)
+
+    def __getitem__(self, index):
+        """`Example` number `index`, named "file:line"; raises `DataError` for a record that cannot be used."""
+        reader, at = self._locate(index)
+        record = self._mapped(reader.read(at))
+        place = f"{reader.name}:{reader.line(at)}"
+        try:
+            fields = FORMATS[self.format](record)
+            rankings = self._rankings(fields)
+        except (TypeError, ValueError) as error:
+            raise reader.error(str(error), at) from error
+        root = self._root or reader.folder
+        try:
+            images = [find_image(image, root, self.allow_urls, f"image {i}") for i, image in enumerate(fields.images)]
+            videos = find_videos(fields.videos, fields.fps, root)
+            prompt = self._inline(fields.prompt, root)
+        except (TypeError, ValueError, OSError) as error:
+            raise reader.error(str(error), at, MediaError) from error
+        try:
+            return Example(prompt, fields.responses, images=images, videos=videos, rankings=rankings, id=place)
+        except (TypeError, ValueError) as error:
+            what = str(error).removeprefix(f"example {place!r}: ")
+            raise reader.error(what, at) from error
+
+    def _mapped(self, record):
+        return record | {field: _reach(record, column) for field, column in self._map.items()}
+
+    def _inline(self, prompt, root):
+        """Media inside chat messages, looked up like the others."""
+        if not isinstance(prompt, list):
+            return prompt
+        turns = []
+        for turn in prompt:
+            content = turn["content"]
+            if isinstance(content, list):
+                content = [self._found_part(part, root) for part in content]
+            turns.append({**turn, "content": content})
+        return turns
+
+    def _found_part(self, part, root):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("image", "video"):
+            return part
+        source = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
+        if source is None:
+            return {"type": kind}
+        if kind == "image":
+            return {"type": kind, kind: find_image(source, root, self.allow_urls, "an image of the prompt")}
+        return {"type": kind, kind: find_videos([source], part.get("fps"), root)[0]}
+
+    def _rankings(self, fields):
+        count = len(fields.responses)
+        if not count:
+            raise ValueError("no responses: at least one is needed")
+        if fields.targets is not None:
+            rankings = check_targets(fields.targets, count)
+        elif fields.rankings is not None:
+            rankings = check_ranks(fields.rankings, count, close_gaps=self.close_gaps)
+        else:
+            rankings = None
+        if not self.ranked:
+            return rankings
+        if count == 1:
+            raise ValueError("one response only: there is nothing to compare; training needs two or more")
+        if rankings is None:
+            raise ValueError("no rankings: training needs one rank per response, 1 = best (or targets that sum to 1)")
+        if fields.targets is None and len(set(rankings)) == 1 and not self.keep_tied:
+            raise ValueError(
+                f"all {count} responses are tied (rankings {rankings}): there is nothing to learn; leave the record out, "
+                "or let it pass with keep_tied=True (--keep-tied)"
+            )
+        return rankings
+
+
+# ---- ranks ----
+
+
+def check_ranks(rankings, count, *, close_gaps=False):
+    """Ranks as whole numbers from 1, without gaps other than those that ties leave.
+
+    Dense ranks (1, 1, 2) and competition ranks (1, 1, 3) pass as they are.
+
+    Args:
+        rankings: list of `count` ranks.
+        close_gaps: turn any others into dense ranks.
+
+    Returns:
+        list of ints.
+
+    Raises:
+        ValueError: a wrong count, ranks that are no numbers, below 1, fractional or with gaps.
+    """
+    if len(rankings) != count:
+        raise ValueError(f"{len(rankings)} rankings for {count} responses: one rank per response is needed")
+    for rank in rankings:
+        if isinstance(rank, bool) or not isinstance(rank, (int, float)):
+            raise ValueError(f"a rank must be a number, got {rank!r} in {rankings}")
+        if not math.isfinite(rank):
+            raise ValueError(f"a rank must be a finite number, got {rank} in {rankings}")
+    if min(rankings) < 1:
+        hint = ": ranks start at 0 here, add 1 to each" if min(rankings) == 0 else ""
+        raise ValueError(f"rankings {rankings} must start at 1, which is the best{hint}")
+    levels = sorted(set(rankings))
+    dense = {level: place + 1 for place, level in enumerate(levels)}
+    competition = {level: 1 + sum(rank < level for rank in rankings) for level in levels}
+    if all(rank == dense[rank] for rank in levels) or all(rank == competition[rank] for rank in levels):
+        return [int(rank) for rank in rankings]
+    closed = [dense[rank] for rank in rankings]
+    if close_gaps:
+        return closed
+    what = "have gaps" if all(rank == int(rank) for rank in levels) else "are not whole numbers"
+    raise ValueError(
+        f"rankings {rankings} {what}: make them {closed}, or have it done with close_gaps=True (--close-gaps)"
+    )
+
+
+def check_targets(targets, count):
+    """Soft targets as floats.
+
+    Raises:
+        ValueError: a wrong count, a target that is no number or negative, or a sum that is not 1.
+    """
+    if len(targets) != count:
+        raise ValueError(f"{len(targets)} targets for {count} responses: one target per response is needed")
+    for target in targets:
+        if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 <= target < math.inf:
+            raise ValueError(f"a target must be a number from 0 to 1, got {target!r} in {targets}")
+    if abs(sum(targets) - 1) > 1e-3:
+        raise ValueError(f"targets must sum to 1, got {targets}, which sum to {sum(targets):g}")
+    return [float(target) for target in targets]
+
+
+# ---- column maps ----
+
+
+def _checked_map(columns):
+    columns = dict(columns or {})
+    for field, column in columns.items():
+        if field not in FIELDS:
+            raise ValueError(f"columns maps {field!r}, which is no field; fields are {', '.join(sorted(FIELDS))}")
+        if not isinstance(column, str) or not column:
+            raise ValueError(f"columns maps {field!r} to {column!r}, which is no name of a column")
+    return columns
+
+
+def _reach(record, column):
+    if column in record:  # a name with a dot in it
+        return record[column]
+    for name in column.split("."):
+        record = record.get(name) if isinstance(record, dict) else None
+    return record
+
+
+# ---- several sources ----
+
+
+class Mixture:
+    """Several datasets as one, each seen `weight` times per epoch.
+
+    A weight of 0.5 shows one half of a dataset in one epoch and the other half in the next; 2 shows it twice. Every
+    dataset is an endless stream of seeded shuffles, and each epoch takes the next k of it, k being w * n, rounded, for n
+    records at weight w, and at least 1: all epochs are of one length. Indices are global: over all datasets, one behind
+    the other.
+
+    Args:
+        datasets: what has `len` and `[i]`, such as `Records`.
+        weights: one number above 0 each; 1 by default.
+
+    Raises:
+        ValueError: no datasets, an empty one, or weights that do not fit.
+    """
+
+    def __init__(self, datasets, weights=None):
+        self.datasets = list(datasets)
+        if not self.datasets:
+            raise ValueError("no datasets: a mixture needs at least one")
+        weights = [1] * len(self.datasets) if weights is None else list(weights)
+        if len(weights) != len(self.datasets):
+            raise ValueError(f"{len(weights)} weights for {len(self.datasets)} datasets: one each is needed")
+        for weight in weights:
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+                raise ValueError(f"a weight must be a number above 0, got {weight!r}; leave a dataset out instead of 0")
+        self.weights = weights
+        self._sizes = [len(dataset) for dataset in self.datasets]
+        if not all(self._sizes):
+            raise ValueError(f"dataset {self._sizes.index(0)} of the mixture is empty")
+        self._ends = list(itertools.accumulate(self._sizes))
+
+    def __len__(self):
+        """Records seen in an epoch."""
+        return sum(map(self._per_epoch, range(len(self.datasets))))
+
+    def __getitem__(self, index):
+        """The record with a global index, one that `order` gives."""
+        source, at = self.locate(index)
+        return self.datasets[source][at]
+
+    def locate(self, index):
+        """(number of the dataset, index in it) of a global index."""
+        if not 0 <= index < self._ends[-1]:
+            raise IndexError(f"record {index} of {self._ends[-1]}")
+        source = bisect.bisect_right(self._ends, index)
+        return source, index - (self._ends[source] - self._sizes[source])
+
+    def order(self, epoch, seed):
+        """Global indices of an epoch, shuffled: the same list in every process and Python version.
+
+        Args:
+            epoch: int from 0.
+            seed: int.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch must be 0 or more, got {epoch}")
+        indices = []
+        for source, size in enumerate(self._sizes):
+            count = self._per_epoch(source)
+            start, stop = epoch * count, (epoch + 1) * count
+            first = self._ends[source] - size
+            for turn in range(start // size, -(-stop // size)):
+                shuffle = list(range(first, first + size))
+                random.Random(f"{seed}/{source}/{turn}").shuffle(shuffle)
+                indices += shuffle[max(start - turn * size, 0) : stop - turn * size]
+        random.Random(f"{seed}/{epoch}").shuffle(indices)
+        return indices
+
+    def _per_epoch(self, source):
+        share = fractions.Fraction(str(self.weights[source])) * self._sizes[source]  # exact: 0.1 is a tenth
+        return max(1, math.floor(share + fractions.Fraction(1, 2)))
+
+
+# ---- draws ----
+
+
+def draw_responses(example, rng, *, count=None, shuffle=True):
+    """Which of an example's responses to take, and in which order.
+
+    With a count, two of them have different ranks where the example has any such two and the count allows it: pairs for
+    a single-response baseline are always pairs to learn from.
+
+    Args:
+        example: `Example`.
+        rng: `random.Random`.
+        count: how many at most; None for all.
+        shuffle: in a random order, or in the given one.
+
+    Returns:
+        list of places in `example.responses`.
+
+    Raises:
+        ValueError: a count below 1.
+    """
+    have = len(example.responses)
+    if count is not None and count < 1:
+        raise ValueError(f"{example.name}: count must be at least 1, got {count}")
+    chosen = list(range(have))
+    if count is not None and count < have:
+        rankings = example.rankings
+        pairs = [(i, j) for j in range(have) for i in range(j) if rankings[i] != rankings[j]] if rankings else []
+        chosen = list(rng.choice(pairs)) if pairs and count > 1 else []
+        rest = [i for i in range(have) if i not in chosen]
+        chosen = sorted(chosen + rng.sample(rest, count - len(chosen)))
+    if shuffle:
+        rng.shuffle(chosen)
+    return chosen
+
+
+def take_responses(example, places):
+    """The same example with its responses, and their ranks, at these places, in this order.
+
+    Of fewer responses, ranks are closed up ([1, 3] becomes [1, 2]) and targets made to sum to 1 again.
+    """
+    rankings = example.rankings
+    if rankings is not None:
+        kept = [rankings[i] for i in places]
+        if len(places) < len(rankings):
+            if min(rankings) < 1:  # targets: ranks begin at 1, and of two targets that sum to 1 one is smaller
+                total = sum(kept)
+                kept = [value / total if total else 1 / len(kept) for value in kept]
+            else:
+                levels = sorted(set(kept))
+                kept = [levels.index(rank) + 1 for rank in kept]
+        rankings = kept
+    return dataclasses.replace(example, responses=[example.responses[i] for i in places], rankings=rankings)
