@@ -1,9 +1,11 @@
 """Checkpoints of a training run: written aside and then given their name, read back to the bit."""
 
+import json
 import os
 import shutil
 from pathlib import Path
 
+import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from yojo.config import YojoConfig
