@@ -50,6 +50,11 @@ def mixed_examples(count, seed=0):
     return made
 
 
+def held_out_examples():
+    """What the trainers evaluate on."""
+    return mixed_examples(5, seed=1)
+
+
 def make_trainer(folder, examples, eval_dataset=None, *, world, batch=8, accumulation=1, optimizer=None, **options):
     """A `RewardTrainer` whose global batch is the same whatever the number of processes, and how it went."""
     torch.manual_seed(0)
@@ -140,7 +145,7 @@ def outcome(trainer, record):
 def run_cases(world, folder, **options):
     """dict of name -> `outcome`, by all processes together."""
     results = {}
-    examples, held_out = mixed_examples(22), mixed_examples(5, seed=1)
+    examples, held_out = mixed_examples(22), held_out_examples()
     for name, (tune, mode, accumulation) in CASES.items():
         trainer, record = make_trainer(
             folder / "run",
@@ -159,7 +164,10 @@ def run_cases(world, folder, **options):
         predictions = []
         trainer.compute_metrics = lambda found, kept=predictions: kept.append(torch.from_numpy(found.predictions)) or {}
         trainer.train()
-        results[name] = outcome(trainer, record) | {"predictions": predictions}
+        results[name] = outcome(trainer, record) | {"predictions": predictions, "saved": None}
+        if mode == "isolated":
+            results[name]["saved"] = str(folder / tune)
+            trainer.save_model(results[name]["saved"])
     # Two examples a batch, but for the last one: a second process has nothing to do there. Of the two that share a batch
     # one has an image and one has none, and so have the two processes.
     some = [examples[n] for n in (1, 5, 0)]

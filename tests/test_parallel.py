@@ -10,6 +10,8 @@ import parallel_cases
 import pytest
 import torch
 
+import yojo
+
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "examples" / "accelerate"
 EXACT = (*parallel_cases.CASES, "idle", "head", "skips")
@@ -68,6 +70,15 @@ def test_metrics_and_predictions_are_those_of_one_process(alone, together, case)
         assert sum("eval_loss" in line for line in two["metrics"]) == 2
         assert len(two["predictions"]) == 2 and two["predictions"][0].shape == (5, 7)
         torch.testing.assert_close(two["predictions"], one["predictions"], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", ["lora isolated 2", "full isolated 1"])
+def test_what_two_processes_save_scores_as_it_did(together, case):
+    loaded = yojo.RewardModel.from_pretrained(together[case]["saved"])
+    found = loaded.score_many(parallel_cases.held_out_examples())
+    for scores, expected in zip(found, together[case]["predictions"][-1], strict=True):
+        torch.testing.assert_close(scores, expected[: len(scores)], rtol=0, atol=5e-6)
+        assert expected[len(scores) :].isneginf().all()
 
 
 def test_shares_were_as_unequal_as_they_can_be(alone, together):
