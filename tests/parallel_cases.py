@@ -199,6 +199,14 @@ def run_cases(world, folder, **options):
     trainer.train()
     results["skips"] = outcome(trainer, record)
     results["skips"]["skipped"] = (skips / "skipped.jsonl").read_text().splitlines()
+    # Stopped after a step, and gone on from the checkpoint, with dropout.
+    for tune in ("lora", "full"):
+        run = folder / f"resumed-{tune}-{world}"
+        saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "lora_dropout": 0.2, "tune": tune}
+        for name, checkpoint in (("whole", None), ("resumed", str(run / "checkpoint-1"))):
+            trainer, record = make_trainer(run, examples, world=world, **saving, **options)
+            trainer.train(resume_from_checkpoint=checkpoint)
+            results[f"{name} {tune}"] = outcome(trainer, record)
     # Mixed precision.
     trainer, record = make_trainer(folder / "run", examples, world=world, max_steps=1, bf16=True, **options)
     types = set()

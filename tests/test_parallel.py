@@ -106,3 +106,12 @@ def test_head_scores_and_losses_are_float32_in_mixed_precision(alone, together):
     assert together["bf16"]["types"] == {(torch.float32,) * 4}
     assert together["bf16"]["losses"] == pytest.approx(alone["bf16"]["losses"], rel=2e-2)
     assert together["bf16"]["losses"] == pytest.approx(together["lora comparative 1"]["losses"][:1], rel=2e-2)
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_a_resumed_run_is_the_uninterrupted_one(together, tune):
+    whole, resumed = together[f"whole {tune}"], together[f"resumed {tune}"]
+    assert resumed["losses"] == whole["losses"] and len(whole["losses"]) == 2
+    assert whole["weights"].keys() == resumed["weights"].keys()
+    for name, weight in whole["weights"].items():
+        assert torch.equal(resumed["weights"][name], weight), name

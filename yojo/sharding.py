@@ -72,6 +72,23 @@ def shard_ends(accelerator, base, optimizer=None):
             group["params"] = [shards.get(parameter, parameter) for parameter in group["params"]]
 
 
+def names_of(optimizer, model):
+    """The names of an optimizer's parameters, a list for each of its groups."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def rebind(optimizer, model, names):
+    """Give an optimizer the sharded parameters of these names.
+
+    accelerate finds them by the address of their memory, which is 0 for each of which a process holds nothing: a bias of
+    one entry is nowhere but on the first one.
+    """
+    parameters = dict(model.named_parameters())
+    for group, some in zip(optimizer.param_groups, names, strict=True):
+        group["params"] = [parameters[name] for name in some]
+
+
 def free(model):
     """Let go of the whole weights that a pass without a backward leaves behind: parameters are shards again."""
     from torch.distributed.fsdp import FSDPModule

@@ -74,7 +74,7 @@ class RewardTrainer(WholeCheckpoints, Trainer):
         self.collator = Collator(processing_class, model, args.max_length)
         self.estimate = CostEstimate(self.collator, base)
         self.provenance = dict(provenance or {})
-        self._window, self._skipped, self._passes = [], {}, None
+        self._window, self._skipped = [], {}
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,))):
             _check_dataset(dataset)
         super().__init__(
@@ -284,7 +284,15 @@ class RewardTrainer(WholeCheckpoints, Trainer):
                     groups.append({**group, "params": own, "lr": rate})
             for group in groups:
                 optimizer.add_param_group(group)
+        if self.is_fsdp_enabled:
+            self._optimized = sharding.names_of(optimizer, self.model)
         return optimizer
+
+    def create_scheduler(self, *args, **kwargs):
+        """As transformers' Trainer, which calls it as soon as accelerate has prepared model and optimizer."""
+        if self.is_fsdp_enabled:
+            sharding.rebind(self.optimizer, self.model, self._optimized)
+        return super().create_scheduler(*args, **kwargs)
 
     # ---- metrics ----
 
@@ -377,6 +385,7 @@ class RewardTrainer(WholeCheckpoints, Trainer):
                 self.deepspeed = self.model_wrapped = model = self.accelerator.prepare(model)
             else:  # which accelerate does not prepare without an optimizer
                 model, self.optimizer = self.accelerator.prepare(model, self.create_optimizer())
+                sharding.rebind(self.optimizer, model, self._optimized)
                 self.model = self.model_wrapped = model
         return model, contextlib.nullcontext
 
