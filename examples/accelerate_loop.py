@@ -7,7 +7,6 @@ import argparse
 import accelerate
 import torch
 import transformers
-import yojo.data
 from peft import LoraConfig, get_peft_model
 
 import yojo

@@ -4,7 +4,6 @@ import argparse
 
 import torch
 import transformers
-import yojo.data
 from peft import LoraConfig, get_peft_model
 
 import yojo

@@ -7,7 +7,6 @@ MODEL is a vision-language model of transformers, DATA.jsonl has a preference a 
 import argparse
 
 import transformers
-import yojo.data
 from peft import LoraConfig, get_peft_model
 
 import yojo

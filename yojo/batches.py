@@ -81,19 +81,20 @@ class Draw:
 class Drawn(torch.utils.data.Dataset):
     """A data set whose items are `Draw`s: responses in another order every epoch, perhaps some of them.
 
+    A record that cannot be read is a `Draw` that says why.
+
     Args:
         dataset: map-style, of `Example`s.
         seed: of the orders.
         shuffle_responses: draw an order for each example and epoch; else the given one.
         max_responses: how many of an example's responses to take at most, or None for all; two different ranks are
             among them wherever the example has two.
-        skip_bad: turn an error of the data set into a `Draw` that tells it.
     """
 
-    def __init__(self, dataset, *, seed=0, shuffle_responses=True, max_responses=None, skip_bad=False):
+    def __init__(self, dataset, *, seed=0, shuffle_responses=True, max_responses=None):
         if max_responses is not None and max_responses < 2:
             raise ValueError(f"max_responses must be at least 2, got {max_responses}: one response is not compared")
-        self.dataset, self.seed, self.skip_bad = dataset, seed, skip_bad
+        self.dataset, self.seed = dataset, seed
         self.shuffle_responses, self.max_responses = shuffle_responses, max_responses
 
     def __len__(self):
@@ -104,8 +105,6 @@ class Drawn(torch.utils.data.Dataset):
         try:
             example = self.dataset[index]
         except ValueError as error:
-            if not self.skip_bad:
-                raise
             return Draw(index, None, error=str(error))
         if not isinstance(example, Example):
             raise TypeError(
@@ -286,11 +285,21 @@ class RowCollator:
         """Encode and pack this process's share.
 
         Returns:
-            dict: rows, a list of at least one batch for `model(**row)`; indices and orders, for each row a list with
-            the `Draw.index` and `Draw.order` of its samples; samples, how many of them count (0 where there was
-            nothing to do and the only row is there to keep the processes in step); skipped, a list of (index, why).
+            dict: error, why that does not work, and nothing else (an exception would come out of a loader's worker with
+            its whole traceback for a message). Or rows, a list of at least one batch for `model(**row)`; indices and
+            orders, for each row a list with the `Draw.index` and `Draw.order` of its samples; samples, how many of them
+            count (0 where there was nothing to do and the only row is there to keep the processes in step); skipped, a
+            list of (index, why).
         """
+        try:
+            return self._rows(draws)
+        except ValueError as error:
+            return {"error": str(error)}
+
+    def _rows(self, draws):
         good = [draw for draw in draws if draw.example is not None]
+        if len(good) < len(draws) and not self.skip_bad:
+            raise ValueError(next(draw.error for draw in draws if draw.example is None))
         skipped = [(draw.index, draw.error) for draw in draws if draw.example is None] if self.rank == 0 else []
         taken = shares([self.estimate(draw.example) for draw in good], self.world)[self.rank]
         encoded, bad = self._encode([good[place] for place in taken])

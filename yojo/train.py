@@ -128,7 +128,6 @@ class RewardTrainer(WholeCheckpoints, Trainer):
             seed=args.order_seed,
             shuffle_responses=args.shuffle_responses,
             max_responses=max_responses,
-            skip_bad=args.skip_bad,
         )
         rows = RowCollator(
             self.collator,
@@ -157,7 +156,7 @@ class RewardTrainer(WholeCheckpoints, Trainer):
 
     @property
     def skipped(self):
-        """dict: place in the data set -> why the example was left out, of those that this process came across."""
+        """dict: why an example was left out -> its place in the data set, of those that this process knows of."""
         return self._skipped
 
     @property
@@ -178,6 +177,9 @@ class RewardTrainer(WholeCheckpoints, Trainer):
 
     def _agree(self, batches):
         """Let all processes know how many rows each batch has at most, and return how many samples there are in all."""
+        for batch in batches:
+            if "error" in batch:
+                raise ValueError(f"{batch['error']} (skip_bad leaves out what cannot be used, and lists it)")
         counts = torch.tensor([[len(batch["rows"]), batch["samples"]] for batch in batches]).view(-1, 2)
         most, samples = counts[:, 0], counts[:, 1]
         if self._world > 1:
@@ -193,9 +195,9 @@ class RewardTrainer(WholeCheckpoints, Trainer):
         return total
 
     def _skip(self, index, reason):
-        if index in self._skipped:
+        if reason in self._skipped:
             return
-        self._skipped[index] = reason
+        self._skipped[reason] = index
         logger.warning("skipped (%d so far): %s", len(self._skipped), reason)
         folder = Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
