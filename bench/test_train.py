@@ -171,7 +171,8 @@ def step(losses):
 
 def gradients(scene, losses):
     """Gradients of a step by group of weights: the head's, and each factor of each projection's adapters."""
-    groups = {"head": list(scene.head.parameters())}
+    # The stock model's embedding does not add the separator's delta, so it has no gradient to compare.
+    groups = {"head": [p for name, p in scene.head.named_parameters() if name != "separator_delta"]}
     for name, parameter in scene.base.named_parameters():
         if parameter.requires_grad and "lora_" in name:
             projection, _, factor = name.rpartition(".lora_")

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 
 import torch
 
@@ -59,5 +60,6 @@ def _open_image(file, what):
         image = Image.open(file)
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{what} is not a readable image: {error}") from error
+        reason = re.sub(r" <_io\.BytesIO object at [^>]*>", "", str(error))  # whose address tells nobody anything
+        raise ValueError(f"{what} is not a readable image: {reason}") from error
     return image
