@@ -72,7 +72,8 @@ def choose_trained(model, tune):
     Args:
         model: a patched model.
         tune: "full", decoder, embedding and value head, not the vision tower nor a vocabulary projection of its own,
-            which no score depends on; or "head", the value head and with it the separator's embedding.
+            which no score depends on; or "head", the value head alone. The separator's embedding stays as it is then,
+            since its gradient would have to come down through all of the backbone.
     """
     base = patched_base(model, "choose_trained")
     for parameter in base.parameters():
@@ -85,8 +86,8 @@ def choose_trained(model, tune):
                 parameter.requires_grad_(True)
     elif tune != "head":
         raise ValueError(f"tune must be one of {', '.join(TUNE)}, got {tune!r}")
-    for parameter in base.score.parameters():
-        parameter.requires_grad_(True)
+    for name, parameter in base.score.named_parameters():
+        parameter.requires_grad_(tune == "full" or name != "separator_delta")
 
 
 def trained_summary(model):

@@ -323,7 +323,9 @@ def _times(layer, training, lowest, recomputed):
 def _lowest_trained(base, layers):
     """The decoder layer from which backward runs, -1 for the vision tower; None where the head alone is trained."""
     places = [-1 if layer.layer is None else layer.layer for layer in layers if getattr(layer, "trains", False)]
-    if any(parameter.requires_grad for parameter in base.get_input_embeddings().parameters()):
+    delta = getattr(getattr(base, "score", None), "separator_delta", None)
+    embedded = [*base.get_input_embeddings().parameters(), *([] if delta is None else [delta])]
+    if any(parameter.requires_grad for parameter in embedded):
         places.append(0)
     return min(places, default=None)
 

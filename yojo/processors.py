@@ -54,6 +54,9 @@ def load_processor(path, **kwargs):
 
     Returns:
         A `transformers.ProcessorMixin`, or a tokenizer.
+
+    Raises:
+        ValueError: a folder with neither.
     """
     import transformers
     from transformers.utils import is_torchvision_available
@@ -61,6 +64,8 @@ def load_processor(path, **kwargs):
     folder = Path(path)
     config = folder / "processor_config.json"
     if folder.is_dir() and not config.is_file() and not (folder / "preprocessor_config.json").is_file():
+        if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+            raise ValueError(f"{path} holds neither a processor nor a tokenizer")
         return transformers.AutoTokenizer.from_pretrained(path, **kwargs)  # AutoProcessor would go by the model's class
     name = json.loads(config.read_text()).get("processor_class") if config.is_file() else None
     cls = getattr(transformers, name, None) if name else None
