@@ -69,12 +69,16 @@ def test_ranges_leave_nothing_behind():
 
     model, collator = patched("qwen3_vl")
     name = model.config.get_text_config()._attn_implementation
-    before = ALL_ATTENTION_FUNCTIONS[name]
+    before, hooks = ALL_ATTENTION_FUNCTIONS[name], hooks_of(model)
     with pytest.raises(RuntimeError, match="stop"), profiling.ranges(model):
         assert ALL_ATTENTION_FUNCTIONS[name] is not before
         raise RuntimeError("stop")
     assert ALL_ATTENTION_FUNCTIONS[name] is before
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert hooks_of(model) == hooks
+
+
+def hooks_of(model):
+    return {name: [*m._forward_hooks.values(), *m._forward_pre_hooks.values()] for name, m in model.named_modules()}
 
 
 def annotated(part, start, end):
@@ -241,7 +245,7 @@ def test_half_precision(folders, tmp_path):
         (["--image-size", "12"], "--image-size must be height x width in pixels, such as 448x448, got '12'"),
         (
             ["--model", "plain", "--images", "1"],
-            "images need the model's processor, and the folder has none that takes",
+            "holds neither a processor nor a tokenizer",
         ),
         (["--images", "9"], "a prompt with 9 images of this size takes"),
     ],
