@@ -8,6 +8,9 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+# One of them is in every folder with a tokenizer.
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt")
+
 
 class ImageOnly:
     """Mixed into a processor class: the same processor without its video part."""
@@ -64,9 +67,7 @@ def load_processor(path, **kwargs):
     folder = Path(path)
     config = folder / "processor_config.json"
     if folder.is_dir() and not config.is_file() and not (folder / "preprocessor_config.json").is_file():
-        if not any(
-            (folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-        ):
+        if not any((folder / file).is_file() for file in _TOKENIZERS):
             raise ValueError(f"{path} holds neither a processor nor a tokenizer")
         return transformers.AutoTokenizer.from_pretrained(path, **kwargs)  # AutoProcessor would go by the model's class
     name = json.loads(config.read_text()).get("processor_class") if config.is_file() else None
