@@ -293,7 +293,7 @@ class RowCollator:
         """
         try:
             return self._rows(draws)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             return {"error": str(error)}
 
     def _rows(self, draws):
@@ -330,7 +330,7 @@ class RowCollator:
                 if self.need_rankings and draw.example.rankings is None:
                     raise ValueError(f"{draw.example.name} has no rankings: nothing says which response is better")
                 encoded.append((draw, self.collator.encode(draw.example, draw.index)))
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 if not self.skip_bad:
                     raise
                 bad.append((draw.index, str(error)))
