@@ -504,7 +504,7 @@ def ultrafeedback(**changes):
         (GOOD | {"targets": [1, 0, 0]}, "both rankings and targets are given"),
         ({"prompt": "x", "responses": ["a", "b"], "targets": [1]}, "1 targets for 2 responses"),
         ({"prompt": "x", "responses": ["a", "b"], "targets": [1, 1]}, "targets must sum to 1, got .* sum to 2"),
-        ({"prompt": "x", "responses": ["a", "b"], "targets": [2, -1]}, "a target must be a number from 0 to 1, got -1"),
+        ({"prompt": "x", "responses": ["a", "b"], "targets": [1, -1]}, "a target must be a number from 0 to 1, got -1"),
         (
             {"prompt": "x", "chosen": "a", "rejected": None},
             "rejected must be a string or a list of messages, got nothing",

@@ -379,8 +379,39 @@ def test_bad_records_stop_training_unless_they_are_skipped(make, tmp_path):
     assert sorted(line["index"] for line in lines) == [3, 4]
     assert any("'unranked' has no rankings" in line["reason"] for line in lines)
     trainer, _ = make([broken, unranked], skip_bad=True)
-    with pytest.raises(ValueError, match="none of the 2 examples of a batch can be used; the first: "):
+    with pytest.raises(ValueError, match="none of the last 2 examples can be used; one of them: "):
         trainer.train()
+
+
+def test_a_batch_without_an_example_that_can_be_used_is_no_step(make):
+    """Batches of one, accumulated twice: bad records leave one sample of two, or none."""
+    good = mixed_examples(4)
+    broken = [
+        yojo.Example("Which?", ["one", "two"], images=[b"no image"], rankings=[1, 2], id=f"broken {n}")
+        for n in range(4)
+    ]
+    options = {"batch": 2, "accumulation": 2, "max_steps": 4, "skip_bad": True, "learning_rate": 0.0, "data_seed": 5}
+    order = [index for batch in GlobalBatches(range(8), 1, seed=5) for _, index in batch]
+    examples = [None] * 8
+    for index, example in zip(order, [*good[:3], *broken, good[3]], strict=True):
+        examples[index] = example
+    trainer, _ = make(examples, **options)
+    trainer.train()
+    used = [[index for index in order[i : i + 2] if examples[index] in good] for i in range(0, 8, 2)]
+    assert [len(step) for step in used] == [2, 1, 0, 1]
+    drawn = Drawn(examples, seed=trainer.args.order_seed)
+    with torch.no_grad():
+        means = [
+            sum(trainer.model.eval()(**trainer.collator([drawn[0, i].example])).loss.item() for i in step)
+            / max(len(step), 1)
+            for step in used
+        ]
+    assert losses(trainer) == pytest.approx(means, rel=1e-5)
+    assert len(trainer.skipped) == 4 and trainer.state.global_step == 4
+    assert trainer.evaluate([*broken, *good])["eval_loss"] > 0
+    assert len(trainer.predict([*broken, *good]).predictions) == 4
+    with pytest.raises(ValueError, match="none of the examples can be used; one of them: "):
+        trainer.evaluate(broken)
 
 
 # ---- wrong arguments ----

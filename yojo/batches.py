@@ -286,10 +286,11 @@ class RowCollator:
 
         Returns:
             dict: error, why that does not work, and nothing else (an exception would come out of a loader's worker with
-            its whole traceback for a message). Or rows, a list of at least one batch for `model(**row)`; indices and
-            orders, for each row a list with the `Draw.index` and `Draw.order` of its samples; samples, how many of them
-            count (0 where there was nothing to do and the only row is there to keep the processes in step); skipped, a
-            list of (index, why).
+            its whole traceback for a message). Or rows, a list of batches for `model(**row)`, empty where no process has
+            an example that can be used; indices and orders, for each row a list with the `Draw.index` and `Draw.order`
+            of its samples; samples, how many of them count (0 where there was nothing to do and the only row is there to
+            keep the processes in step); drawn, how many examples all processes were given; skipped, a list of
+            (index, why).
         """
         try:
             return self._rows(draws)
@@ -309,11 +310,6 @@ class RowCollator:
                 encoded, _ = self._encode([draw])
                 if encoded:
                     break
-        if not encoded:
-            raise ValueError(
-                f"none of the {len(draws)} examples of a batch can be used; the first: "
-                f"{(skipped or [(None, draws[0].error)])[0][1]}"
-            )
         rows, indices, orders_of = [], [], []
         sizes = [item.num_tokens(self.collator.config) for _, item in encoded]
         for places in rows_of(sizes, self.row_tokens):
@@ -321,7 +317,14 @@ class RowCollator:
                 rows.append(batch)
                 indices.append([draw.index for draw, _ in some])
                 orders_of.append([draw.order for draw, _ in some])
-        return {"rows": rows, "indices": indices, "orders": orders_of, "samples": samples, "skipped": skipped}
+        return {
+            "rows": rows,
+            "indices": indices,
+            "orders": orders_of,
+            "samples": samples,
+            "drawn": len(draws),
+            "skipped": skipped,
+        }
 
     def _encode(self, draws):
         encoded, bad = [], []

@@ -74,7 +74,7 @@ class RewardTrainer(WholeCheckpoints, Trainer):
         self.collator = Collator(processing_class, model, args.max_length)
         self.estimate = CostEstimate(self.collator, base)
         self.provenance = dict(provenance or {})
-        self._window, self._skipped = [], {}
+        self._window, self._skipped, self._unusable = [], {}, 0
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,))):
             _check_dataset(dataset)
         super().__init__(
@@ -173,7 +173,18 @@ class RewardTrainer(WholeCheckpoints, Trainer):
             if batch is None:
                 break
             batches.append(batch)
-        return batches, self._agree(batches)
+        samples = self._agree(batches)
+        self._check_usable(sum(batch["drawn"] for batch in batches), samples)
+        # Gradients are exchanged behind the last batch of a step, which must therefore have some.
+        batches.sort(key=lambda batch: batch["passes"] > 0)
+        return batches, samples
+
+    def _check_usable(self, drawn, samples):
+        self._unusable = 0 if samples else self._unusable + drawn
+        if self._unusable >= len(self.train_dataset):
+            raise ValueError(
+                f"none of the last {self._unusable} examples can be used; one of them: {next(iter(self._skipped), 'unknown')}"
+            )
 
     def _agree(self, batches):
         """Let all processes know how many rows each batch has at most, and return how many samples there are in all."""
@@ -189,10 +200,7 @@ class RewardTrainer(WholeCheckpoints, Trainer):
             batch["passes"] = passes
             for index, reason in batch.pop("skipped"):
                 self._skip(index, reason)
-        total = int(samples.sum())
-        if batches and not total:
-            raise ValueError("no process has an example of this batch that can be used")
-        return total
+        return int(samples.sum())
 
     def _skip(self, index, reason):
         if reason in self._skipped:
@@ -211,6 +219,8 @@ class RewardTrainer(WholeCheckpoints, Trainer):
             scalar: this process's part of the loss, times the number of processes, so that their mean is the loss.
         """
         total, rows, passes = None, inputs["rows"], inputs["passes"]
+        if not passes:  # every example of the batch was skipped, by all processes
+            return torch.zeros((), device=self.args.device)
         last_of_step = self.accelerator.sync_gradients
         for n in range(passes):
             self._counts = n < len(rows) and inputs["samples"] > 0
@@ -355,6 +365,8 @@ class RewardTrainer(WholeCheckpoints, Trainer):
         if self.is_fsdp_enabled:
             sharding.free(model)
         found = sorted(self._all_of(found))
+        if not found:
+            raise ValueError(f"none of the examples can be used; one of them: {next(iter(self._skipped), 'unknown')}")
         metrics = {}
         totals = np.sum(self._all_of([(loss, counted)]), axis=0)
         if totals[1]:
