@@ -14,6 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from yojo import adapters, sharding
 from yojo.arguments import RewardTrainingArguments
 from yojo.batches import CostEstimate, Drawn, GlobalBatches, RowCollator, RowLoader
+from yojo.checkpoint import refuse_own_base
 from yojo.metrics import ranking_metrics
 from yojo.packing import Collator
 from yojo.patch import patch, unwrap
@@ -71,6 +72,7 @@ class RewardTrainer(WholeCheckpoints, Trainer):
         # A model that is patched already refuses options that contradict its own.
         model = _adapted(patch(model, processing_class, **args.yojo_options()), args, peft_config)
         base = unwrap(model)
+        refuse_own_base(model, args.output_dir)
         self.collator = Collator(processing_class, model, args.max_length)
         self.estimate = CostEstimate(self.collator, base)
         self.provenance = dict(provenance or {})
@@ -100,9 +102,16 @@ class RewardTrainer(WholeCheckpoints, Trainer):
             raise ValueError("training needs a train_dataset")
         args = self.args
         batch_size = self._train_batch_size * self._world
+        batches = GlobalBatches(
+            self.train_dataset, batch_size, seed=args.order_seed, drop_last=args.dataloader_drop_last
+        )
+        if not len(batches):
+            raise ValueError(
+                f"dataloader_drop_last leaves nothing of {len(self.train_dataset)} examples in batches of {batch_size}"
+            )
         return self._loader(
             self.train_dataset,
-            GlobalBatches(self.train_dataset, batch_size, seed=args.order_seed, drop_last=args.dataloader_drop_last),
+            batches,
             max_responses=args.max_responses,
         )
 
@@ -408,6 +417,7 @@ def _adapted(model, args, peft_config):
     if hasattr(model, "peft_config"):
         if peft_config is not None:
             raise ValueError("peft_config is given, but the model has an adapter already")
+        adapters.check_existing(model, args)
         return model
     if peft_config is None and args.tune == "lora":
         targets = args.lora_targets
