@@ -617,3 +617,24 @@ def test_no_tensor_of_a_step_is_as_wide_as_the_vocabulary(make, tune):
     trainer.train()
     assert sizes.seen > 1000
     assert bool(sizes.found) == (tune == "full"), sizes.found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_smoothing_factor": 0.1},
+        {"train_sampling_strategy": "group_by_length"},
+        {"batch_eval_metrics": True},
+        {"include_num_input_tokens_seen": "all"},
+    ],
+)
+def test_arguments_that_would_be_ignored_are_refused(tmp_path, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be "):
+        arguments(tmp_path, **options)
+
+
+def test_a_mixture_is_evaluated_on_each_of_its_records_once(make):
+    examples = mixed_examples(5)
+    trainer, _ = make(examples)
+    mixture = yojo.data.Mixture([examples[:3], examples[3:]], [0.5, 3])
+    np.testing.assert_allclose(trainer.predict(mixture).predictions, trainer.predict(examples).predictions, rtol=1e-5)

@@ -44,14 +44,20 @@ class GlobalBatches(torch.utils.data.Sampler):
         """Say which epoch the next iteration is."""
         self.epoch = epoch
 
+    @property
+    def _count(self):
+        # Weights are for training: in its own order, a mixture is each of its records once.
+        whole = None if self.shuffle else getattr(self.dataset, "total", None)
+        return len(self.dataset) if whole is None else whole
+
     def __len__(self):
-        count = len(self.dataset)
+        count = self._count
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     def __iter__(self):
         epoch = self.epoch
         if not self.shuffle:
-            order = range(len(self.dataset))
+            order = range(self._count)
         elif hasattr(self.dataset, "order"):
             order = self.dataset.order(epoch, self.seed)
         else:

@@ -324,6 +324,11 @@ class Mixture:
         """Records seen in an epoch."""
         return sum(map(self._per_epoch, range(len(self.datasets))))
 
+    @property
+    def total(self):
+        """Records of all datasets, each counted once."""
+        return self._ends[-1]
+
     def __getitem__(self, index):
         """The record with a global index, one that `order` gives."""
         source, at = self.locate(index)
