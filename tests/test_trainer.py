@@ -414,6 +414,28 @@ def test_a_batch_without_an_example_that_can_be_used_is_no_step(make):
         trainer.evaluate(broken)
 
 
+def test_what_was_skipped_is_listed_once_over_stops_and_runs(make, tmp_path):
+    broken = yojo.Example("Which?", ["one", "two"], images=[b"no image"], rankings=[1, 2], id="broken")
+    examples = [*mixed_examples(3), broken]
+    options = {"skip_bad": True, "save_strategy": "steps", "save_steps": 1}
+
+    def listed():
+        return [json.loads(line)["reason"] for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+
+    (tmp_path / "skipped.jsonl").write_text('{"index": 7, "reason": "of an earlier run"}\n')
+    trainer, _ = make(examples, **options)
+    trainer.train()
+    assert len(listed()) == 1 and "broken" in listed()[0]
+    with open(tmp_path / "skipped.jsonl", "a") as file:
+        file.write('{"index": 3, "rea')  # by a run that was killed
+    trainer, _ = make(examples, **options | {"max_steps": 2})
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert len(trainer.skipped) == 1 and trainer.state.log_history[-2]["skipped"] == 1.0
+    trainer._skip(9, "another")
+    lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    assert len(lines) == 3 and json.loads(lines[-1]) == {"index": 9, "reason": "another"}
+
+
 # ---- wrong arguments ----
 
 

@@ -59,5 +59,8 @@ def _open_image(file, what):
         image = Image.open(file)
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{what} is not a readable image: {error}") from error
+        reason = str(error).replace(
+            f" {file!r}", ""
+        )  # the address of bytes in memory says nothing, and is never the same
+        raise ValueError(f"{what} is not a readable image: {reason}") from error
     return image

@@ -391,6 +391,8 @@ def _resume_from(arguments):
                 "from it, or another --output_dir"
             )
         return None
+    if str(wanted).lower() in ("false", "no"):
+        raise ValueError("resume_from_checkpoint is a folder, or last; leave it out to begin a run")
     if str(wanted).lower() in ("last", "true"):
         if not found:
             raise ValueError(f"{arguments.output_dir} holds no checkpoint to resume from")

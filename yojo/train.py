@@ -22,6 +22,8 @@ from yojo.resume import WholeCheckpoints
 
 logger = logging.getLogger(__name__)
 
+SKIPPED_FILE = "skipped.jsonl"  # in the output folder
+
 
 class RewardTrainer(WholeCheckpoints, Trainer):
     """transformers' Trainer for reward models: packed rows, balanced over processes, ranking metrics, whole checkpoints.
@@ -163,6 +165,18 @@ class RewardTrainer(WholeCheckpoints, Trainer):
             **workers,
         )
 
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """As transformers' Trainer; `skipped.jsonl` begins anew, or is what the resumed run has skipped so far."""
+        listed = Path(self.args.output_dir, SKIPPED_FILE)
+        if not resume_from_checkpoint:
+            if self.is_world_process_zero():
+                listed.unlink(missing_ok=True)
+            self._skipped = {}
+        elif listed.is_file():
+            self._skipped = _read_skipped(listed) | self._skipped
+        self.accelerator.wait_for_everyone()
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     @property
     def skipped(self):
         """dict: why an example was left out -> its place in the data set, of those that this process knows of."""
@@ -218,8 +232,9 @@ class RewardTrainer(WholeCheckpoints, Trainer):
         logger.warning("skipped (%d so far): %s", len(self._skipped), reason)
         folder = Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "skipped.jsonl", "a") as file:
-            file.write(json.dumps({"index": index, "reason": reason}) + "\n")
+        with open(folder / SKIPPED_FILE, "a") as file:
+            half = "\n" if file.tell() and not (folder / SKIPPED_FILE).read_bytes().endswith(b"\n") else ""
+            file.write(f"{half}{json.dumps({'index': index, 'reason': reason})}\n")
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Forward and backward of every row of this process's share, one after the other.
@@ -451,6 +466,18 @@ def center_penalty(scores):
     there = scores.isfinite()
     mean = torch.where(there, scores, 0.0).sum(dim=1) / there.sum(dim=1)
     return mean.square()
+
+
+def _read_skipped(file):
+    """dict reason -> index of a skipped.jsonl, whose last line may be half written by a run that was killed."""
+    found = {}
+    for line in file.read_text().splitlines():
+        try:
+            line = json.loads(line)
+        except ValueError:
+            continue
+        found[line["reason"]] = line["index"]
+    return found
 
 
 def _split(scores, rankings):
