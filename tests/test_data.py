@@ -504,7 +504,7 @@ def ultrafeedback(**changes):
         (GOOD | {"targets": [1, 0, 0]}, "both rankings and targets are given"),
         ({"prompt": "x", "responses": ["a", "b"], "targets": [1]}, "1 targets for 2 responses"),
         ({"prompt": "x", "responses": ["a", "b"], "targets": [1, 1]}, "targets must sum to 1, got .* sum to 2"),
-        ({"prompt": "x", "responses": ["a", "b"], "targets": [2, -1]}, "a target must be a number from 0 to 1, got -1"),
+        ({"prompt": "x", "responses": ["a", "b"], "targets": [1, -1]}, "a target must be a number from 0 to 1, got -1"),
         (
             {"prompt": "x", "chosen": "a", "rejected": None},
             "rejected must be a string or a list of messages, got nothing",
@@ -850,3 +850,59 @@ def test_shuffled_responses_keep_their_ranks():
         "a",
         "b",
     ]
+
+
+# ---- what no tokenizer, no parser and no folder should trip over ----
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"responses": ["a\ud800", "b", "c"]}, r"response 0 holds half of a surrogate pair \(U\+D800\) at character 2"),
+        ({"prompt": "\udc00"}, "the prompt holds half of a surrogate pair"),
+        ({"prompt": [{"role": "user", "content": [5]}]}, "a content part must be a string or a dict, got 5"),
+        ({"prompt": [{"role": "user", "content": [{"type": "text"}]}]}, "a text part needs a string under 'text'"),
+        ({"rankings": [1, 2, 10**400]}, "have gaps"),
+        ({"rankings": None, "targets": [1, 0, 10**400]}, "a target must be a number from 0 to 1"),
+    ],
+)
+def test_odd_records_are_bad_ones(change, message):
+    with pytest.raises(data.DataError, match=f"example 'records:1': .*{message}"):
+        data.load([GOOD | change])[0]
+
+
+def test_numbers_that_json_does_not_read(tmp_path):
+    lines = json.dumps(GOOD) + "\n" + json.dumps(GOOD).replace("3]", "3" * 5000 + "]") + "\n"
+    (tmp_path / "a.jsonl").write_text(lines)
+    records = data.load(tmp_path / "a.jsonl")
+    with pytest.raises(data.DataError, match="example 'a.jsonl:2': not JSON: a number has too many digits"):
+        records[1]
+    (tmp_path / "a.json").write_text(f"[{'3' * 5000}]")
+    with pytest.raises(data.DataError, match="a.json: not JSON: a number has too many digits"):
+        data.load(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("[" * 100000)
+    with pytest.raises(data.DataError, match="a.json: not JSON: nested too deeply"):
+        data.load(tmp_path / "a.json")
+
+
+def test_a_reply_without_text():
+    record = {"prompt": "x", "chosen": [{"role": "assistant", "content": [{"type": "text"}]}]}
+    record["rejected"] = [{"role": "assistant", "content": "b"}]
+    with pytest.raises(data.DataError, match="chosen must be text alone"):
+        data.load([record])[0]
+
+
+def test_a_byte_order_mark_on_a_blank_line(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf\n" + json.dumps(GOOD).encode())
+    records = data.load(tmp_path / "a.jsonl")
+    assert len(records) == 1 and records[0].id == "a.jsonl:2"
+
+
+def test_a_folder_of_two_kinds_is_refused_and_hidden_files_are_left_out(tmp_path):
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    for name in ("a.jsonl", "._a.jsonl", ".ipynb_checkpoints/a.jsonl"):
+        write_lines(tmp_path / name, [GOOD])
+    assert [example.id for example in data.load(tmp_path)] == ["a.jsonl:1"]
+    parquet.write_table(pyarrow.Table.from_pylist([GOOD]), tmp_path / "b.parquet")
+    with pytest.raises(data.DataError, match=r"holds .parquet files \(1\) and .jsonl files \(1\): name those"):
+        data.load(tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import yojo
 from yojo import recipe
 from yojo.recipe import parse
 
@@ -157,3 +158,85 @@ def test_mistakes_are_one_line_and_exit_2(tmp_path, monkeypatch):
         done = CliRunner().invoke(app, ["train", *arguments])
         assert done.exit_code == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert "--global_batch_size" in CliRunner().invoke(app, ["train", "--help"]).stdout
+
+
+def test_flags_and_files_as_people_write_them(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\ntrain_data: a.jsonl\noutput_dir: out\nsave_strategy: no\n")
+    _, arguments, _ = parse([f"--config={path}", "--gradient_checkpointing", "--skip_bad", "--use_cpu"])
+    assert arguments.save_strategy == "no" and arguments.activation_checkpointing and arguments.skip_bad
+    _, arguments, _ = parse(["--config", str(path), "--gradient_checkpointing", "false", "--use_cpu", "--bf16"])
+    assert arguments.activation_checkpointing is False and arguments.bf16
+    with pytest.raises(ValueError, match="--config is given twice"):
+        parse(["--config", str(path), f"--config={path}"])
+
+
+def test_a_run_is_repeated_from_its_own_record(tmp_path):
+    _, first, chosen = parse(["--config", config(tmp_path, lora_r=8), "--lora_alpha", "4", "--lora_r", "16"])
+    recipe._record(tmp_path / "out", chosen)
+    _, again, _ = parse(["--config", str(tmp_path / "out" / "run.json"), "--seed", "7"])
+    assert (again.lora_r, again.lora_alpha, again.seed) == (16, 4, 7)
+    assert first.lora_r == 16
+
+
+def small(folder, data, *flags):
+    options = ("--dataloader_num_workers", "0", "--use_cpu", "--max_steps", "1", "--plots", "false")
+    options += ("--save_strategy", "no", "--train_data", str(data), "--output_dir", str(folder))
+    return recipe.train([*options, *flags])
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    record = {"prompt": "Which digit is shown?", "responses": ["It is a 7.", "A two."], "rankings": [1, 2]}
+    path.write_text("".join(json.dumps(record) + "\n" for _ in range(8)))
+    return path
+
+
+BACKBONE = Path(recipe.__file__).parent / "demo" / "backbone"
+
+
+def test_going_on_from_an_adapter_trains_that_adapter_or_says_why_not(tmp_path, texts):
+    small(tmp_path / "a", texts, "--model", str(BACKBONE), "--lora_r", "4")
+    saved = ("--model", str(tmp_path / "a"))
+    trainer = small(tmp_path / "b", texts, *saved)
+    assert trainer.model.peft_config["default"].r == 4
+    for flags, message in (
+        (("--tune", "full"), "the model has an adapter, and tune='full' would not train it"),
+        (("--tune", "head"), "the model has an adapter, and tune='head' would not train it"),
+        (("--lora_r", "8"), "lora_r is 8, but the model has an adapter already, with 4"),
+        (("--lora_targets", "q_proj"), "lora_targets is given, but the model has an adapter already"),
+        (("--loss", "plackett_luce"), "was saved with loss='best': it cannot be trained further with"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            small(tmp_path / "c", texts, *saved, *flags)
+
+
+def test_an_adapter_does_not_replace_its_own_base_model(tmp_path, texts):
+    small(tmp_path / "a", texts, "--model", str(BACKBONE), "--tune", "full")
+    before = sorted(file.name for file in (tmp_path / "a").iterdir())
+    with pytest.raises(ValueError, match="holds the base model of this adapter, and saving the adapter there"):
+        small(tmp_path / "a", texts, "--model", str(tmp_path / "a"))
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == before
+    small(tmp_path / "a", texts, "--model", str(tmp_path / "a"), "--tune", "full")
+    trainer = small(tmp_path / "b", texts, "--model", str(tmp_path / "a"))
+    with pytest.raises(ValueError, match="holds the base model of this adapter"):
+        yojo.RewardModel(trainer.model, trainer.processing_class).save_pretrained(tmp_path / "a")
+
+
+def test_an_adapter_whose_base_model_is_gone(tmp_path, texts, monkeypatch):
+    monkeypatch.chdir(BACKBONE.parent)
+    small(tmp_path / "a", texts, "--model", "backbone")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="is an adapter of the base model backbone, which is no folder here"):
+        yojo.RewardModel.from_pretrained(tmp_path / "a")
+
+
+def test_options_that_leave_nothing_to_train(tmp_path, texts):
+    with pytest.raises(ValueError, match="dataloader_drop_last leaves nothing of 8 examples in batches of 16"):
+        small(
+            tmp_path, texts, "--model", str(BACKBONE), "--dataloader_drop_last", "--per_device_train_batch_size", "16"
+        )
+    with pytest.raises(ValueError, match=r"tune must be lora \(QLoRA\), got head"):
+        small(tmp_path, texts, "--model", str(BACKBONE), "--quantize", "4bit", "--tune", "head")

@@ -153,7 +153,26 @@ def test_old_checkpoints_go_and_the_best_one_stays(make_trainer, tmp_path, data)
     )
 
 
-def test_weights_of_another_make_are_refused(make_trainer, tmp_path):
+def test_another_run_is_refused(make_trainer, tmp_path):
+    make_trainer("run", max_steps=2).train()
+    folder = str(tmp_path / "run" / "checkpoint-2")
+    for options, message in (
+        ({"seed": 7}, "seed 42, now 7; data_seed 42, now 7"),
+        ({"per_device_train_batch_size": 2}, "global_batch_size 8, now 4"),
+        ({"optim": "sgd"}, "optim 'adamw_torch_fused', now 'sgd'"),
+        ({"max_responses": 2}, "max_responses None, now 2"),
+        ({"head_learning_rate": 1e-2}, "head_learning_rate False, now True"),
+    ):
+        with pytest.raises(ValueError, match=f"cannot be resumed with other settings than it was made with: {message}"):
+            make_trainer("run", **options).train(resume_from_checkpoint=folder)
+    # Rows, workers and how the batch is accumulated may change: the samples of a step do not.
+    make_trainer("run", per_device_train_batch_size=8, gradient_accumulation_steps=1, row_tokens=60).train(
+        resume_from_checkpoint=folder
+    )
+
+
+def test_weights_of_another_make_are_refused(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setattr(RewardTrainer, "_check_settings", lambda self, checkpoint: None)
     make_trainer("lora", max_steps=2).train()
     folder = tmp_path / "lora" / "checkpoint-2"
     with pytest.raises(ValueError, match="holds an adapter, the model to resume has none: tune must be what it was"):

@@ -379,8 +379,61 @@ def test_bad_records_stop_training_unless_they_are_skipped(make, tmp_path):
     assert sorted(line["index"] for line in lines) == [3, 4]
     assert any("'unranked' has no rankings" in line["reason"] for line in lines)
     trainer, _ = make([broken, unranked], skip_bad=True)
-    with pytest.raises(ValueError, match="none of the 2 examples of a batch can be used; the first: "):
+    with pytest.raises(ValueError, match="none of the last 2 examples can be used; one of them: "):
         trainer.train()
+
+
+def test_a_batch_without_an_example_that_can_be_used_is_no_step(make):
+    """Batches of one, accumulated twice: bad records leave one sample of two, or none."""
+    good = mixed_examples(4)
+    broken = [
+        yojo.Example("Which?", ["one", "two"], images=[b"no image"], rankings=[1, 2], id=f"broken {n}")
+        for n in range(4)
+    ]
+    options = {"batch": 2, "accumulation": 2, "max_steps": 4, "skip_bad": True, "learning_rate": 0.0, "data_seed": 5}
+    order = [index for batch in GlobalBatches(range(8), 1, seed=5) for _, index in batch]
+    examples = [None] * 8
+    for index, example in zip(order, [*good[:3], *broken, good[3]], strict=True):
+        examples[index] = example
+    trainer, _ = make(examples, **options)
+    trainer.train()
+    used = [[index for index in order[i : i + 2] if examples[index] in good] for i in range(0, 8, 2)]
+    assert [len(step) for step in used] == [2, 1, 0, 1]
+    drawn = Drawn(examples, seed=trainer.args.order_seed)
+    with torch.no_grad():
+        means = [
+            sum(trainer.model.eval()(**trainer.collator([drawn[0, i].example])).loss.item() for i in step)
+            / max(len(step), 1)
+            for step in used
+        ]
+    assert losses(trainer) == pytest.approx(means, rel=1e-5)
+    assert len(trainer.skipped) == 4 and trainer.state.global_step == 4
+    assert trainer.evaluate([*broken, *good])["eval_loss"] > 0
+    assert len(trainer.predict([*broken, *good]).predictions) == 4
+    with pytest.raises(ValueError, match="none of the examples can be used; one of them: "):
+        trainer.evaluate(broken)
+
+
+def test_what_was_skipped_is_listed_once_over_stops_and_runs(make, tmp_path):
+    broken = yojo.Example("Which?", ["one", "two"], images=[b"no image"], rankings=[1, 2], id="broken")
+    examples = [*mixed_examples(3), broken]
+    options = {"skip_bad": True, "save_strategy": "steps", "save_steps": 1}
+
+    def listed():
+        return [json.loads(line)["reason"] for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+
+    (tmp_path / "skipped.jsonl").write_text('{"index": 7, "reason": "of an earlier run"}\n')
+    trainer, _ = make(examples, **options)
+    trainer.train()
+    assert len(listed()) == 1 and "broken" in listed()[0]
+    with open(tmp_path / "skipped.jsonl", "a") as file:
+        file.write('{"index": 3, "rea')  # by a run that was killed
+    trainer, _ = make(examples, **options | {"max_steps": 2})
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert len(trainer.skipped) == 1 and trainer.state.log_history[-2]["skipped"] == 1.0
+    trainer._skip(9, "another")
+    lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    assert len(lines) == 3 and json.loads(lines[-1]) == {"index": 9, "reason": "another"}
 
 
 # ---- wrong arguments ----
@@ -586,3 +639,24 @@ def test_no_tensor_of_a_step_is_as_wide_as_the_vocabulary(make, tune):
     trainer.train()
     assert sizes.seen > 1000
     assert bool(sizes.found) == (tune == "full"), sizes.found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_smoothing_factor": 0.1},
+        {"train_sampling_strategy": "group_by_length"},
+        {"batch_eval_metrics": True},
+        {"include_num_input_tokens_seen": "all"},
+    ],
+)
+def test_arguments_that_would_be_ignored_are_refused(tmp_path, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be "):
+        arguments(tmp_path, **options)
+
+
+def test_a_mixture_is_evaluated_on_each_of_its_records_once(make):
+    examples = mixed_examples(5)
+    trainer, _ = make(examples)
+    mixture = yojo.data.Mixture([examples[:3], examples[3:]], [0.5, 3])
+    np.testing.assert_allclose(trainer.predict(mixture).predictions, trainer.predict(examples).predictions, rtol=1e-5)

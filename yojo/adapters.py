@@ -1,5 +1,6 @@
 """What is trained of a backbone: LoRA on its decoder, all of it, or nothing but the value head."""
 
+import dataclasses
 import re
 
 import torch
@@ -64,6 +65,28 @@ def check_config(config):
             "the PEFT config does not train the value head: add modules_to_save=['score'], or take "
             "yojo.adapters.lora_config(model)"
         )
+
+
+def check_existing(model, args):
+    """Refuse arguments that ask for something else than to train the adapter a model has.
+
+    Args:
+        model: a PEFT model.
+        args: `RewardTrainingArguments`; LoRA's settings at their defaults ask for nothing.
+    """
+    if args.tune not in ("lora", None):
+        raise ValueError(
+            f"the model has an adapter, and tune={args.tune!r} would not train it: leave tune out to train the adapter "
+            "further, or merge it first (yojo merge)"
+        )
+    defaults = {field.name: field.default for field in dataclasses.fields(args)}
+    config = model.peft_config[model.active_adapter]
+    for name, key in (("lora_r", "r"), ("lora_alpha", "lora_alpha"), ("lora_dropout", "lora_dropout")):
+        wanted, has = getattr(args, name), getattr(config, key, None)
+        if wanted not in (defaults[name], has):
+            raise ValueError(f"{name} is {wanted}, but the model has an adapter already, with {has}: leave {name} out")
+    if args.lora_targets is not None:
+        raise ValueError("lora_targets is given, but the model has an adapter already: leave it out")
 
 
 def choose_trained(model, tune):

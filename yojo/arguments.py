@@ -9,6 +9,17 @@ from transformers import TrainingArguments
 from yojo import adapters
 from yojo.config import YojoConfig
 
+# Arguments of transformers that cannot mean anything here: the one value each may have, and why.
+_MEANINGLESS = {
+    "label_smoothing_factor": (
+        0.0,
+        "rankings are no class labels; graded targets with loss='soft' say how sure they are",
+    ),
+    "train_sampling_strategy": ("random", "examples of any length are packed into rows, and are shuffled every epoch"),
+    "auto_find_batch_size": (False, "memory depends on row_tokens, not on the batch size: lower row_tokens instead"),
+    "batch_eval_metrics": (False, "the ranking metrics are those of the whole evaluation set"),
+    "include_num_input_tokens_seen": ("no", "a batch is several packed rows, whose tokens are not counted"),
+}
 YOJO_FIELDS = tuple(field.name for field in dataclasses.fields(YojoConfig))
 
 
@@ -140,6 +151,10 @@ class RewardTrainingArguments(TrainingArguments):
     def _check(self):
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: a data set of examples has no columns")
+        for name, (only, why) in _MEANINGLESS.items():
+            value = getattr(self, name, only)
+            if getattr(value, "value", value) not in (only, False):
+                raise ValueError(f"{name} must be {only!r}: {why}")
         if self.tune is not None and self.tune not in adapters.TUNE:
             raise ValueError(f"tune must be one of {', '.join(adapters.TUNE)} or None, got {self.tune!r}")
         for name, least in (("row_tokens", 1), ("lora_r", 1), ("global_batch_size", 1), ("max_length", 1)):

@@ -44,14 +44,20 @@ class GlobalBatches(torch.utils.data.Sampler):
         """Say which epoch the next iteration is."""
         self.epoch = epoch
 
+    @property
+    def _count(self):
+        # Weights are for training: in its own order, a mixture is each of its records once.
+        whole = None if self.shuffle else getattr(self.dataset, "total", None)
+        return len(self.dataset) if whole is None else whole
+
     def __len__(self):
-        count = len(self.dataset)
+        count = self._count
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     def __iter__(self):
         epoch = self.epoch
         if not self.shuffle:
-            order = range(len(self.dataset))
+            order = range(self._count)
         elif hasattr(self.dataset, "order"):
             order = self.dataset.order(epoch, self.seed)
         else:
@@ -286,14 +292,15 @@ class RowCollator:
 
         Returns:
             dict: error, why that does not work, and nothing else (an exception would come out of a loader's worker with
-            its whole traceback for a message). Or rows, a list of at least one batch for `model(**row)`; indices and
-            orders, for each row a list with the `Draw.index` and `Draw.order` of its samples; samples, how many of them
-            count (0 where there was nothing to do and the only row is there to keep the processes in step); skipped, a
-            list of (index, why).
+            its whole traceback for a message). Or rows, a list of batches for `model(**row)`, empty where no process has
+            an example that can be used; indices and orders, for each row a list with the `Draw.index` and `Draw.order`
+            of its samples; samples, how many of them count (0 where there was nothing to do and the only row is there to
+            keep the processes in step); drawn, how many examples all processes were given; skipped, a list of
+            (index, why).
         """
         try:
             return self._rows(draws)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             return {"error": str(error)}
 
     def _rows(self, draws):
@@ -309,11 +316,6 @@ class RowCollator:
                 encoded, _ = self._encode([draw])
                 if encoded:
                     break
-        if not encoded:
-            raise ValueError(
-                f"none of the {len(draws)} examples of a batch can be used; the first: "
-                f"{(skipped or [(None, draws[0].error)])[0][1]}"
-            )
         rows, indices, orders_of = [], [], []
         sizes = [item.num_tokens(self.collator.config) for _, item in encoded]
         for places in rows_of(sizes, self.row_tokens):
@@ -321,7 +323,14 @@ class RowCollator:
                 rows.append(batch)
                 indices.append([draw.index for draw, _ in some])
                 orders_of.append([draw.order for draw, _ in some])
-        return {"rows": rows, "indices": indices, "orders": orders_of, "samples": samples, "skipped": skipped}
+        return {
+            "rows": rows,
+            "indices": indices,
+            "orders": orders_of,
+            "samples": samples,
+            "drawn": len(draws),
+            "skipped": skipped,
+        }
 
     def _encode(self, draws):
         encoded, bad = [], []
@@ -330,7 +339,7 @@ class RowCollator:
                 if self.need_rankings and draw.example.rankings is None:
                     raise ValueError(f"{draw.example.name} has no rankings: nothing says which response is better")
                 encoded.append((draw, self.collator.encode(draw.example, draw.index)))
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 if not self.skip_bad:
                     raise
                 bad.append((draw.index, str(error)))

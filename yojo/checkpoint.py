@@ -61,6 +61,7 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
     adapter = adapter_of(reward_model.model)
     if card:
         cards.check(provenance)
+    refuse_own_base(reward_model.model, path)
     if state_dict is not None and adapter is None and getattr(base, "hf_quantizer", None) is not None:
         raise ValueError("a quantized model without an adapter is saved from its own weights: leave state_dict out")
     state = _plain_names((base if adapter is None else adapter).state_dict() if state_dict is None else state_dict)
@@ -86,6 +87,16 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
         description = _description(reward_model, base, adapter)
         cards.write(staging, path, description, provenance) if card else cards.leave_out(staging)
         _write_description(description, staging)
+
+
+def refuse_own_base(model, path):
+    """Raise a ValueError where an adapter is to be saved into the very folder that holds its base model."""
+    adapter = adapter_of(model)
+    source = None if adapter is None else patched_base(model, "save_pretrained").config.name_or_path
+    if source and Path(source).is_dir() and Path(source).resolve() == Path(path).resolve():
+        raise ValueError(
+            f"{path} holds the base model of this adapter, and saving the adapter there would remove it: take another folder"
+        )
 
 
 def save_model(base, state, folder):
@@ -238,7 +249,15 @@ def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=No
         kwargs = {name: value for name, value in kwargs.items() if name != "quantization_config"}
     saved.check_sizes(path, description)
     dtype = dtype or getattr(torch, description["dtype"])
-    base = model_class.from_pretrained(source, dtype=dtype, **kwargs)
+    try:
+        base = model_class.from_pretrained(source, dtype=dtype, **kwargs)
+    except OSError as error:
+        if not description["adapter"] or Path(source).is_dir():
+            raise
+        raise ValueError(
+            f"{path} is an adapter of the base model {source}, which is no folder here and cannot be fetched: say where it "
+            f"lies, base_model=... ({str(error).splitlines()[0]})"
+        ) from error
     if base.config.model_type != description["model_type"]:
         raise ValueError(
             f"{source} is a {base.config.model_type} model, the head was made for {description['model_type']}"

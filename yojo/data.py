@@ -229,7 +229,7 @@ def check_ranks(rankings, count, *, close_gaps=False):
     for rank in rankings:
         if isinstance(rank, bool) or not isinstance(rank, (int, float)):
             raise ValueError(f"a rank must be a number, got {rank!r} in {rankings}")
-        if not math.isfinite(rank):
+        if isinstance(rank, float) and not math.isfinite(rank):
             raise ValueError(f"a rank must be a finite number, got {rank} in {rankings}")
     if min(rankings) < 1:
         hint = ": ranks start at 0 here, add 1 to each" if min(rankings) == 0 else ""
@@ -257,7 +257,7 @@ def check_targets(targets, count):
     if len(targets) != count:
         raise ValueError(f"{len(targets)} targets for {count} responses: one target per response is needed")
     for target in targets:
-        if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 <= target < math.inf:
+        if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 <= target <= 1 + 1e-3:
             raise ValueError(f"a target must be a number from 0 to 1, got {target!r} in {targets}")
     if abs(sum(targets) - 1) > 1e-3:
         raise ValueError(f"targets must sum to 1, got {targets}, which sum to {sum(targets):g}")
@@ -323,6 +323,11 @@ class Mixture:
     def __len__(self):
         """Records seen in an epoch."""
         return sum(map(self._per_epoch, range(len(self.datasets))))
+
+    @property
+    def total(self):
+        """Records of all datasets, each counted once."""
+        return self._ends[-1]
 
     def __getitem__(self, index):
         """The record with a global index, one that `order` gives."""

@@ -58,6 +58,7 @@ class Example:
                 raise TypeError(f"{self.name}: response {i} must be a string, got {type(response).__name__}")
             if not response.strip():
                 raise ValueError(f"{self.name}: response {i} is empty")
+            self._check_unicode(response, f"response {i}")
         for field in ("images", "videos"):
             value = getattr(self, field)
             if value is None:
@@ -90,6 +91,7 @@ class Example:
         if isinstance(self.prompt, str):
             if not self.prompt.strip() and not self.images and not self.videos:
                 raise ValueError(f"{self.name}: the prompt is empty")
+            self._check_unicode(self.prompt, "the prompt")
             return
         if not isinstance(self.prompt, (list, tuple)) or not self.prompt:
             raise TypeError(
@@ -100,10 +102,28 @@ class Example:
                 raise TypeError(f"{self.name}: a chat message must be a dict with role and content, got {turn!r}")
             if not isinstance(turn["content"], (str, list, tuple)):
                 raise TypeError(f"{self.name}: content must be a string or a list of parts, got {turn['content']!r}")
+            for part in [turn["content"]] if isinstance(turn["content"], str) else turn["content"]:
+                if not isinstance(part, (str, dict)):
+                    raise TypeError(f"{self.name}: a content part must be a string or a dict, got {part!r}")
+                text = part if isinstance(part, str) else part.get("text")
+                if not isinstance(text, str):
+                    if isinstance(part, dict) and part.get("type") == "text":
+                        raise TypeError(f"{self.name}: a text part needs a string under 'text', got {part!r}")
+                    continue
+                self._check_unicode(text, "the prompt")
         if self.prompt[-1]["role"] == "assistant":
             raise ValueError(
                 f"{self.name}: the prompt ends with an assistant turn; what the assistant says goes into responses"
             )
+
+    def _check_unicode(self, text, what):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{self.name}: {what} holds half of a surrogate pair (U+{ord(text[error.start]):04X}) at character "
+                f"{error.start + 1}, which no tokenizer takes"
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import array
 import bisect
+import codecs
 import collections
 import itertools
 import json
@@ -148,7 +149,7 @@ class JsonLines(File):
         start = 0
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                if not line.isspace():
+                if not line.removeprefix(b"" if start else codecs.BOM_UTF8).isspace():
                     self.starts.append(start)
                     self.lengths.append(len(line))
                     self.lines.append(number)
@@ -177,12 +178,13 @@ class JsonLines(File):
             ) from error
         try:
             record = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            at = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            what = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        except json.JSONDecodeError as error:
             raise self.error(
-                f"not JSON: {what}{at}: {_short(text)}; a JSONL line is one whole object", index
+                f"not JSON: {error.msg} at column {error.colno}: {_short(text)}; a JSONL line is one whole object",
+                index,
             ) from error
+        except (ValueError, RecursionError) as error:
+            raise self.error(f"not JSON: {_refused(error)}", index) from error
         return self._an_object(record, index)
 
 
@@ -224,6 +226,8 @@ class Json(File):
             raise DataError(
                 f"{file}: line {error.lineno}: not JSON: {error.msg} at column {error.colno}{hint}", file, error.lineno
             ) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file}: not JSON: {_refused(error)}", file) from error
         if isinstance(content, dict):
             lists = [content[key] for key in self.KEYS if isinstance(content.get(key), list)]
             if not lists:
@@ -303,7 +307,7 @@ def open_source(source):
 
     Args:
         source: path of a .jsonl, .json or .parquet file; of a folder with files of one of these kinds, in natural
-            order; a list of such paths; a list of dicts; or a `datasets.Dataset`.
+            order, hidden ones left out; a list of such paths; a list of dicts; or a `datasets.Dataset`.
 
     Returns:
         list of `Reader`.
@@ -354,12 +358,25 @@ def _file(path, name=None):
 def _folder(path):
     from yojo.videos import natural_key
 
-    files = sorted((p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()), key=natural_key)
+    files = (p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    shown = (p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts))
+    kinds = {}
+    for file in sorted(shown, key=natural_key):
+        kinds.setdefault(file.suffix.lower(), []).append(file)
+    if {".parquet", ".jsonl"} <= set(kinds):
+        raise DataError(
+            f"{path}: the folder holds .parquet files ({len(kinds['.parquet'])}) and .jsonl files ({len(kinds['.jsonl'])}): "
+            "name those that are meant, one by one",
+            str(path),
+        )
     for extension in (".parquet", ".jsonl", ".json"):  # the records; .json files beside them describe the data set
-        shards = [p for p in files if p.suffix.lower() == extension]
-        if shards:
-            return [_file(p, p.relative_to(path).as_posix()) for p in shards]
+        if extension in kinds:
+            return [_file(p, p.relative_to(path).as_posix()) for p in kinds[extension]]
     raise DataError(f"{path}: the folder holds no {', '.join(EXTENSIONS)} file", str(path))
+
+
+def _refused(error):
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def _short(value, limit=80):

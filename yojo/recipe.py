@@ -13,6 +13,8 @@ from transformers import HfArgumentParser
 
 from yojo.arguments import RewardTrainingArguments
 
+RUN_KEYS = {"config", "flags", "command", "cwd"}  # of run.json
+
 
 @dataclasses.dataclass
 class RunArguments:
@@ -90,6 +92,15 @@ class Parser(HfArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.HelpFormatter,
         )
+        optional = {
+            field.name
+            for cls in (RunArguments, RewardTrainingArguments)
+            for field in dataclasses.fields(cls)
+            if field.type == bool | None
+        }
+        for action in self._actions:
+            if action.dest in optional and action.nargs is None:
+                action.nargs, action.const = "?", True  # --bf16 by itself, as transformers' own flags
 
     def error(self, message):
         raise ValueError(message)
@@ -99,8 +110,8 @@ def parse(argv):
     """(RunArguments, RewardTrainingArguments, chosen) of `yojo train`'s arguments.
 
     Args:
-        argv: list of strings; `--config FILE.yaml` (or .json) among them stands for the options in that file, which
-            others on the line override.
+        argv: list of strings; `--config FILE.yaml` (or .json, such as the `run.json` of an earlier run) among them stands
+            for the options in that file, which others on the line override.
 
     Returns:
         the two dataclasses, and a dict of what was chosen in file and flags, as strings.
@@ -108,13 +119,17 @@ def parse(argv):
     Raises:
         ValueError: an unknown option (the nearest known ones are named), a value of the wrong type, a missing file.
     """
-    argv, config = list(argv), {}
+    argv, config = _split_equals(argv), {}
     if "--config" in argv:
         at = argv.index("--config")
         if at + 1 == len(argv):
             raise ValueError("--config needs a file")
+        if "--config" in argv[at + 1 :]:
+            raise ValueError("--config is given twice: one file holds the options, flags override them")
         config = read_config(argv[at + 1])
         del argv[at : at + 2]
+        if RUN_KEYS <= set(config):  # a run.json
+            config, argv = config["config"], [*config["flags"], *argv]
     parser = Parser()
     known = {field.name for cls in (RunArguments, RewardTrainingArguments) for field in dataclasses.fields(cls)}
     for name in config:
@@ -129,6 +144,10 @@ def parse(argv):
             raise ValueError(f"unknown option {word.partition('=')[0]}{_nearest(word[2:].replace('-', '_'), known)}")
     run, arguments = parser.parse_args_into_dataclasses(given + argv, look_for_args_file=False)
     return run, arguments, {"config": config, "flags": argv}
+
+
+def _split_equals(argv):
+    return [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
 
 
 def read_config(path):
@@ -151,6 +170,8 @@ def _as_flags(name, value):
     # Through the parser, as flags are: YAML reads 1e-4 as text, and types are the fields' affair.
     if value is None:
         return []
+    if value is False and name.endswith("_strategy"):
+        value = "no"  # which YAML takes for false
     if isinstance(value, bool):
         return [f"--{name}", str(value).lower()]
     if isinstance(value, dict):
@@ -175,7 +196,9 @@ def load_model(run, arguments):
     import torch
 
     from yojo.checkpoint import CONFIG_FILE, load_pretrained
+    from yojo.config import YojoConfig
     from yojo.processors import load_processor
+    from yojo.saved import read_description
 
     cuda = torch.cuda.is_available() and not arguments.use_cpu
     name = run.dtype or ("bfloat16" if cuda and arguments.tune != "full" else "float32")
@@ -187,6 +210,13 @@ def load_model(run, arguments):
         if cuda:
             options["device_map"] = {"": arguments.device}
     if (Path(run.model) / CONFIG_FILE).is_file():
+        saved = YojoConfig.from_dict(read_description(Path(run.model))["config"]).to_dict()
+        for option, value in arguments.yojo_options().items():
+            if value != saved[option]:
+                raise ValueError(
+                    f"{run.model} was saved with {option}={saved[option]!r}: it cannot be trained further with "
+                    f"{option}={value!r}; leave the option out, or start from its base model"
+                )
         model, processor = load_pretrained(run.model, trainable=True, **options)
         return model, processor
     processor_options = json.loads(run.processor_options) if run.processor_options else {}
@@ -197,8 +227,10 @@ def load_model(run, arguments):
 def _quantization(run, arguments, dtype):
     import importlib.util
 
-    if arguments.tune == "full":
-        raise ValueError("a quantized backbone cannot be trained in full: tune must be lora (QLoRA) or head")
+    if arguments.tune != "lora":
+        raise ValueError(
+            f"a quantized backbone is trained through adapters alone: tune must be lora (QLoRA), got {arguments.tune}"
+        )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError("quantize needs bitsandbytes: pip install 'yojo[quantize]'")
     from transformers import BitsAndBytesConfig
@@ -359,6 +391,8 @@ def _resume_from(arguments):
                 "from it, or another --output_dir"
             )
         return None
+    if str(wanted).lower() in ("false", "no"):
+        raise ValueError("resume_from_checkpoint is a folder, or last; leave it out to begin a run")
     if str(wanted).lower() in ("last", "true"):
         if not found:
             raise ValueError(f"{arguments.output_dir} holds no checkpoint to resume from")
@@ -405,9 +439,9 @@ def _print_settings(trainer, run, training_set, evaluation_set):
         "output": f"{arguments.output_dir}",
     }
     if trainer.args.tune == "lora":
+        lora = trainer.model.peft_config[trainer.model.active_adapter]
         rows["trained"] = (
-            f"LoRA r {arguments.lora_r}, alpha {arguments.lora_alpha:g}, dropout {arguments.lora_dropout:g}: "
-            f"{trained_summary(trainer.model)}"
+            f"LoRA r {lora.r}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g}: {trained_summary(trainer.model)}"
         )
     table = Table(show_header=False, box=None)
     for name, value in rows.items():

@@ -10,10 +10,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from yojo.config import YojoConfig
 from yojo.folders import flush, sync
-from yojo.patch import patched_base
+from yojo.patch import patched_base, unwrap
 from yojo.saved import read_description, read_head
 
 STAGING = ".writing"  # in the output folder; never taken for a checkpoint
+SETTINGS_FILE = (
+    "run_settings.json"  # of a checkpoint: what a resumed run must have in common with the one it goes on from
+)
 
 
 class WholeCheckpoints:
@@ -50,12 +53,46 @@ class WholeCheckpoints:
                 self.state.best_model_checkpoint = str(run / best.name)
         if self.args.should_save:
             self.state.save_to_json(str(staging / name / "trainer_state.json"))
+            (staging / name / SETTINGS_FILE).write_text(json.dumps(self._settings(), indent=2) + "\n")
             _publish(staging / name, run / name)
             shutil.rmtree(staging, ignore_errors=True)
             _rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if push:
             self._push_from_checkpoint(str(run / name))
+
+    def _settings(self):
+        """What decides which examples a step sees, and what its optimizer keeps."""
+        args = self.args
+        quantized = getattr(unwrap(self.model).config, "quantization_config", None)
+        return {
+            "seed": args.seed,
+            "data_seed": args.order_seed,
+            "examples": len(self.train_dataset),
+            "global_batch_size": self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "shuffle_responses": args.shuffle_responses,
+            "max_responses": args.max_responses,
+            "drop_last": args.dataloader_drop_last,
+            "tune": args.tune,
+            "head_learning_rate": args.head_learning_rate is not None,
+            "optim": str(getattr(args.optim, "value", args.optim)),
+            "quantized": quantized is not None,
+        }
+
+    def _check_settings(self, checkpoint):
+        """Refuse to go on from a checkpoint with settings that would make another run of it."""
+        file = Path(checkpoint) / SETTINGS_FILE
+        if not file.is_file():
+            return
+        saved, own = json.loads(file.read_text()), self._settings()
+        other = [
+            f"{name} {saved[name]!r}, now {own[name]!r}" for name in own if saved.get(name, own[name]) != own[name]
+        ]
+        if other:
+            raise ValueError(
+                f"{checkpoint} cannot be resumed with other settings than it was made with: {'; '.join(other)}. To train "
+                "its weights further in another way, start from it as a model"
+            )
 
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:
@@ -84,6 +121,7 @@ class WholeCheckpoints:
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        self._check_settings(resume_from_checkpoint)
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:

@@ -373,6 +373,10 @@ def _part(part):
     return part
 
 
+def _is_text(part):
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
 def _only_reply(turns, name):
     if len(turns) != 1 or turns[0]["role"] != "assistant":
         raise ValueError(
@@ -381,7 +385,7 @@ def _only_reply(turns, name):
         )
     content = turns[0]["content"]
     if isinstance(content, list):
-        if not all(isinstance(part, str) or part.get("type") == "text" for part in content):
+        if not all(isinstance(part, str) or _is_text(part) for part in content):
             raise ValueError(f"{name} must be text alone, got {content!r}")
         content = "".join(part if isinstance(part, str) else part["text"] for part in content)
     return content
@@ -416,7 +420,9 @@ def _text(turn):
     content = turn["content"]
     if isinstance(content, str):
         return content
-    return "".join(part if isinstance(part, str) else part.get("text", "") for part in content)
+    return "".join(
+        part if isinstance(part, str) else part["text"] for part in content if isinstance(part, str) or _is_text(part)
+    )
 
 
 def _shared_wrapper(chosen, rejected):

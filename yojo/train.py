@@ -14,12 +14,15 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from yojo import adapters, sharding
 from yojo.arguments import RewardTrainingArguments
 from yojo.batches import CostEstimate, Drawn, GlobalBatches, RowCollator, RowLoader
+from yojo.checkpoint import refuse_own_base
 from yojo.metrics import ranking_metrics
 from yojo.packing import Collator
 from yojo.patch import patch, unwrap
 from yojo.resume import WholeCheckpoints
 
 logger = logging.getLogger(__name__)
+
+SKIPPED_FILE = "skipped.jsonl"  # in the output folder
 
 
 class RewardTrainer(WholeCheckpoints, Trainer):
@@ -71,10 +74,11 @@ class RewardTrainer(WholeCheckpoints, Trainer):
         # A model that is patched already refuses options that contradict its own.
         model = _adapted(patch(model, processing_class, **args.yojo_options()), args, peft_config)
         base = unwrap(model)
+        refuse_own_base(model, args.output_dir)
         self.collator = Collator(processing_class, model, args.max_length)
         self.estimate = CostEstimate(self.collator, base)
         self.provenance = dict(provenance or {})
-        self._window, self._skipped = [], {}
+        self._window, self._skipped, self._unusable = [], {}, 0
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,))):
             _check_dataset(dataset)
         super().__init__(
@@ -100,9 +104,16 @@ class RewardTrainer(WholeCheckpoints, Trainer):
             raise ValueError("training needs a train_dataset")
         args = self.args
         batch_size = self._train_batch_size * self._world
+        batches = GlobalBatches(
+            self.train_dataset, batch_size, seed=args.order_seed, drop_last=args.dataloader_drop_last
+        )
+        if not len(batches):
+            raise ValueError(
+                f"dataloader_drop_last leaves nothing of {len(self.train_dataset)} examples in batches of {batch_size}"
+            )
         return self._loader(
             self.train_dataset,
-            GlobalBatches(self.train_dataset, batch_size, seed=args.order_seed, drop_last=args.dataloader_drop_last),
+            batches,
             max_responses=args.max_responses,
         )
 
@@ -154,6 +165,18 @@ class RewardTrainer(WholeCheckpoints, Trainer):
             **workers,
         )
 
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """As transformers' Trainer; `skipped.jsonl` begins anew, or is what the resumed run has skipped so far."""
+        listed = Path(self.args.output_dir, SKIPPED_FILE)
+        if not resume_from_checkpoint:
+            if self.is_world_process_zero():
+                listed.unlink(missing_ok=True)
+            self._skipped = {}
+        elif listed.is_file():
+            self._skipped = _read_skipped(listed) | self._skipped
+        self.accelerator.wait_for_everyone()
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     @property
     def skipped(self):
         """dict: why an example was left out -> its place in the data set, of those that this process knows of."""
@@ -173,7 +196,18 @@ class RewardTrainer(WholeCheckpoints, Trainer):
             if batch is None:
                 break
             batches.append(batch)
-        return batches, self._agree(batches)
+        samples = self._agree(batches)
+        self._check_usable(sum(batch["drawn"] for batch in batches), samples)
+        # Gradients are exchanged behind the last batch of a step, which must therefore have some.
+        batches.sort(key=lambda batch: batch["passes"] > 0)
+        return batches, samples
+
+    def _check_usable(self, drawn, samples):
+        self._unusable = 0 if samples else self._unusable + drawn
+        if self._unusable >= len(self.train_dataset):
+            raise ValueError(
+                f"none of the last {self._unusable} examples can be used; one of them: {next(iter(self._skipped), 'unknown')}"
+            )
 
     def _agree(self, batches):
         """Let all processes know how many rows each batch has at most, and return how many samples there are in all."""
@@ -189,10 +223,7 @@ class RewardTrainer(WholeCheckpoints, Trainer):
             batch["passes"] = passes
             for index, reason in batch.pop("skipped"):
                 self._skip(index, reason)
-        total = int(samples.sum())
-        if batches and not total:
-            raise ValueError("no process has an example of this batch that can be used")
-        return total
+        return int(samples.sum())
 
     def _skip(self, index, reason):
         if reason in self._skipped:
@@ -201,8 +232,9 @@ class RewardTrainer(WholeCheckpoints, Trainer):
         logger.warning("skipped (%d so far): %s", len(self._skipped), reason)
         folder = Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "skipped.jsonl", "a") as file:
-            file.write(json.dumps({"index": index, "reason": reason}) + "\n")
+        with open(folder / SKIPPED_FILE, "a") as file:
+            half = "\n" if file.tell() and not (folder / SKIPPED_FILE).read_bytes().endswith(b"\n") else ""
+            file.write(f"{half}{json.dumps({'index': index, 'reason': reason})}\n")
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Forward and backward of every row of this process's share, one after the other.
@@ -211,6 +243,8 @@ class RewardTrainer(WholeCheckpoints, Trainer):
             scalar: this process's part of the loss, times the number of processes, so that their mean is the loss.
         """
         total, rows, passes = None, inputs["rows"], inputs["passes"]
+        if not passes:  # every example of the batch was skipped, by all processes
+            return torch.zeros((), device=self.args.device)
         last_of_step = self.accelerator.sync_gradients
         for n in range(passes):
             self._counts = n < len(rows) and inputs["samples"] > 0
@@ -355,6 +389,8 @@ class RewardTrainer(WholeCheckpoints, Trainer):
         if self.is_fsdp_enabled:
             sharding.free(model)
         found = sorted(self._all_of(found))
+        if not found:
+            raise ValueError(f"none of the examples can be used; one of them: {next(iter(self._skipped), 'unknown')}")
         metrics = {}
         totals = np.sum(self._all_of([(loss, counted)]), axis=0)
         if totals[1]:
@@ -396,6 +432,7 @@ def _adapted(model, args, peft_config):
     if hasattr(model, "peft_config"):
         if peft_config is not None:
             raise ValueError("peft_config is given, but the model has an adapter already")
+        adapters.check_existing(model, args)
         return model
     if peft_config is None and args.tune == "lora":
         targets = args.lora_targets
@@ -429,6 +466,18 @@ def center_penalty(scores):
     there = scores.isfinite()
     mean = torch.where(there, scores, 0.0).sum(dim=1) / there.sum(dim=1)
     return mean.square()
+
+
+def _read_skipped(file):
+    """dict reason -> index of a skipped.jsonl, whose last line may be half written by a run that was killed."""
+    found = {}
+    for line in file.read_text().splitlines():
+        try:
+            line = json.loads(line)
+        except ValueError:
+            continue
+        found[line["reason"]] = line["index"]
+    return found
 
 
 def _split(scores, rankings):
