@@ -906,3 +906,15 @@ def test_a_folder_of_two_kinds_is_refused_and_hidden_files_are_left_out(tmp_path
     parquet.write_table(pyarrow.Table.from_pylist([GOOD]), tmp_path / "b.parquet")
     with pytest.raises(data.DataError, match=r"holds .parquet files \(1\) and .jsonl files \(1\): name those"):
         data.load(tmp_path)
+
+
+def test_a_folder_of_several_splits_is_refused(tmp_path):
+    for name in ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet"):
+        parquet.write_table(pyarrow.Table.from_pylist([GOOD]), tmp_path / name)
+    assert len(data.load(tmp_path)) == 2
+    parquet.write_table(pyarrow.Table.from_pylist([GOOD]), tmp_path / "test-00000-of-00001.parquet")
+    with pytest.raises(data.DataError, match=r"holds several splits \(test, train\), which would be read as one"):
+        data.load(tmp_path)
+    (tmp_path / "more" / "validation").mkdir(parents=True)
+    write_lines(tmp_path / "more" / "validation" / "a.jsonl", [GOOD])
+    assert len(data.load(tmp_path / "more")) == 1

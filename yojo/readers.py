@@ -7,6 +7,7 @@ import collections
 import itertools
 import json
 import os
+import re
 from pathlib import Path
 
 EXTENSIONS = (".jsonl", ".json", ".parquet")
@@ -371,8 +372,25 @@ def _folder(path):
         )
     for extension in (".parquet", ".jsonl", ".json"):  # the records; .json files beside them describe the data set
         if extension in kinds:
+            _one_split(path, kinds[extension])
             return [_file(p, p.relative_to(path).as_posix()) for p in kinds[extension]]
     raise DataError(f"{path}: the folder holds no {', '.join(EXTENSIONS)} file", str(path))
+
+
+def _one_split(folder, files):
+    """Training on a data set's test records would be a silent mistake."""
+    splits = {}
+    for file in files:
+        for part in file.relative_to(folder).parts:
+            word = re.split(r"[-_.]", part.lower())[0]
+            if word in ("train", "test", "validation", "valid", "val", "dev", "eval"):
+                splits.setdefault(word, file)
+    if len(splits) > 1:
+        raise DataError(
+            f"{folder}: the folder holds several splits ({', '.join(sorted(splits))}), which would be read as one: name the "
+            "files, or the folder, of the split that is meant",
+            str(folder),
+        )
 
 
 def _refused(error):
