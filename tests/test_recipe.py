@@ -101,6 +101,22 @@ def test_the_example_files_are_read(path):
         assert arguments.yojo_options()["pooling"] == "last" and arguments.activation_checkpointing
 
 
+def test_a_reward_model_on_the_hub_is_found(monkeypatch, tmp_path):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def download(name, file):
+        if name == "someone/reward-model":
+            return str(tmp_path / file)
+        raise LocalEntryNotFoundError("no such file")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert recipe._is_reward_model("someone/reward-model") and not recipe._is_reward_model("someone/backbone")
+    assert not recipe._is_reward_model(str(tmp_path))
+    (tmp_path / "yojo_config.json").write_text("{}")
+    assert recipe._is_reward_model(str(tmp_path))
+
+
 def test_held_out_examples_are_not_trained_on():
     class Data(list):
         pass

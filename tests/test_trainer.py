@@ -532,6 +532,16 @@ def test_zero_3_is_refused(make_reward_model, tmp_path):
         RewardTrainer(made.model, args, mixed_examples(2), processing_class=made.processor)
 
 
+def test_one_process_uses_one_gpu(make, tmp_path, caplog):
+    """transformers would wrap the model in DataParallel, which cannot share out packed rows."""
+    made, _ = make(mixed_examples(2))
+    args = RewardTrainingArguments(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=4)
+    args._n_gpu = 3
+    trainer = RewardTrainer(made.model, args, mixed_examples(2), processing_class=made.processing_class)
+    assert args.n_gpu == 1 and trainer._train_batch_size == 4
+    assert "3 GPUs are visible to one process, which uses the first" in caplog.text
+
+
 # ---- FSDP ----
 
 
@@ -543,7 +553,7 @@ def accelerator(monkeypatch):
     monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
 
     def make(**settings):
-        plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2} | settings)
+        plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2, "state_dict_type": "FULL_STATE_DICT"} | settings)
         return types.SimpleNamespace(state=types.SimpleNamespace(fsdp_plugin=plugin))
 
     return make
@@ -567,6 +577,7 @@ def test_fsdp_shards_the_decoders_layers_and_keeps_what_should_be_exact(make_rew
     "settings, message",
     [
         ({"fsdp_version": 1}, "FSDP version 1 is not supported: set fsdp_version: 2"),
+        ({"state_dict_type": "SHARDED_STATE_DICT"}, "fsdp_state_dict_type must be FULL_STATE_DICT"),
         ({"auto_wrap_policy": "size_based_wrap", "min_num_params": 100}, "take TRANSFORMER_BASED_WRAP"),
         (
             {"transformer_cls_names_to_wrap": ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock"]},

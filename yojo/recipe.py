@@ -195,7 +195,7 @@ def load_model(run, arguments):
     """The model to train and its processor, not patched unless it is a reward model already."""
     import torch
 
-    from yojo.checkpoint import CONFIG_FILE, load_pretrained
+    from yojo.checkpoint import load_pretrained, local_folder
     from yojo.config import YojoConfig
     from yojo.processors import load_processor
     from yojo.saved import read_description
@@ -209,8 +209,8 @@ def load_model(run, arguments):
         options["quantization_config"] = _quantization(run, arguments, options["dtype"])
         if cuda:
             options["device_map"] = {"": arguments.device}
-    if (Path(run.model) / CONFIG_FILE).is_file():
-        saved = YojoConfig.from_dict(read_description(Path(run.model))["config"]).to_dict()
+    if _is_reward_model(run.model):
+        saved = YojoConfig.from_dict(read_description(local_folder(run.model))["config"]).to_dict()
         for option, value in arguments.yojo_options().items():
             if value != saved[option]:
                 raise ValueError(
@@ -222,6 +222,20 @@ def load_model(run, arguments):
     processor_options = json.loads(run.processor_options) if run.processor_options else {}
     processor = load_processor(run.model, **processor_options)
     return _model_class(run.model).from_pretrained(run.model, **options), processor
+
+
+def _is_reward_model(path):
+    """Whether a folder, or a repository of the hub, holds a reward model that YOJO saved: its head must not be lost."""
+    from yojo.saved import CONFIG_FILE
+
+    if Path(path).exists():
+        return (Path(path) / CONFIG_FILE).is_file()
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return bool(hf_hub_download(str(path), CONFIG_FILE))
+    except (OSError, ValueError):  # no such file there; or no such repository, which loading the model will say
+        return False
 
 
 def _quantization(run, arguments, dtype):

@@ -27,6 +27,11 @@ def set_up(accelerator, base):
             "fsdp_cpu_ram_efficient_loading must be false: yojo.patch changes the loaded model on every process, and all "
             "of them need its weights for that"
         )
+    if str(getattr(plugin.state_dict_type, "name", plugin.state_dict_type)) != "FULL_STATE_DICT":
+        raise ValueError(
+            "fsdp_state_dict_type must be FULL_STATE_DICT: checkpoints are reward models that load anywhere, and of a "
+            "sharded one transformers would save none"
+        )
     _check_wrapping(plugin, base)
     policy = plugin.mixed_precision_policy
     if policy is not None:

@@ -71,6 +71,13 @@ class RewardTrainer(WholeCheckpoints, Trainer):
                 "would not take part in gathering the vision tower's. FSDP2 shards weights, too "
                 "(examples/accelerate/fsdp2.yaml), and ZeRO-2 all but the weights"
             )
+        if args.n_gpu > 1:
+            logger.warning(
+                "%d GPUs are visible to one process, which uses the first alone: torchrun --nproc-per-node %d uses all",
+                args.n_gpu,
+                args.n_gpu,
+            )
+            args._n_gpu = 1  # or the Trainer would wrap the model in DataParallel, which cannot share out packed rows
         # A model that is patched already refuses options that contradict its own.
         model = _adapted(patch(model, processing_class, **args.yojo_options()), args, peft_config)
         base = unwrap(model)
