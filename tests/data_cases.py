@@ -5,6 +5,8 @@ import json
 
 from PIL import Image
 
+from yojo import data
+
 GOOD = {"prompt": "Which digit?", "responses": ["seven", "two", "one"], "rankings": [2, 1, 3]}
 
 
@@ -17,3 +19,8 @@ def png(size=(8, 8), colour="white"):
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def only(record, **options):
+    """The example that one record in memory becomes."""
+    return data.load([record], **options)[0]

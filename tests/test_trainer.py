@@ -14,9 +14,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import TrainerCallback
 
 import yojo
-from yojo import sharding
 from yojo.arguments import RewardTrainingArguments
-from yojo.batches import CostEstimate, Drawn, GlobalBatches, rows_of, shares
+from yojo.batches import CostEstimate, Drawn, GlobalBatches
 from yojo.demo import digits
 from yojo.patch import unwrap
 from yojo.train import RewardTrainer, center_penalty
@@ -266,42 +265,6 @@ def test_two_responses_at_most_are_a_pair_of_different_ranks(make):
     assert all(sorted(ranks) == [1, 2] for row in batches.seen[0][2] for ranks in row)
 
 
-def test_three_of_many_have_two_ranks_wherever_there_are_two():
-    ranks = [1, 1, 1, 1, 1, 1, 2]
-    example = yojo.Example("q", [f"r{n}" for n in range(7)], rankings=ranks)
-    tied = yojo.Example("q", [f"r{n}" for n in range(7)], rankings=[1] * 7)
-    drawn = Drawn([example, tied], max_responses=3)
-    for epoch in range(50):
-        assert sorted(drawn[epoch, 0].example.rankings) == [1, 1, 2]
-        assert drawn[epoch, 1].example.rankings == [1, 1, 1] and len(set(drawn[epoch, 1].order)) == 3
-
-
-def test_an_epoch_has_every_example_once():
-    batches = GlobalBatches(list(range(10)), 4, seed=3)
-    first = list(batches)
-    batches.set_epoch(1)
-    second = list(batches)
-    assert len(batches) == 3 and [len(batch) for batch in first] == [4, 4, 2]
-    for epoch, found in enumerate((first, second)):
-        keys = [key for batch in found for key in batch]
-        assert {key[0] for key in keys} == {epoch} and sorted(key[1] for key in keys) == list(range(10))
-    assert [key[1] for batch in first for key in batch] != [key[1] for batch in second for key in batch]
-    assert [len(batch) for batch in GlobalBatches(list(range(10)), 4, drop_last=True)] == [4, 4]
-
-
-def test_shares_and_rows():
-    costs = [9.0, 1.0, 1.0, 1.0, 5.0, 4.0, 3.0]
-    found = shares(costs, 2)
-    assert sorted(place for share in found for place in share) == list(range(7))
-    loads = [sum(costs[place] for place in share) for share in found]
-    assert max(loads) - min(loads) <= 1.0
-    assert shares([1.0, 2.0], 3) == [[1], [0], []]
-    rows = rows_of([60, 30, 200, 40, 10], 100)
-    assert sorted(place for row in rows for place in row) == list(range(5))
-    assert [2] in rows and len(rows) == 3  # what is larger than a row has one to itself
-    assert all(sum([60, 30, 200, 40, 10][place] for place in row) <= 100 for row in rows if row != [2])
-
-
 def test_the_cost_of_an_example_follows_its_tokens(make):
     trainer, _ = make(mixed_examples(2))
     estimate = CostEstimate(trainer.collator, unwrap(trainer.model))
@@ -543,58 +506,6 @@ def test_one_process_uses_one_gpu(make, tmp_path, caplog):
 
 
 # ---- FSDP ----
-
-
-@pytest.fixture()
-def accelerator(monkeypatch):
-    """Function settings -> something with an FSDP plugin of accelerate."""
-    from accelerate.utils import FullyShardedDataParallelPlugin
-
-    monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
-
-    def make(**settings):
-        plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2, "state_dict_type": "FULL_STATE_DICT"} | settings)
-        return types.SimpleNamespace(state=types.SimpleNamespace(fsdp_plugin=plugin))
-
-    return make
-
-
-def test_fsdp_shards_the_decoders_layers_and_keeps_what_should_be_exact(make_reward_model, accelerator):
-    base = make_reward_model().model
-    made = accelerator(mixed_precision_policy="bf16")
-    sharding.set_up(made, base)
-    plugin = made.state.fsdp_plugin
-    assert plugin.transformer_cls_names_to_wrap == ["Qwen3VLTextDecoderLayer"]
-    assert "Qwen3VLVisionBlock" in base._no_split_modules  # which accelerate would have taken
-    policy = plugin.mixed_precision_policy
-    assert policy.param_dtype is torch.bfloat16 and policy.reduce_dtype is torch.float32 and policy.output_dtype is None
-    exact = accelerator()
-    sharding.set_up(exact, base)
-    assert exact.state.fsdp_plugin.mixed_precision_policy is None
-
-
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        ({"fsdp_version": 1}, "FSDP version 1 is not supported: set fsdp_version: 2"),
-        ({"state_dict_type": "SHARDED_STATE_DICT"}, "fsdp_state_dict_type must be FULL_STATE_DICT"),
-        ({"auto_wrap_policy": "size_based_wrap", "min_num_params": 100}, "take TRANSFORMER_BASED_WRAP"),
-        (
-            {"transformer_cls_names_to_wrap": ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock"]},
-            "FSDP must not shard Qwen3VLVisionBlock by itself, .* or give Qwen3VLTextDecoderLayer",
-        ),
-    ],
-)
-def test_fsdp_settings_that_would_not_work(make_reward_model, accelerator, settings, message):
-    with pytest.raises(ValueError, match=message):
-        sharding.set_up(accelerator(**settings), make_reward_model().model)
-
-
-def test_fsdp_needs_the_weights_on_every_process(make_reward_model, accelerator):
-    made = accelerator()
-    made.state.fsdp_plugin.cpu_ram_efficient_loading = True
-    with pytest.raises(ValueError, match="fsdp_cpu_ram_efficient_loading must be false"):
-        sharding.set_up(made, make_reward_model().model)
 
 
 def test_an_adapter_of_ones_own_is_kept(make_reward_model, tmp_path):

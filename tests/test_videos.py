@@ -12,7 +12,7 @@ from PIL import Image
 
 import yojo
 from yojo import data
-from yojo.packing import PromptEncoder
+from yojo.prompts import PromptEncoder
 from yojo.videos import Video, check_video, decode_video, frame_files, load_video, natural_key
 
 TEMPLATE = (

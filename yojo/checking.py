@@ -8,8 +8,8 @@ from pathlib import Path
 
 from yojo.data import Records
 from yojo.images import load_image
-from yojo.packing import PromptEncoder, plain_ids
 from yojo.patch import tokenizer_of
+from yojo.prompts import PromptEncoder, plain_ids
 from yojo.readers import ColumnError, DataError, MediaError, open_source
 from yojo.videos import Video, decode_video
 

@@ -227,7 +227,7 @@ def _with_images(collator, prompt_tokens, images, words, generator):
     """A processed prompt of random images, filled up with words behind them."""
     from PIL import Image
 
-    from yojo.packing import PromptEncoder
+    from yojo.prompts import PromptEncoder
 
     if collator.processor is collator.tokenizer:
         raise ValueError("images need the model's processor, and the folder has none that takes images")

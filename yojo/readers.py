@@ -1,5 +1,6 @@
 """Files and tables of records, read one record at a time: JSONL, JSON, Parquet, lists, `datasets.Dataset`."""
 
+import abc
 import array
 import bisect
 import codecs
@@ -35,7 +36,7 @@ class ColumnError(DataError):
     """A file whose columns fit no format, or a column map that names a column the file does not have."""
 
 
-class Reader:
+class Reader(abc.ABC):
     """Records of one file or table.
 
     Attributes:
@@ -50,12 +51,13 @@ class Reader:
     def __init__(self, name):
         self.name = name
 
+    @abc.abstractmethod
     def __len__(self):
-        raise NotImplementedError
+        """Number of records."""
 
+    @abc.abstractmethod
     def read(self, index):
         """Record `index` as a dict; raises `DataError`."""
-        raise NotImplementedError
 
     def line(self, index):
         """Line or record number of a record, from 1."""

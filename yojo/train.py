@@ -86,6 +86,7 @@ class RewardTrainer(WholeCheckpoints, Trainer):
         self.estimate = CostEstimate(self.collator, base)
         self.provenance = dict(provenance or {})
         self._window, self._skipped, self._unusable = [], {}, 0
+        self._on_cpu = None
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,))):
             _check_dataset(dataset)
         super().__init__(
@@ -224,7 +225,7 @@ class RewardTrainer(WholeCheckpoints, Trainer):
         counts = torch.tensor([[len(batch["rows"]), batch["samples"]] for batch in batches]).view(-1, 2)
         most, samples = counts[:, 0], counts[:, 1]
         if self._world > 1:
-            gathered = self.accelerator.gather(counts[None].to(self.args.device)).cpu()
+            gathered = torch.stack(self._all_of([counts]))
             most, samples = gathered[..., 0].amax(0), gathered[..., 1].sum(0)
         for batch, passes in zip(batches, most.tolist(), strict=True):
             batch["passes"] = passes
@@ -358,8 +359,10 @@ class RewardTrainer(WholeCheckpoints, Trainer):
         """The items of all processes' lists."""
         if self._world == 1:
             return items
+        if self._on_cpu is None:  # over the device, each exchange would wait until all it was given before is done
+            self._on_cpu = torch.distributed.new_group(backend="gloo")
         gathered = [None] * self._world
-        torch.distributed.all_gather_object(gathered, items)
+        torch.distributed.all_gather_object(gathered, items, group=self._on_cpu)
         return [item for some in gathered for item in some]
 
     def evaluation_loop(
