@@ -22,7 +22,7 @@ setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	$(BOOTSTRAP) -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	.venv/bin/python -m pip install --quiet $$(grep -E '^(torch|torchvision)==' constraints.txt)
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

@@ -31,6 +31,10 @@ class Example:
             files or all frames.
         rankings: N ranks, 1 = best, ties allowed; N targets that sum to 1 for the loss "soft"; or None.
         id: how errors name the example.
+        tools: descriptions of the tools the assistant may call, a list of dicts (JSON schemas), for the chat template;
+            or None.
+        literal_tags: `<image>` and `<video>` in the prompt's text are just characters. By default they are places of
+            images and videos, as in LLaVA's files.
 
     Raises:
         TypeError, ValueError: anything that does not fit the above; the message names the example.
@@ -42,6 +46,8 @@ class Example:
     videos: typing.Sequence = ()
     rankings: typing.Sequence | None = None
     id: typing.Any = None
+    tools: typing.Sequence | None = None
+    literal_tags: bool = False
 
     def __post_init__(self):
         if isinstance(self.responses, str) or not isinstance(self.responses, (list, tuple)):
@@ -63,6 +69,12 @@ class Example:
         if self.rankings is not None:
             self._check_rankings()
         self._check_prompt()
+        if self.tools is not None and (
+            not isinstance(self.tools, (list, tuple)) or not all(isinstance(tool, dict) for tool in self.tools)
+        ):
+            raise TypeError(f"{self.name}: tools must be a list of dicts (JSON schemas) or None, got {self.tools!r}")
+        if not isinstance(self.literal_tags, bool):
+            raise TypeError(f"{self.name}: literal_tags must be a bool, got {self.literal_tags!r}")
 
     @property
     def name(self):
@@ -93,7 +105,11 @@ class Example:
                 f"{self.name}: prompt must be a string or a list of chat messages, got {type(self.prompt).__name__}"
             )
         for turn in self.prompt:
-            if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
+            if not isinstance(turn, dict) or "role" not in turn:
+                raise TypeError(f"{self.name}: a chat message must be a dict with role and content, got {turn!r}")
+            if turn.get("content") is None and turn["role"] == "assistant":
+                continue  # a tool call alone: OpenAI's own form has null there, or nothing
+            if "content" not in turn:
                 raise TypeError(f"{self.name}: a chat message must be a dict with role and content, got {turn!r}")
             if not isinstance(turn["content"], (str, list, tuple)):
                 raise TypeError(f"{self.name}: content must be a string or a list of parts, got {turn['content']!r}")
