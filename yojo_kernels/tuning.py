@@ -24,11 +24,11 @@ INTERPRETER = Tile(16, 16, 1, 1)  # the smallest tiles: many of them even in the
 # largest tiles, starting from those FlexAttention uses on Hopper (forward 128x64, backward 64x128), that the compiler
 # fits into registers without spilling in a loop; `python -m yojo_kernels.aot` shows it for each.
 TILES = {
-    ("forward", 16, 80): {64: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 3), 256: Tile(64, 32, 8, 2)},
+    ("forward", 16, 80): {32: Tile(128, 32, 8, 2), 64: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 3), 256: Tile(64, 32, 8, 2)},
     ("forward", 16, 90): {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 3), 256: Tile(128, 32, 8, 3)},
     ("forward", 16, 100): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 2)},
     ("forward", 16, 120): {32: Tile(128, 32, 8, 2), 64: Tile(128, 64, 8, 2), 128: Tile(64, 32, 4, 2), 256: Tile(64, 32, 8, 1)},
-    ("query_grad", 16, 80): {64: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 32, 8, 2)},
+    ("query_grad", 16, 80): {64: Tile(128, 64, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
     ("query_grad", 16, 90): {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
     ("query_grad", 16, 100): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 1)},
     ("query_grad", 16, 120): {64: Tile(128, 32, 8, 2), 128: Tile(64, 32, 8, 2), 256: Tile(32, 16, 4, 1)},
@@ -70,7 +70,7 @@ HEAD_INTERPRETER = HeadTile(16, 16, 16, 1, 1)
 # not timed yet
 LOSS_BLOCKS = {
     False: {16: (16, 1), 64: (64, 1), 512: (512, 4)},
-    True: {16: (16, 1), 32: (32, 4), 64: (64, 8)},
+    True: {16: (16, 1), 32: (32, 4), 64: (64, 16)},
 }
 
 # (chip, padded head dim) -> "varlen" or "sdpa", where torch's own attention was measured to be faster than the kernel on
