@@ -191,7 +191,8 @@ def test_the_real_shapes_run(name, monkeypatch):
     scene, point = ways.Scene(name, torch.device("cpu")), sweeps.Point("image", 512, 2, 8)
     expected = ways.single(scene, point, "none")()
     assert expected.isfinite().all() and expected.std() > 1e-3
-    assert (ways.WAYS["yojo_isolated"](scene, point, "none")() - expected).abs().max() <= 1e-4 * expected.std()
+    # To float32's rounding of the scores, which a few hundred sums of real width leave in their last bits.
+    assert (ways.WAYS["yojo_isolated"](scene, point, "none")() - expected).abs().max() <= 2e-6 * expected.abs().max()
 
 
 @pytest.mark.parametrize("name", ["small-molmo2", "small-qwen2.5-vl"])

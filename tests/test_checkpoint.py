@@ -364,9 +364,14 @@ def test_a_quantized_full_model(settings, backbone, backbone_path, tmp_path, exa
         reward_model.save_pretrained(tmp_path, state_dict=model.state_dict())
 
 
-def test_a_quantized_base_is_merged_as_what_it_stands_for(backbone, backbone_path, tmp_path, examples, caplog):
-    pytest.importorskip("bitsandbytes")
+def test_a_quantized_base_is_merged_as_what_it_stands_for(
+    backbone, backbone_path, tmp_path, examples, caplog, monkeypatch
+):
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
     import transformers
+
+    # On CPUs that multiply bfloat16, bitsandbytes rounds what it dequantizes to it: that would be compared here.
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: False)
 
     model = transformers.AutoModelForImageTextToText.from_pretrained(
         backbone_path, dtype=torch.float32, quantization_config=transformers.BitsAndBytesConfig(**QUANTIZED[0])

@@ -1,5 +1,6 @@
 """The demonstration: what ships, what the commands print, and that it learns."""
 
+import importlib.metadata
 import json
 import random
 
@@ -109,7 +110,7 @@ def test_score_says_what_is_wrong(picture, change, message):
 def test_info_names_versions_and_implementations():
     result = CliRunner().invoke(app, ["info"])
     assert result.exit_code == 0
-    assert f"torch         {torch.__version__}" in result.stdout
+    assert f"torch         {importlib.metadata.version('torch')}\n" in result.stdout
     assert "multi_response_attention: segments (" in result.stdout
     assert "decoder layers: none (layers are fused on CUDA devices" in result.stdout
 
