@@ -24,6 +24,7 @@ The background is white, as in most viewers, unless more than 1/64 of the outlin
 (white strokes on nothing): then black, then gray (128), the first in which it does not; where it does in all three, that in
 which the least of it does. An image that is transparent throughout is white, and refused where it hides different colours.
 
+A truncated file is refused (unless `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` says otherwise, which is Pillow's switch to set).
 A file or a PIL image with several frames or pages (GIF, APNG, WebP, TIFF...) is refused, since all but one would be left
 out: it is a video, or one frame has to be picked. The further pictures of an MPO (stereo, previews) and the layers of a PSD
 are left alone. Images are turned upright where their EXIF data say so; EXIF data that are damaged do not count.
@@ -109,6 +110,14 @@ def is_array(source):
     return isinstance(source, torch.Tensor) or (hasattr(source, "__array__") and not isinstance(source, others))
 
 
+def as_numpy(source):
+    """An array or tensor from anywhere as a numpy array."""
+    if not isinstance(source, torch.Tensor):
+        return np.asarray(source)
+    source = source.detach().cpu()
+    return (source.float() if source.dtype == torch.bfloat16 else source).numpy()
+
+
 def read_array(source, ndim, name):
     """An array of pixels as uint8, channels last.
 
@@ -125,17 +134,15 @@ def read_array(source, ndim, name):
         ValueError: another shape, nothing in it, or values of another type or range.
     """
     with readable(name):
-        if isinstance(source, torch.Tensor):
-            source = source.detach().cpu()
-            array = (source.float() if source.dtype == torch.bfloat16 else source).numpy()
-        else:
-            array = np.asarray(source)
+        array = as_numpy(source)
         if array.ndim == ndim - 1 and not (ndim == 4 and array.shape[-1] in (1, 3, 4)):
             array = array[..., None]
         elif array.ndim == ndim and _channels_first(array.shape, ndim):
             array = np.moveaxis(array, -3, -1)
         if array.ndim != ndim or not 1 <= array.shape[-1] <= 4:
-            expected = "[height, width] or [height, width, 1 to 4 channels]" if ndim == 3 else "[frames, height, width, 3]"
+            expected = (
+                "[height, width] or [height, width, 1 to 4 channels]" if ndim == 3 else "[frames, height, width, 3]"
+            )
             raise Refused(f"must be {expected} as an array, channels last, got {list(array.shape)} {array.dtype}")
         if 0 in array.shape:
             if ndim == 4 and not len(array):
@@ -186,6 +193,8 @@ def _decoded(image, own):
     if 0 in image.size:
         raise Refused(f"is zero-sized: {image.size[0]} x {image.size[1]} pixels")
     key = _transparent_colour(image)  # before loading, which forgets how the pixels were stored
+    if getattr(image, "tile", None):
+        _check_end(image)
     image.load()
     frames = _frames(image, own)
     if frames > 1:
@@ -198,6 +207,21 @@ def _decoded(image, own):
     except Exception:  # the picture is there, whatever has become of its EXIF data
         orientation = None
     return image.copy(), key, orientation
+
+
+def _check_end(image):
+    """Refuse the truncated files that Pillow reads as whole, without a word."""
+    if image.format not in ("JPEG2000", "PCX"):
+        return
+    at = image.fp.tell()
+    image.fp.seek(0)
+    content = image.fp.read()
+    image.fp.seek(at)
+    if image.format == "JPEG2000" and b"\xff\xd9" not in content:  # no data of pixels can spell this marker
+        raise Refused("is truncated: the end of its code stream is missing")
+    # Pixels of one byte have their palette behind them; without it they would be taken for gray.
+    if image.format == "PCX" and image.mode == "L" and content[-769:-768] != b"\x0c":
+        raise Refused("is truncated: the palette at its end is missing")
 
 
 def _frames(image, own):
@@ -216,7 +240,8 @@ def _transparent_colour(image):
     key = image.info.get("transparency")
     if key is None or image.mode not in ("1", "L", "RGB", "I;16"):
         return None
-    if not (len(key) == 3 if isinstance(key, tuple) else isinstance(key, int)) or isinstance(key, tuple) != (image.mode == "RGB"):
+    fits = isinstance(key, tuple) and len(key) == 3 if image.mode == "RGB" else isinstance(key, int)
+    if not fits:
         return None  # left over from another mode (a channel of an RGB image, say): it names no pixel here
     stored = image.tile[0][3] if getattr(image, "tile", None) else None
     stored = stored[0] if isinstance(stored, tuple) and stored else stored
@@ -258,7 +283,9 @@ def _flat(image):
     if low == 255:
         return colours
     if high == 0 and any(low < high for low, high in colours.getextrema()):
-        raise Refused("is transparent throughout, yet hides different colours: if they are meant, drop its alpha channel")
+        raise Refused(
+            "is transparent throughout, yet hides different colours: if they are meant, drop its alpha channel"
+        )
     shade = BACKGROUNDS[0] if high == 0 else _background(np.asarray(image))
     return Image.alpha_composite(Image.new("RGBA", image.size, (shade, shade, shade, 255)), image).convert("RGB")
 
