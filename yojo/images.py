@@ -254,6 +254,8 @@ def _as_seen(image, key):
     from PIL import Image
 
     pixels = None if key is None else np.asarray(image)
+    if image.mode != "P":
+        image.info = {}  # of which Pillow, too, makes something of its own when it converts
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_eight_bits(np.asarray(image)[..., None])[..., 0])
     if pixels is not None:

@@ -213,7 +213,8 @@ def _count_frames(path):
             from torchcodec.decoders import VideoDecoder
         except (OSError, RuntimeError) as error:  # torchcodec without its libraries
             raise ImportError(str(error)) from error
-        return sum(1 for _ in VideoDecoder(path))
+        decoder = VideoDecoder(path)
+        return sum(decoder[i] is not None for i in range(len(decoder)))
     with av.open(path) as container:
         if not container.streams.video:
             raise ValueError("it has no video stream")
