@@ -475,10 +475,12 @@ def test_the_callers_image_stays_as_it_is(tmp_path):
     ready = load_image(image, "image 0")
     ready.paste(0, (0, 0, 9, 9))
     assert (image.mode, image.size, dict(image.info), dict(image.getexif()), image.tobytes()) == before
-    rgb = random_image("RGB", 2)
-    before = rgb.tobytes()
-    load_image(rgb, "image 0").paste(0, (0, 0, 9, 9))
-    assert rgb.tobytes() == before
+    for mode in ("RGB", "RGBA", "F"):
+        image = random_image(mode, 2)
+        image.info["note"] = "mine"
+        before = image.tobytes()
+        load_image(image, "image 0").paste(0, (0, 0, 9, 9))
+        assert image.tobytes() == before and image.info == {"note": "mine"}
 
 
 def test_images_of_closed_files(tmp_path):
