@@ -1,6 +1,8 @@
 """Images: what a person sees, whatever the mode and the file; nothing but a ValueError out of a broken one."""
 
 import io
+import os
+import signal
 import struct
 import threading
 import warnings
@@ -517,6 +519,39 @@ def test_one_opened_image_for_many_threads():
         for thread in threads:
             thread.join()
         assert not failures
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_process_forked_in_the_middle_of_it():
+    """A worker forked while another thread decodes an image does not wait for that thread for ever."""
+    from yojo import images
+
+    with images._lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's, of forking with threads
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            os._exit(0 if images._lock.acquire(timeout=1) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+class Lookalike:
+    """An array of another library, which only says how to make a numpy array of it."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+def test_arrays_of_other_libraries():
+    from yojo.videos import load_video
+
+    array = np.random.default_rng(1).integers(0, 256, (2, 8, 9, 3), dtype=np.uint8)
+    assert np.array_equal(pixels(Lookalike(array[0])), array[0]) and image_size(Lookalike(array[0])) == (8, 9)
+    for video in (Lookalike(array), [Lookalike(frame) for frame in array]):
+        assert np.array_equal(load_video(video, "video 0")[0], array)
 
 
 def test_sizes_without_decoding(tmp_path):

@@ -86,6 +86,9 @@ def test_arrays_are_frames():
     # Floats of all frames have one range: the second frame alone would be taken for one of 0..1.
     for source in (np.stack([array[0], array[1] // 128]).astype(float), [array[0] * 1.0, (array[1] // 128) * 1.0]):
         assert np.array_equal(load_video(source, "video 0")[0], [array[0], array[1] // 128])
+    mixed = [array[0], array[1] / 255, torch.from_numpy(array[2])]  # each by itself
+    assert np.array_equal(load_video(mixed, "video 0")[0], array)
+    assert np.array_equal(load_video([frame[..., 0] for frame in array], "video 0")[0], gray)
 
 
 @pytest.mark.parametrize(

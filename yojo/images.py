@@ -48,6 +48,16 @@ FULL_RANGE = {"uint16": 65535, "int32": 65535}
 _lock = threading.Lock()
 
 
+def _renew_lock():
+    """In a forked process (a loader's worker), where nobody is left to release it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 class Refused(ValueError):
     """An image that can be read, but not as one picture; the message goes on a sentence that begins with its name."""
 
@@ -93,7 +103,7 @@ def image_size(source):
         if isinstance(source, Image.Image):
             return source.height, source.width
         if is_array(source):
-            shape = tuple(source.shape)
+            shape = np.shape(source)
             return shape[1:3] if _channels_first(shape, 3) else shape[:2]
         file, _ = _file(source, "image")
         with Image.open(file) as image:

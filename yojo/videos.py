@@ -88,12 +88,13 @@ def check_video(source, name):
             f"got {type(source).__name__}"
         )
     if is_array(source):
-        if len(source.shape) not in (3, 4) or not source.shape[0]:
+        shape = np.shape(source)
+        if len(shape) not in (3, 4) or not shape[0]:
             raise ValueError(
                 f"{name}: an array of frames must be [frames, height, width, 3] with one frame at least, "
-                f"got {list(source.shape)}"
+                f"got {list(shape)}"
             )
-        return source.shape[0]
+        return shape[0]
     if isinstance(source, (list, tuple)):
         if not source:
             raise ValueError(f"{name}: a video with no frames: the list is empty")
@@ -168,9 +169,10 @@ def load_video(source, name):
 
 def _pictures(frames, name):
     """PIL images in mode RGB."""
-    if not is_array(frames) and all(map(is_array, frames)) and len({(tuple(f.shape), f.dtype) for f in frames}) == 1:
-        frames = np.stack([as_numpy(frame) for frame in frames])  # one range of values for all: some frames are dark
-        frames = frames[..., None] if frames.ndim == 3 else frames
+    if not is_array(frames) and all(map(is_array, frames)):
+        frames = [as_numpy(frame) for frame in frames]
+        if len({(frame.shape, frame.dtype) for frame in frames}) == 1:  # one range of values for all: some are dark
+            frames = np.stack([frame[..., None] if frame.ndim == 2 else frame for frame in frames])
     if is_array(frames):
         return [picture(frame, f"{name}: frame {i}") for i, frame in enumerate(read_array(frames, 4, name))]
     return [load_image(frame, f"{name}: frame {i}") for i, frame in enumerate(frames)]
