@@ -209,7 +209,7 @@ def png_bytes(size=(8, 8)):
         (png_bytes((64, 64))[:90], ValueError, "is not a readable image"),
         (Image.new("RGB", (0, 5)), ValueError, "zero-sized: 0 x 5 pixels"),
         (np.zeros((0, 4, 3), np.uint8), ValueError, "zero-sized: 4 x 0 pixels"),
-        (np.zeros((4, 4), np.uint8), ValueError, r"must be \[height, width, 3\] uint8"),
+        (np.zeros((5, 4, 9), np.uint8), ValueError, r"must be \[height, width\] or \[height, width, 1 to 4 channels\]"),
         (7, TypeError, "must be a PIL image, a path, bytes or an array, got int"),
     ],
 )

@@ -55,11 +55,62 @@ def test_frames_and_their_times(tmp_path):
     for source in (folder, str(folder), frame_files(folder), [Image.open(file) for file in frame_files(folder)]):
         again, metadata, _ = load_video(source, "video 0")
         assert np.array_equal(again, frames) and metadata["fps"] == 0.25  # 4 seconds apart, as in the paper's data
-    array = np.zeros((3, 8, 8, 3), np.uint8)
-    assert load_video(array, "video 0") == (array, None, None)
     file = tmp_path / "a.mp4"
     file.write_bytes(MP4)
     assert load_video(Video(file, fps=2), "video 0") == (str(file), None, 2)
+
+
+def test_arrays_are_frames():
+    """A list of frames, their array or tensor, channels first or last: the same to a processor."""
+    import torch
+
+    array = np.random.default_rng(0).integers(0, 256, (3, 8, 9, 3), dtype=np.uint8)
+    expected = load_video(Video([Image.fromarray(frame) for frame in array], fps=2), "video 0")
+    assert np.array_equal(expected[0], array)
+    first = np.moveaxis(array, -1, 1)
+    for source in (
+        array,
+        torch.from_numpy(array),
+        first,
+        torch.from_numpy(first),
+        list(array),
+        array / 255,
+        list(first),
+    ):
+        frames, metadata, fps = load_video(Video(source, fps=2), "video 0")
+        assert np.array_equal(frames, array) and frames.dtype == np.uint8 and (metadata, fps) == expected[1:]
+        assert load_video(source, "video 0")[1]["fps"] == 0.25 and check_video(source, "video 0") == 3
+        assert decode_video(source, "video 0")
+    gray = load_video(array[..., 0], "video 0")[0]
+    assert np.array_equal(gray, np.repeat(array[..., :1], 3, -1))
+    # Floats of all frames have one range: the second frame alone would be taken for one of 0..1.
+    for source in (np.stack([array[0], array[1] // 128]).astype(float), [array[0] * 1.0, (array[1] // 128) * 1.0]):
+        assert np.array_equal(load_video(source, "video 0")[0], [array[0], array[1] // 128])
+    mixed = [array[0], array[1] / 255, torch.from_numpy(array[2])]  # each by itself
+    assert np.array_equal(load_video(mixed, "video 0")[0], array)
+    assert np.array_equal(load_video([frame[..., 0] for frame in array], "video 0")[0], gray)
+
+
+@pytest.mark.parametrize(
+    "source, error, message",
+    [
+        (np.zeros((0, 8, 8, 3), np.uint8), ValueError, r"one frame at least, got \[0, 8, 8, 3\]"),
+        (np.zeros((8, 8), np.uint8), ValueError, r"must be \[frames, height, width, 3\] .*, got \[8, 8\]"),
+        (np.zeros((8, 8, 3), np.uint8), ValueError, r"must be \[frames, height, width, 3\] .*, got \[8, 8, 3\]"),
+        (np.zeros((2, 8, 8, 5), np.uint8), ValueError, r"must be \[frames, .*, got \[2, 8, 8, 5\]"),
+        (np.zeros((2, 0, 8, 3), np.uint8), ValueError, "is zero-sized: 8 x 0 pixels"),
+        (np.zeros((2, 8, 8, 3), np.int64), ValueError, "has pixels of type int64: give uint8"),
+        (np.full((2, 8, 8, 3), -1.0), ValueError, r"has values from -1\.0"),
+        (np.zeros((2, 3, 8, 3), np.uint8), ValueError, "frames of 8 x 3 pixels are too low for a video"),
+        (b"the bytes of a file", TypeError, "must be a path of a file or a folder of frames, .* got bytes"),
+        (Image.new("RGB", (4, 4)), TypeError, "must be a path of a file .* got Image"),
+        ([7], TypeError, "frame 0 must be a PIL image, a path, bytes or an array, got int"),
+        ([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)], ValueError, "one size, got 4 x 4, 5 x 4"),
+    ],
+)
+def test_arrays_that_are_no_video(source, error, message):
+    with pytest.raises(error, match=f"video 0.*{message}"):
+        load_video(source, "video 0")
 
 
 def test_rates_of_records(tmp_path):
@@ -99,6 +150,17 @@ def test_rates_of_records(tmp_path):
         (lambda path: path.write_bytes(b""), r"video 0: a video with no frames: .*v is empty \(0 bytes\)"),
         (lambda path: path.write_bytes(MP4[:-5]), "v is truncated: its 'mdat' part should end at byte 91 of 86"),
         (lambda path: path.write_bytes(MP4[:16] + box(b"mdat", b"x")), r"v is truncated: it has no index \(moov\)"),
+        (
+            lambda path: path.write_bytes(b"RIFF" + struct.pack("<I", 8) + b"AVI"),
+            "v is truncated: its list should end at byte 16 of 11",
+        ),
+        (
+            lambda path: path.write_bytes(b"\x1aE\xdf\xa3\x82ab\x18S\x80g\x84mor"),
+            "v is truncated: its segment should end at byte 16 of 15",
+        ),
+        (lambda path: path.write_bytes(b"\x1aE\xdf\xa3\x82a"), "v is truncated: its header should end at byte 7 of 6"),
+        (lambda path: path.write_bytes(b"\x1aE\xdf\xa3\x82ab\x18S"), "v is truncated: its segment is missing"),
+        (lambda path: path.write_bytes(b"\x1aE\xdf\xa3"), "v is truncated: its header is missing"),
         (lambda path: path.write_bytes(MP4[:16] + struct.pack(">I4sI", 1, b"mdat", 0)), "v is truncated"),
     ],
 )
@@ -116,8 +178,17 @@ def test_whole_files_pass(tmp_path):
     for name, content in (("a.mp4", MP4), ("b.mp4", wide), ("c.mp4", MP4 + struct.pack(">I4s", 0, b"mdat") + b"x")):
         (tmp_path / name).write_bytes(content)
         assert check_video(tmp_path / name, "video 0") is None
-    (tmp_path / "d.webm").write_bytes(b"\x1aE\xdf\xa3 not looked into")
-    assert check_video(tmp_path / "d.webm", "video 0") is None
+    header = b"\x1aE\xdf\xa3\x82ab"
+    for i, content in enumerate(
+        (
+            header + b"\x18S\x80g\x84more",
+            header + b"\x18S\x80g\x01\xff\xff\xff\xff\xff\xff\xffany",  # a live stream, of unknown length
+            b"RIFF" + struct.pack("<I", 8) + b"AVI list",
+            b"another container, not looked into",
+        )
+    ):
+        (tmp_path / f"d{i}").write_bytes(content)
+        assert check_video(tmp_path / f"d{i}", "video 0") is None
     assert check_video(make_frames(tmp_path / "v", 3), "video 0") == 3
 
 
@@ -144,7 +215,7 @@ def test_records_whose_videos_make_no_sense(tmp_path, record, message):
         ("v", 0, ValueError, "fps must be more than 0, got 0"),
         ("v", float("nan"), ValueError, "fps must be more than 0, got nan"),
         ("v", True, TypeError, "fps must be a number or None, got True"),
-        (7, None, TypeError, "a video must be a path or a list of frames, got int"),
+        (7, None, TypeError, "a video must be a path, a list of frames or an array of them, got int"),
     ],
 )
 def test_videos_that_make_no_sense(source, fps, error, message):
@@ -165,19 +236,58 @@ def test_frames_that_cannot_be_read(tmp_path):
 
 
 def test_files_that_decode(tmp_path):
-    av = pytest.importorskip("av")
+    path = write_video(tmp_path / "a.mp4")
+    assert decode_video(path, "video 0")
+    (tmp_path / "b.mp4").write_bytes(MP4)
+    with pytest.raises(ValueError, match=r"video 0: .*b\.mp4 cannot be decoded"):
+        decode_video(tmp_path / "b.mp4", "video 0")
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 97):
+        (tmp_path / "b.mp4").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"video 0: .*b\.mp4"):
+            decode_video(tmp_path / "b.mp4", "video 0")
+
+
+def test_files_that_decode_up_to_some_frame(tmp_path):
+    """What comes later may be damaged, too, and training would find it."""
+    path = write_video(tmp_path / "a.mp4", "png")  # every frame by itself, and checked
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"IDAT") + 6
+    content[at : at + 12] = bytes(12)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"video 0: .*a\.mp4 cannot be decoded"):
+        decode_video(path, "video 0")
+
+
+@pytest.mark.parametrize("error", [struct.error("x"), RuntimeError("x"), KeyError("x"), MemoryError("x")])
+def test_whatever_a_decoder_raises_names_the_video(error, tmp_path, monkeypatch):
+    import yojo.videos
+
+    def fail(path):
+        raise error
+
     path = tmp_path / "a.mp4"
+    path.write_bytes(MP4)
+    monkeypatch.setattr(yojo.videos, "_count_frames", fail)
+    with pytest.raises(ValueError, match=r"video 0: .*a\.mp4 cannot be decoded: '?x"):
+        decode_video(path, "video 0")
+    error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        decode_video(path, "video 0")
+
+
+def write_video(path, codec="mpeg4"):
+    av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=8)
+        stream = container.add_stream(codec, rate=8)
         stream.width, stream.height = 64, 64
+        if codec == "png":
+            stream.pix_fmt = "rgb24"
         for i in range(16):
             frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 10 * i, np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    decode_video(path, "video 0")
-    (tmp_path / "b.mp4").write_bytes(MP4)
-    with pytest.raises(ValueError, match=r"video 0: .*b\.mp4 cannot be decoded"):
-        decode_video(tmp_path / "b.mp4", "video 0")
+    return path
 
 
 class Decoder:
@@ -212,7 +322,8 @@ def test_files_that_torchcodec_decodes(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"video 0: .*a\.webm cannot be decoded: no stream"):
         decode_video(path, "video 0")
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
-    decode_video(path, "video 0")  # nothing here can decode it
+    with pytest.warns(UserWarning, match=r"video files are not decoded here, .* PyAV \(pip install av\)"):
+        assert decode_video(path, "video 0") is False
 
 
 # ---- through processors ----

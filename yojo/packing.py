@@ -23,11 +23,11 @@ class Example:
             where content is a string or a list of parts ({"type": "text", "text": ...}, {"type": "image"},
             {"type": "video"}) and the last turn is not the assistant's.
         responses: N >= 1 strings, none empty.
-        images: PIL images, paths, bytes of an image file, or [height, width, 3] uint8 arrays. They fill the image
+        images: PIL images, paths, bytes of an image file, or arrays (see `yojo.images`). They fill the image
             parts of the messages in order; where the prompt has no such part they stand before the text of the first
             user turn.
-        videos: `yojo.videos.Video`s; or paths of video files or of folders of frames, lists of frames, or decoded
-            arrays as the processor's video part takes them; placed like images, after them. A prompt's videos are all
+        videos: `yojo.videos.Video`s; or paths of video files or of folders of frames, lists of frames, or arrays of
+            them, [frames, height, width, 3]; placed like images, after them. A prompt's videos are all
             files or all frames.
         rankings: N ranks, 1 = best, ties allowed; N targets that sum to 1 for the loss "soft"; or None.
         id: how errors name the example.
