@@ -11,7 +11,11 @@ import os
 import re
 from pathlib import Path
 
+import torch
+
 EXTENSIONS = (".jsonl", ".json", ".parquet")
+# What is wrong with the machine and not with a record, so that going on with the next one would not help.
+NOT_A_RECORDS_FAULT = (MemoryError, torch.OutOfMemoryError)
 _SAMPLE = 16  # records looked at to learn the columns of a file without a schema
 
 
@@ -43,10 +47,12 @@ class Reader(abc.ABC):
         name: how errors name the file.
         file: its path, or None.
         folder: where relative paths of images and videos start.
+        filled: its objects have the keys of all others, None where they lack one.
     """
 
     file = None
     folder = Path()
+    filled = False
 
     def __init__(self, name):
         self.name = name
@@ -112,6 +118,8 @@ class Table(Reader):
 class HubDataset(Reader):
     """A `datasets.Dataset`."""
 
+    filled = True
+
     def __init__(self, dataset):
         super().__init__(getattr(dataset.info, "dataset_name", None) or "dataset")
         self.dataset = dataset
@@ -122,8 +130,10 @@ class HubDataset(Reader):
     def read(self, index):
         try:
             return self.dataset[index]
-        except (OSError, SyntaxError, ValueError) as error:  # an image feature is decoded here
-            raise self.error(f"cannot be read: {error}", index) from error
+        except NOT_A_RECORDS_FAULT:
+            raise
+        except Exception as error:  # an image feature is decoded here, and decoders raise what they like
+            raise self.error(f"cannot be read: {what_it_says(error)}", index) from error
 
     def columns(self):
         return list(self.dataset.column_names)
@@ -253,6 +263,7 @@ class Parquet(File):
     """
 
     CACHE_BYTES = 2**28
+    filled = True
 
     def __init__(self, path, name=None):
         super().__init__(path, name)
@@ -393,6 +404,15 @@ def _one_split(folder, files):
             "files, or the folder, of the split that is meant",
             str(folder),
         )
+
+
+def what_it_says(error):
+    """The message of an exception; with its kind, where the message was not written for whoever reads it."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, (TypeError, ValueError, OSError)) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _refused(error):
