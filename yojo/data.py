@@ -165,10 +165,9 @@ class Records:
             return prompt
         turns = []
         for turn in prompt:
-            content = turn["content"]
-            if isinstance(content, list):
-                content = [self._found_part(part, root) for part in content]
-            turns.append({**turn, "content": content})
+            if isinstance(turn["content"], list):
+                turn = {**turn, "content": [self._found_part(part, root) for part in turn["content"]]}
+            turns.append(turn)
         return turns
 
     def _found_part(self, part, root):
@@ -177,7 +176,7 @@ class Records:
             return part
         source = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
         if source is None:
-            return {"type": kind}
+            return part
         if kind == "image":
             return {"type": kind, kind: find_image(source, root, self.allow_urls, "an image of the prompt")}
         return {"type": kind, kind: find_videos([source], part.get("fps"), root)[0]}

@@ -7,6 +7,7 @@ import re
 import typing
 
 from yojo import critic
+from yojo.messages import clean
 
 
 @dataclasses.dataclass
@@ -205,19 +206,8 @@ def detect(record, columns):
 
 
 def clean_messages(messages):
-    """Chat messages as `Example.prompt` takes them: without the empty fields that tables add to every part.
-
-    OpenAI's parts ({"type": "image_url", ...}) become {"type": "image", "image": ...}.
-    """
-    cleaned = []
-    for turn in messages:
-        if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
-            raise ValueError(f"a chat message must be a dict with role and content, got {turn!r}")
-        content = turn["content"]
-        if isinstance(content, (list, tuple)):
-            content = [_part(part) for part in content]
-        cleaned.append({"role": turn["role"], "content": content})
-    return cleaned
+    """Chat messages in the one form that `Example.prompt` has: see `yojo.messages.clean`."""
+    return clean(messages)
 
 
 def unwrapped(text):
@@ -361,16 +351,6 @@ def _rating(value, name):
         return fractions.Fraction(value.strip() if isinstance(value, str) else value)
     except (TypeError, ValueError, OverflowError, ZeroDivisionError):
         raise ValueError(f"{name} is rated {value!r}, which is no number") from None
-
-
-def _part(part):
-    if not isinstance(part, dict):
-        return part
-    part = {key: value for key, value in part.items() if value is not None}
-    if part.get("type") == "image_url":
-        url = part.get("image_url")
-        part = {"type": "image", "image": url.get("url") if isinstance(url, dict) else url}
-    return part
 
 
 def _is_text(part):
