@@ -10,7 +10,7 @@ from yojo import families, media, messages
 from yojo.model import Separators
 from yojo.mr2rm import ConversationEncoder
 from yojo.patch import patched_base, separator_id_of, tokenizer_of
-from yojo.prompts import NOT_FOR_THE_MODEL, PromptEncoder, plain_ids
+from yojo.prompts import NOT_FOR_THE_MODEL, PromptEncoder, bad_record, plain_ids
 from yojo_kernels import Layout
 
 
@@ -236,6 +236,10 @@ class Collator:
         name = example.name if example.id is not None else f"example {place}"
         if example.rankings is not None:
             _check_ranks(example.rankings, self.config.loss, name)
+        with bad_record(name):
+            return self._encode(example, name)
+
+    def _encode(self, example, name):
         prompts = PromptEncoder(self.processor, self.tokenizer, name, self.model_config)
         if self.config.format == "mr2rm":
             whole = ConversationEncoder(prompts, self.config.separator, self.separator_id, self.forbidden)(example)

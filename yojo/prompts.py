@@ -216,7 +216,7 @@ class PromptEncoder:
                 )
 
     def _check_text(self, messages, tools):
-        placeholders = self._placeholders()
+        placeholders = self.placeholders()
         for text in strings(messages, tools):
             for kind, tokens in placeholders.items():
                 for token in tokens:
@@ -227,7 +227,8 @@ class PromptEncoder:
                             "from text"
                         )
 
-    def _placeholders(self):
+    def placeholders(self):
+        """The tokens that stand for media: `placeholder_tokens` of the processor and the model's config."""
         known = _PLACEHOLDERS.setdefault(self.processor, {})
         key = id(self.config)
         if key not in known:
