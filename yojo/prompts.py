@@ -147,6 +147,20 @@ def bad_record(name, doing="it cannot be encoded"):
         raise ValueError(f"{name}: {doing}: {kind}{error}") from error
 
 
+_MARK = "yojo-mark-"
+
+
+def _with_text(turn, text):
+    """A turn that says something else, its media as they are."""
+    media = [part for part in turn["content"] if part["type"] != "text"]
+    return {**turn, "content": [*media, {"type": "text", "text": text}]}
+
+
+def _stands_in(text, whole):
+    """As it is, or as a string of JSON, which is how some templates write the results of tools."""
+    return text in whole or any(json.dumps(text, ensure_ascii=ascii)[1:-1] in whole for ascii in (False, True))
+
+
 class PromptEncoder:
     """One prompt through the processor's chat template, images and videos in their places.
 
@@ -257,6 +271,8 @@ class PromptEncoder:
             if bounded:
                 self.unseen.append(f"the fps of a video file ({type(part).__name__} takes {bounded})")
             return video, metadata, None
+        if metadata is None and not isinstance(video, str) and getattr(part, "do_sample_frames", False):
+            self.unseen.append(f"frames of a decoded array ({type(part).__name__} takes some of them, as of a file)")
         return video, metadata, fps
 
     def _takes(self, kind):
@@ -278,7 +294,7 @@ class PromptEncoder:
         rates = {fps for _, fps in videos}
         if any(framed) or len(rates) > 1:
             what = (
-                "files and frames"
+                "files and frames, or decoded arrays and others"
                 if any(framed)
                 else f"files to sample at different fps ({', '.join(map(str, rates))})"
             )
@@ -297,7 +313,8 @@ class PromptEncoder:
         ]
         if len(messages) == 1 and not fields and not tools:
             return  # nothing that a template could leave out
-        whole = self._rendered(messages, tools)
+        with bad_record(self.name, "the chat template refuses the prompt"):
+            whole = self._rendered(messages, tools)
         if tools and self._renders_the_same(whole, messages, None):
             self.unseen.append("tools")
         for at, key in fields:
@@ -305,30 +322,34 @@ class PromptEncoder:
             del less[at][key]
             if self._renders_the_same(whole, less, tools):
                 self.unseen.append(f"the field {key!r} of {messages[at]['role']} turns")
-        for at, turn in enumerate(messages):
-            lost = self._lost_text(whole, messages, at, tools)
-            if lost:
-                self.unseen.append(f"{lost} of {turn['role']} turns")
+        if whole is not None:
+            self._look_for_text(whole, messages, tools)
 
-    def _lost_text(self, whole, messages, at, tools):
-        """ "the text", "some text", or None when all of it stands in the rendered prompt."""
-        parts = messages[at]["content"]
-        texts = [part["text"].strip() for part in parts if part["type"] == "text"]
-        # As it stands, or as the string of a JSON object, which is how some templates write the results of tools.
-        if whole is None or all(
-            text in whole or any(json.dumps(text, ensure_ascii=ascii)[1:-1] in whole for ascii in (False, True))
-            for text in texts
-        ):
-            return None
-        other = [{**part, "text": f"{part['text']} else"} if part["type"] == "text" else part for part in parts]
-        less = [*messages[:at], {**messages[at], "content": other}, *messages[at + 1 :]]
-        return "the text" if self._renders_the_same(whole, less, tools) else "some text"
+    def _look_for_text(self, whole, messages, tools):
+        """Note turns whose text is not in the rendered prompt, or not all of it."""
+        marked = self._rendered_or_none([_with_text(turn, f"{_MARK}{at}-") for at, turn in enumerate(messages)], tools)
+        for at, turn in enumerate(messages):
+            texts = [part["text"].strip() for part in turn["content"] if part["type"] == "text"]
+            there = all(_stands_in(text, whole) for text in texts)
+            if not any(texts) or (there and (marked is None or f"{_MARK}{at}-" in marked)):
+                continue
+            # Another text instead: where nothing changes, nobody reads it.
+            other = [*messages[:at], _with_text(turn, f"{_MARK}{at}-"), *messages[at + 1 :]]
+            if self._renders_the_same(whole, other, tools):
+                self.unseen.append(f"the text of {turn['role']} turns")
+            elif not there:
+                self.unseen.append(f"some text of {turn['role']} turns")
 
     def _renders_the_same(self, whole, messages, tools):
+        if whole is None:
+            return True
+        return self._rendered_or_none(messages, tools) == whole
+
+    def _rendered_or_none(self, messages, tools):
         try:
-            return self._rendered(messages, tools) == whole
+            return self._rendered(messages, tools)
         except Exception:  # a template that misses something looks at it
-            return False
+            return None
 
     def _rendered(self, messages, tools):
         """The prompt's text before any token is made of it, or None without a chat template."""

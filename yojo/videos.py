@@ -274,7 +274,10 @@ class _Sampling:
         if not any(base.__name__ in _NUM_FRAMES_IS_A_LIMIT for base in type(part).__mro__):
             part = copy.copy(part)  # its own number of frames would win
             part.num_frames = options["num_frames"] = None
-        indices = part.sample_frames(metadata=metadata, **options)
+        try:
+            indices = part.sample_frames(metadata=metadata, **options)
+        except ZeroDivisionError as error:
+            raise ValueError(f"it is too short for a single frame at fps={self.fps:g}") from error
         self._compare(len(indices), metadata.total_num_frames / metadata.fps * self.fps)
         return indices
 
