@@ -403,5 +403,5 @@ def test_every_format_says_what_it_needs():
 def test_a_reply_without_text():
     record = {"prompt": "x", "chosen": [{"role": "assistant", "content": [{"type": "text"}]}]}
     record["rejected"] = [{"role": "assistant", "content": "b"}]
-    with pytest.raises(data.DataError, match="chosen must be text alone"):
+    with pytest.raises(data.DataError, match="a text part needs a string under .text., got None"):
         data.load([record])[0]

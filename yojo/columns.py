@@ -48,7 +48,9 @@ LEFT = {
 for _name in ("ultrafeedback", "vlfeedback"):
     LEFT[_name] |= {
         "completions.model": _SAYS_WHO,
-        **dict.fromkeys(("completions.critique", "completions.overall_score", "completions.fine-grained_score"), _EXPLAINS),
+        **dict.fromkeys(
+            ("completions.critique", "completions.overall_score", "completions.fine-grained_score"), _EXPLAINS
+        ),
         **dict.fromkeys(
             [f"completions.annotations.{name}" for name in ("Rationale", "Rationale For Rating", "Type")], _EXPLAINS
         ),

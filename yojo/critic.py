@@ -55,7 +55,12 @@ def parse(human, judgment):
             rankings = verdict(judgment)
             if rankings is None:
                 raise ValueError(f"no verdict can be read from the judgment {judgment.strip()[-60:]!r}")
-            return found["question"].strip(), [found["first"].strip(), found["second"].strip()], rankings, _rest(human, found)
+            return (
+                found["question"].strip(),
+                [found["first"].strip(), found["second"].strip()],
+                rankings,
+                _rest(human, found),
+            )
     for pattern in (_ONE_RESPONSE, _CAPTION):
         found = pattern.search(human)
         if found:

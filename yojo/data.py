@@ -253,8 +253,8 @@ class Records:
             return prompt
         turns = []
         for turn in prompt:
-            if isinstance(turn.get("content"), list):
-                turn = turn | {"content": [self._found_part(part, root) for part in turn["content"]]}
+            if isinstance(turn["content"], list):
+                turn = {**turn, "content": [self._found_part(part, root) for part in turn["content"]]}
             turns.append(turn)
         return turns
 
@@ -262,9 +262,9 @@ class Records:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("image", "video"):
             return part
-        source = next((part[key] for key in (kind, "path", "url") if given(part.get(key))), None)
+        source = part.get(kind)
         if source is None:
-            return {"type": kind}
+            return part
         if kind == "image":
             return {"type": kind, kind: find_image(source, root, self.allow_urls, "an image of the prompt")}
         return {"type": kind, kind: find_videos([source], part.get("fps"), root)[0]}

@@ -52,6 +52,8 @@ class ConversationEncoder:
         """
         if getattr(self.processor, "chat_template", None) is None:
             raise ValueError(f"{self.name}: {type(self.processor).__name__} has no chat template, which mr2rm needs")
+        if example.tools:
+            raise ValueError(f"{self.name}: format='mr2rm' knows no tools; leave them out, or use format='yojo'")
         messages, options = self.prompts.messages(example)
         self._check_prompt(messages)
         self._check_responses(example.responses)
@@ -101,8 +103,7 @@ class ConversationEncoder:
                 raise ValueError(f"{self.name}: the prompt contains the separator {self.separator!r}{_WHY}")
 
     def _check_responses(self, responses):
-        names = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
-        placeholders = [name for name in names if isinstance(name, str)]
+        placeholders = sorted(set().union(*self.prompts.placeholders().values()))
         for i, response in enumerate(responses):
             for token in (self.separator, *placeholders):
                 if token in response:

@@ -6,11 +6,11 @@ import typing
 
 import torch
 
-from yojo import families, media
+from yojo import families, media, messages
 from yojo.model import Separators
 from yojo.mr2rm import ConversationEncoder
 from yojo.patch import patched_base, separator_id_of, tokenizer_of
-from yojo.prompts import NOT_FOR_THE_MODEL, PromptEncoder, plain_ids
+from yojo.prompts import NOT_FOR_THE_MODEL, PromptEncoder, bad_record, plain_ids
 from yojo_kernels import Layout
 
 
@@ -21,20 +21,23 @@ class Example:
     Attributes:
         prompt: a string, the text of one user turn; or chat messages, a list of dicts with `role` and `content`,
             where content is a string or a list of parts ({"type": "text", "text": ...}, {"type": "image"},
-            {"type": "video"}) and the last turn is not the assistant's.
+            {"type": "video"}, or OpenAI's) and the last turn is not the assistant's. They are kept in one form, that of
+            `yojo.messages.clean`. What a message has beside role and content (tool_calls, name, ...) reaches the chat
+            template.
         responses: N >= 1 strings, none empty.
         images: PIL images, paths, bytes of an image file, or [height, width, 3] uint8 arrays. They fill the image
-            parts of the messages in order; where the prompt has no such part they stand before the text of the first
-            user turn.
+            parts of the messages, or the tags `<image>` in the text of all turns but the assistant's, in order; where
+            the prompt has neither they stand before the text of the first user turn.
         videos: `yojo.videos.Video`s; or paths of video files or of folders of frames, lists of frames, or decoded
-            arrays as the processor's video part takes them; placed like images, after them. A prompt's videos are all
-            files or all frames.
+            arrays as the processor's video part takes them; placed like images, after them. Decoded arrays do not mix
+            with the others in one prompt.
         rankings: N ranks, 1 = best, ties allowed; N targets that sum to 1 for the loss "soft"; or None.
         id: how errors name the example.
         tools: descriptions of the tools the assistant may call, a list of dicts (JSON schemas), for the chat template;
             or None.
         literal_tags: `<image>` and `<video>` in the prompt's text are just characters. By default they are places of
-            images and videos, as in LLaVA's files.
+            images and videos, as in LLaVA's files: the tag is cut out, the rest of the text stays as it is, line breaks
+            included. A prompt for a text-only model, without images and videos, keeps them as text.
 
     Raises:
         TypeError, ValueError: anything that does not fit the above; the message names the example.
@@ -68,13 +71,13 @@ class Example:
                 raise TypeError(f"{self.name}: {field} must be a list, got {type(value).__name__}")
         if self.rankings is not None:
             self._check_rankings()
-        self._check_prompt()
         if self.tools is not None and (
             not isinstance(self.tools, (list, tuple)) or not all(isinstance(tool, dict) for tool in self.tools)
         ):
             raise TypeError(f"{self.name}: tools must be a list of dicts (JSON schemas) or None, got {self.tools!r}")
         if not isinstance(self.literal_tags, bool):
             raise TypeError(f"{self.name}: literal_tags must be a bool, got {self.literal_tags!r}")
+        self._check_prompt()
 
     @property
     def name(self):
@@ -99,33 +102,25 @@ class Example:
             if not self.prompt.strip() and not self.images and not self.videos:
                 raise ValueError(f"{self.name}: the prompt is empty")
             self._check_unicode(self.prompt, "the prompt")
+            try:
+                messages.place(self.prompt, self.images, self.videos, self.literal_tags)
+            except ValueError as error:
+                raise ValueError(f"{self.name}: {error}") from None
             return
-        if not isinstance(self.prompt, (list, tuple)) or not self.prompt:
-            raise TypeError(
-                f"{self.name}: prompt must be a string or a list of chat messages, got {type(self.prompt).__name__}"
-            )
-        for turn in self.prompt:
-            if not isinstance(turn, dict) or "role" not in turn:
-                raise TypeError(f"{self.name}: a chat message must be a dict with role and content, got {turn!r}")
-            if turn.get("content") is None and turn["role"] == "assistant":
-                continue  # a tool call alone: OpenAI's own form has null there, or nothing
-            if "content" not in turn:
-                raise TypeError(f"{self.name}: a chat message must be a dict with role and content, got {turn!r}")
-            if not isinstance(turn["content"], (str, list, tuple)):
-                raise TypeError(f"{self.name}: content must be a string or a list of parts, got {turn['content']!r}")
-            for part in [turn["content"]] if isinstance(turn["content"], str) else turn["content"]:
-                if not isinstance(part, (str, dict)):
-                    raise TypeError(f"{self.name}: a content part must be a string or a dict, got {part!r}")
-                text = part if isinstance(part, str) else part.get("text")
-                if not isinstance(text, str):
-                    if isinstance(part, dict) and part.get("type") == "text":
-                        raise TypeError(f"{self.name}: a text part needs a string under 'text', got {part!r}")
-                    continue
-                self._check_unicode(text, "the prompt")
-        if self.prompt[-1]["role"] == "assistant":
-            raise ValueError(
-                f"{self.name}: the prompt ends with an assistant turn; what the assistant says goes into responses"
-            )
+        try:
+            turns = messages.clean(self.prompt)
+            if not turns:
+                raise ValueError("prompt is an empty list: at least one chat message is needed")
+            if turns[-1]["role"] == "assistant":
+                raise ValueError("the prompt ends with an assistant turn; what the assistant says goes into responses")
+            placed = messages.place(turns, self.images, self.videos, self.literal_tags)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{self.name}: {error}") from None
+        for text in messages.strings(placed, self.tools):
+            self._check_unicode(text, "the prompt")
+        if not any(part["type"] != "text" or part["text"].strip() for turn in placed for part in turn["content"]):
+            raise ValueError(f"{self.name}: the prompt is empty")
+        object.__setattr__(self, "prompt", turns)
 
     def _check_unicode(self, text, what):
         try:
@@ -241,7 +236,11 @@ class Collator:
         name = example.name if example.id is not None else f"example {place}"
         if example.rankings is not None:
             _check_ranks(example.rankings, self.config.loss, name)
-        prompts = PromptEncoder(self.processor, self.tokenizer, name)
+        with bad_record(name):
+            return self._encode(example, name)
+
+    def _encode(self, example, name):
+        prompts = PromptEncoder(self.processor, self.tokenizer, name, self.model_config)
         if self.config.format == "mr2rm":
             whole = ConversationEncoder(prompts, self.config.separator, self.separator_id, self.forbidden)(example)
             return self._encoded(whole.inputs, whole.responses, example.rankings, name)

@@ -3,12 +3,12 @@
 import dataclasses
 import fractions
 import json
-import math
 import re
 import typing
 
 from yojo import critic
 from yojo.columns import CONTENT, Row, given, one_of, reason, same
+from yojo.messages import clean
 
 TAG = re.compile("<(image|video)>")  # a place of an image or a video in text, as LLaVA's files have it
 
@@ -75,7 +75,7 @@ def read(record, format, ignore=(), used=()):
     fields.prompt = _with_system(fields.prompt, system)
     if fields.tags:
         _check_tags(fields)
-    left |= dict.fromkeys(_check_media_parts(fields))
+    left |= _left_in_parts(row)
     left |= dict.fromkeys(_rate_without_video(row, fields))
     return fields, left
 
@@ -154,9 +154,7 @@ def vlfeedback(row):
 
 def rlaifv(row):
     """RLAIF-V: question, image, chosen, rejected."""
-    return Fields(
-        prompt=_prompt(row, "question"), responses=[row.get("chosen"), row.get("rejected")], rankings=[1, 2]
-    )
+    return Fields(prompt=_prompt(row, "question"), responses=[row.get("chosen"), row.get("rejected")], rankings=[1, 2])
 
 
 def nemo_rl(row):
@@ -244,23 +242,8 @@ def detect(record, columns):
 
 
 def clean_messages(messages):
-    """Chat messages as `Example.prompt` takes them: without the empty fields that tables add to every message and part.
-
-    All other fields stay (tool_calls, tool_call_id, name, reasoning_content, ...), and so does content that is null in an
-    assistant's turn, OpenAI's own form of a tool call. OpenAI's parts ({"type": "image_url", ...}) become
-    {"type": "image", "image": ...}.
-    """
-    cleaned = []
-    for turn in messages:
-        if not isinstance(turn, dict) or "role" not in turn:
-            raise ValueError(f"a chat message must be a dict with role and content, got {turn!r}")
-        if "content" not in turn and turn["role"] != "assistant":
-            raise ValueError(f"a chat message must be a dict with role and content, got {turn!r}")
-        turn = {name: value for name, value in turn.items() if value is not None or name == "content"}
-        if isinstance(turn.get("content"), (list, tuple)):
-            turn["content"] = [_part(part) for part in turn["content"]]
-        cleaned.append(turn)
-    return cleaned
+    """Chat messages in the one form that `Example.prompt` has: see `yojo.messages.clean`."""
+    return clean(messages)
 
 
 def unwrapped(text):
@@ -406,55 +389,31 @@ def _must_not_be_left(name, format):
     )
 
 
-# Fields of media parts: those that say where the medium is, those that are read beside it, and those that may be left.
-_SOURCES = {"image": ("image", "path", "url"), "video": ("video", "path", "url")}
-_READ = {"image": {"type", "index"}, "video": {"type", "index", "fps"}}
-_LEFT = {"detail"}  # which size OpenAI is asked to look at
-
-
-def _check_media_parts(fields):
-    """Fields of the images and videos among the prompt's parts.
-
-    Returns:
-        list of paths that are left.
-
-    Raises:
-        ValueError: a field that is not read, two sources, or an index that is not the place.
-    """
-    left, waiting = [], {"image": 0, "video": 0}
-    for part in _media_parts(fields.prompt):
-        kind = part["type"]
-        sources = [name for name in _SOURCES[kind] if given(part.get(name))]
-        for name in sources[1:]:
-            if not same(part[name], part[sources[0]]):
-                raise ValueError(f"a part of type {kind} has both {sources[0]} and {name}: keep the one that is meant")
-        for name, value in part.items():
-            if name in _READ[kind] or name in _SOURCES[kind] or not given(value):
-                continue
-            if name not in _LEFT:
-                raise ValueError(
-                    f"a part of type {kind} has the field {name!r}, which is not read: sizes are the processor's affair, "
-                    f"take it out (read are {', '.join(sorted({*_SOURCES[kind], *_READ[kind]}))})"
-                )
-            left.append(f"prompt.{name}")
-        if given(part.get("index")) and sources:
-            left.append("prompt.index")
-        elif given(part.get("index")) and part["index"] != waiting[kind]:
-            raise ValueError(
-                f"the part of type {kind} at place {waiting[kind]} has the index {part['index']!r}: {kind}s fill the parts in "
-                "order, give them in that order"
-            )
-        if kind == "video" and given(part.get("fps")):
-            _check_rate(part["fps"], "fps of a video part")
-        waiting[kind] += not sources
+def _left_in_parts(row):
+    """Paths of what parts of messages hold and `yojo.messages.clean` leaves out, dict path -> why."""
+    left = {}
+    for value in row.values.values():
+        for turn in value if isinstance(value, (list, tuple)) else ():
+            content = turn.get("content") if isinstance(turn, dict) else None
+            for part in content if isinstance(content, (list, tuple)) else ():
+                left |= _left_in_part(part) if isinstance(part, dict) else {}
     return left
 
 
-def _media_parts(prompt):
-    for turn in prompt if isinstance(prompt, (list, tuple)) else ():
-        content = turn.get("content")
-        for part in content if isinstance(content, (list, tuple)) else ():
-            if isinstance(part, dict) and part.get("type") in ("image", "video"):
+def _left_in_part(part):
+    inner = part.get("image_url")
+    fields = part | (inner if isinstance(inner, dict) else {})
+    left = {f"parts.{name}": "is for a server" for name in ("detail", "cache_control") if given(fields.get(name))}
+    if given(part.get("index")) and any(given(part.get(name)) for name in ("image", "video", "path", "url")):
+        left["parts.index"] = "the part brings its own"
+    return left
+
+
+def _video_parts(prompt):
+    """The video parts of messages that bring their own."""
+    for turn in prompt if isinstance(prompt, list) else ():
+        for part in turn["content"] if isinstance(turn["content"], list) else ():
+            if isinstance(part, dict) and part["type"] == "video" and part.get("video") is not None:
                 yield part
 
 
@@ -463,15 +422,13 @@ def _rate_without_video(row, fields):
     names = [name for name in ("fps", "sampling_interval") if given(row.get(name))]
     if not names:
         return []
-    parts = [part for part in _media_parts(fields.prompt) if part["type"] == "video"]
-    own = [part for part in parts if any(given(part.get(name)) for name in _SOURCES["video"])]
+    own = list(_video_parts(fields.prompt))
     if isinstance(fields.fps, (list, tuple)):
         if not fields.videos:
             raise ValueError(f"{len(fields.fps)} rates under {names[0]} for 0 videos: give one number, or one for each")
         return []
     for part in own:
-        if not given(part.get("fps")):
-            part["fps"] = fields.fps
+        part.setdefault("fps", fields.fps)
     return [] if fields.videos or own else names
 
 
@@ -578,17 +535,6 @@ def _rating(value, name):
         raise ValueError(f"{name} is rated {value!r}, which is no number") from None
 
 
-def _part(part):
-    if not isinstance(part, dict):
-        return part
-    part = {key: value for key, value in part.items() if value is not None}
-    if part.get("type") == "image_url":
-        url = part.pop("image_url", None)
-        url = url if isinstance(url, dict) else {"url": url}
-        part |= {"type": "image"} | {"image" if name == "url" else name: value for name, value in url.items()}
-    return part
-
-
 def _is_text(part):
     return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
@@ -678,7 +624,11 @@ def _columns(row):
 
 
 def _brief(value, length=40):
-    text = str(value) if not isinstance(value, int) or value.bit_length() < 200 else f"a number of {value.bit_length()} bits"
+    text = (
+        str(value)
+        if not isinstance(value, int) or value.bit_length() < 200
+        else f"a number of {value.bit_length()} bits"
+    )
     return text if len(text) <= length else text[:length] + "..."
 
 

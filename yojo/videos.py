@@ -1,5 +1,6 @@
 """Videos of an example: files, folders of frames, lists of frames; how far apart the frames stand, and what is wrong."""
 
+import copy
 import dataclasses
 import math
 import os
@@ -190,3 +191,118 @@ def _broken(path):
             boxes.add(kind)
             at += length
     return None if boxes & {b"moov", b"moof"} else "is truncated: it has no index (moov)"
+
+
+# ---- sampling files as a processor would ----
+
+# Their sampling takes num_frames for the most frames, beside fps; others take one of the two, and num_frames first.
+_NUM_FRAMES_IS_A_LIMIT = ("SmolVLMVideoProcessor",)
+# Arguments of a video processor that its sampling does not take.
+_NOT_FOR_SAMPLING = ("input_data_format", "do_convert_rgb", "do_sample_frames", "device", "video_metadata")
+
+
+def can_sample(video_processor):
+    """Whether a video part of a processor says which frames of a file it takes, and reads files as all do."""
+    try:
+        from transformers.video_processing_utils import BaseVideoProcessor
+    except ImportError:  # without torchvision there is no video part
+        return False
+    own = type(video_processor)
+    return isinstance(video_processor, BaseVideoProcessor) and all(
+        getattr(own, name) is getattr(BaseVideoProcessor, name)
+        for name in ("preprocess", "_decode_and_sample_videos", "fetch_videos")
+    )
+
+
+def sample_file(path, fps, video_processor):
+    """Decode the frames of a video file that a processor's video part takes.
+
+    Processors sample all videos of a prompt at one rate, some not at all beside frames, and some insist on a number of
+    frames of their own. Here every file has its rate.
+
+    Args:
+        path: str.
+        fps: frames per second, or None: what the processor does by default.
+        video_processor: one that `can_sample`.
+
+    Returns:
+        (frames, metadata, bounded): [frames, height, width, 3] uint8, metadata as `load_video` has it, and "more
+        frames" or "fewer frames" where the processor's own bounds stand in the way of the rate, or None.
+
+    Raises:
+        ValueError: a rate above the file's own, a file whose rate is not known, frames that cannot be decoded.
+        ImportError: nothing is installed that decodes videos.
+    """
+    from transformers.video_utils import load_video as decode
+
+    sampling = None
+    if fps is not None or getattr(video_processor, "do_sample_frames", False):
+        sampling = _Sampling(video_processor, fps)
+    backend = _decoder()
+    frames, metadata = decode(path, backend=backend, sample_indices_fn=sampling)
+    frames = np.asarray(frames)
+    if backend in ("torchcodec", "torchvision"):
+        frames = frames.transpose(0, 2, 3, 1)
+    indices = [int(index) for index in metadata.frames_indices]
+    # PyAV gives a frame that is asked for twice once.
+    once, places = np.unique(indices, return_inverse=True)
+    if len(frames) == len(once) < len(indices):
+        frames = frames[places]
+    if len(frames) != len(indices):
+        raise ValueError(f"{len(indices)} frames were asked for, {len(frames)} came: the file holds fewer than it says")
+    known = {key: getattr(metadata, key) for key in ("total_num_frames", "fps", "duration", "width", "height")}
+    return frames, known | {"frames_indices": indices}, sampling.bounded if sampling else None
+
+
+class _Sampling:
+    """Which frames of a file a video processor takes, as its own code decides; notes when that is not the rate."""
+
+    def __init__(self, video_processor, fps):
+        self.processor, self.fps, self.bounded = video_processor, fps, None
+
+    def __call__(self, metadata, **kwargs):
+        part = self.processor
+        options = {name: getattr(part, name, None) for name in part.valid_kwargs.__annotations__}
+        options = {name: value for name, value in options.items() if name not in _NOT_FOR_SAMPLING}
+        if self.fps is None:
+            return part.sample_frames(metadata=metadata, **options)
+        if not metadata.fps:
+            raise ValueError(f"it does not say how many frames a second it has, so fps={self.fps} cannot be taken of it")
+        if self.fps > metadata.fps * 1.01:
+            raise ValueError(f"it has {metadata.fps:g} frames a second, fewer than fps={self.fps:g} asks for")
+        options["fps"] = self.fps
+        if not any(base.__name__ in _NUM_FRAMES_IS_A_LIMIT for base in type(part).__mro__):
+            part = copy.copy(part)  # its own number of frames would win
+            part.num_frames = options["num_frames"] = None
+        try:
+            indices = part.sample_frames(metadata=metadata, **options)
+        except ZeroDivisionError as error:
+            raise ValueError(f"it is too short for a single frame at fps={self.fps:g}") from error
+        self._compare(len(indices), metadata.total_num_frames / metadata.fps * self.fps)
+        return indices
+
+    def _compare(self, taken, asked):
+        rounding = getattr(self.processor, "temporal_patch_size", None) or 1
+        if abs(taken - asked) > rounding:
+            self.bounded = "more frames" if taken > asked else "fewer frames"
+
+
+def _decoder():
+    """The name by which transformers knows what is installed to decode videos."""
+    from transformers.utils import is_av_available, is_cv2_available, is_decord_available
+
+    try:
+        from torchcodec.decoders import VideoDecoder  # noqa: F401
+
+        return "torchcodec"
+    except (ImportError, OSError, RuntimeError):  # torchcodec without its libraries, too
+        pass
+    for name, is_there in (("pyav", is_av_available), ("decord", is_decord_available), ("opencv", is_cv2_available)):
+        if is_there():
+            return name
+    try:
+        from torchvision.io import read_video  # noqa: F401
+
+        return "torchvision"
+    except ImportError:
+        raise ImportError("nothing is installed that decodes videos: pip install av (PyAV), or torchcodec") from None
