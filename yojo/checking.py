@@ -9,7 +9,7 @@ from pathlib import Path
 from yojo.data import Records
 from yojo.images import load_image
 from yojo.patch import tokenizer_of
-from yojo.prompts import PromptEncoder, plain_ids
+from yojo.prompts import PromptEncoder, plain_ids, unseen
 from yojo.readers import NOT_A_RECORDS_FAULT, ColumnError, DataError, MediaError, open_source, what_it_says
 from yojo.videos import Video, decode_video
 
@@ -39,6 +39,8 @@ class FileReport:
         longest: (name, tokens or characters) of the longest good record, or None.
         unused: column -> how many good records hold something there that nothing reads (see `yojo.data.Records.unused`).
         ignored: the same for columns that may be left, (column, why) -> how many.
+        unseen: what the processor's chat template does not render -> how many good records hold it (see
+            `yojo.prompts.unseen`); empty without a processor.
     """
 
     path: str
@@ -63,6 +65,7 @@ class FileReport:
     longest: tuple | None = None
     unused: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     ignored: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    unseen: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     @property
     def good(self):
@@ -85,6 +88,7 @@ class FileReport:
             **{name: spread(getattr(self, name)) for name in _LENGTHS},
             "longest": None if self.longest is None else dict(zip(("name", "length"), self.longest, strict=True)),
             "unused": dict(self.unused),
+            "unseen": dict(self.unseen),
             "ignored": {column: {"records": count, "reason": why} for (column, why), count in self.ignored.items()},
         }
 
@@ -116,8 +120,8 @@ class Report:
             total.bad += file.bad
             total.responses += file.responses
             total.ranks += file.ranks
-            total.unused += file.unused
-            total.ignored += file.ignored
+            for name in ("unused", "ignored", "unseen"):
+                getattr(total, name).update(getattr(file, name))
             for name in (*_COUNTS, *_LENGTHS):
                 setattr(total, name, getattr(total, name) + getattr(file, name))
             if file.longest is not None and (total.longest is None or file.longest[1] > total.longest[1]):
@@ -171,8 +175,11 @@ def _check_file(path, processor, progress, options):
     report.format, report.columns, report.records = records.format, records.columns, len(records)
     for i in range(len(records)):
         try:
+            before = None if processor is None else unseen(processor)
             example, left = records.read(i)
             _look_at(example, report, processor)
+            if processor is not None:
+                report.unseen.update((unseen(processor) - before).keys())
             report.unused.update(path for path, why in left.items() if why is None)
             report.ignored.update((path, why) for path, why in left.items() if why is not None)
         except NOT_A_RECORDS_FAULT:
@@ -340,6 +347,8 @@ def notes(report, skip_bad=False):
         yield f"{total.untimed} videos are frames without fps or sampling_interval: 4 seconds between frames are assumed"
     for column, count in total.unused.items():
         yield f"column not used: {column} ({count} records): the model sees nothing of it"
+    for what, count in total.unseen.items():
+        yield f"not seen by the model: {what} ({count} records), which its processor or chat template leaves out"
     reasons = {}
     for column, why in total.ignored:
         reasons.setdefault(why, []).append(column)

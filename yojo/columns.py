@@ -8,6 +8,9 @@ CONTENT = {
     "targets",
 }  # fmt: skip
 
+# Fields of a response that are a part of what the model said.
+OF_A_RESPONSE = {"tool_calls", "function_call", "reasoning", "reasoning_content", "thinking"}
+
 _NAMES_THE_RECORD = "names the record"
 _SAYS_WHERE_FROM = "says where the record is from"
 _SAYS_WHO = "says who wrote or rated a response"

@@ -7,7 +7,7 @@ import re
 import typing
 
 from yojo import critic
-from yojo.columns import CONTENT, Row, given, one_of, reason, same
+from yojo.columns import CONTENT, OF_A_RESPONSE, Row, given, one_of, reason, same
 from yojo.messages import clean
 
 TAG = re.compile("<(image|video)>")  # a place of an image or a video in text, as LLaVA's files have it
@@ -71,7 +71,10 @@ def read(record, format, ignore=(), used=()):
                 raise ValueError(_must_not_be_left(name, format))
             left[name] = "says again what other columns say"
     for path in row.left():
-        left.setdefault(path, "by ignore_columns" if path in ignore else reason(format, path))
+        why = "by ignore_columns" if path in ignore else reason(format, path)
+        if why is None and "." in path and path.rpartition(".")[2] in CONTENT | OF_A_RESPONSE:
+            raise ValueError(_must_not_be_left(path, format))
+        left.setdefault(path, why)
     fields.prompt = _with_system(fields.prompt, system)
     if fields.tags:
         _check_tags(fields)
@@ -374,7 +377,7 @@ def _says_again(value, fields):
         return True
     try:
         turns = clean_messages(value)
-    except ValueError:  # no messages
+    except (TypeError, ValueError):  # no messages
         return False
     asked = _turns(prompt)
     whole = [[*asked, {"role": "assistant", "content": response}] for response in responses]
