@@ -364,30 +364,34 @@ VALUES = st.one_of(
 FIELDS = st.dictionaries(
     st.sampled_from(["tool_calls", "tool_call_id", "name", "reasoning_content", "weight", "x"]), VALUES, max_size=3
 )
-PARTS = st.lists(
-    st.one_of(
-        st.just({"type": "text", "text": "Wh@t?"}),
-        st.just({"type": "input_text", "text": "Wh@t?"}),
-        st.just({"type": "image"}),
-        st.builds(
-            lambda more: {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="} | more},
-            st.sampled_from([{}, {"detail": "high"}, {"detail": "auto"}]),
-        ),
-        st.builds(
-            lambda more: {"type": "image"} | more,
-            st.sampled_from([{"image": png()}, {"max_pixels": 5}, {"index": 0}, {"index": None}]),
-        ),
-        st.just({"type": "input_audio", "input_audio": {"data": "v@lue"}}),
-        st.just({"text": "Wh@t?"}),
-    ),
-    max_size=3,
-)
-TURN = st.builds(
-    lambda role, content, more: {"role": role, "content": content} | more,
-    st.sampled_from(["system", "user", "assistant", "tool", "human", "judge"]),
-    st.one_of(st.none(), st.just("Wh@t?"), PARTS),
-    FIELDS,
-)
+GOOD_PARTS = [
+    {"type": "text", "text": "Wh@t?"},
+    {"type": "input_text", "text": "Wh@t?"},
+    {"text": "Wh@t?"},
+    {"type": "text", "text": "Wh@t?", "cache_control": {"type": "x"}, "image": None},
+    {"type": "image"},
+    {"type": "image", "image": png(), "index": 0},
+    {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo=", "detail": "auto"}},
+]
+BAD_PARTS = [
+    {"type": "image", "max_pixels": 5},
+    {"type": "image", "image": png(), "path": "a.png"},
+    {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo=", "detail": "high"}},
+    {"type": "input_audio", "input_audio": {"data": "v@lue"}},
+    {"type": "text", "text": "Wh@t?", "image": "a.png"},
+]
+
+
+def turns_of(roles, parts):
+    content = st.one_of(st.just("Wh@t?"), st.lists(st.sampled_from(parts), min_size=1, max_size=3))
+    return st.builds(
+        lambda role, said, more: {"role": role, "content": said} | more, st.sampled_from(roles), content, FIELDS
+    )
+
+
+CALLS = st.builds(lambda more: {"role": "assistant", "content": None} | more, FIELDS)
+GOOD_TURNS = st.lists(st.one_of(turns_of(["system", "user", "assistant", "tool"], GOOD_PARTS), CALLS), max_size=3)
+ANY_TURNS = st.lists(turns_of(["user", "assistant", "human", "judge"], GOOD_PARTS + BAD_PARTS), max_size=3)
 
 
 def leaves(value):
@@ -442,12 +446,16 @@ def test_whatever_is_left_of_a_record_is_reported(format, more, data_, tmp_path_
 
 @hypothesis.settings(max_examples=300, deadline=None, derandomize=True)
 @hypothesis.given(
-    turns=st.lists(TURN, min_size=1, max_size=4),
+    turns=st.one_of(GOOD_TURNS, GOOD_TURNS, ANY_TURNS),
+    last=turns_of(["user"], GOOD_PARTS),
     format=st.sampled_from(["yojo", "trl", "implicit", "nemo_rl"]),
-    tools=VALUES,
-    images=st.integers(0, 2),
+    tools=st.sampled_from([None, [], [TOOL], json.dumps([TOOL]), "v@lue"]),
+    more=st.sampled_from([0, 0, 0, 1]),
 )
-def test_whatever_is_left_of_a_chat_is_reported(turns, format, tools, images):
+def test_whatever_is_left_of_a_chat_is_reported(turns, last, format, tools, more):
+    turns = [*turns, last]
+    parts = [part for turn in turns if isinstance(turn["content"], list) for part in turn["content"]]
+    images = parts.count({"type": "image"}) + more
     record = {
         "yojo": {"prompt": turns, "responses": ["a", "b"], "rankings": [1, 2]},
         "trl": {"prompt": turns, "chosen": said("a"), "rejected": said("b")},
@@ -466,12 +474,14 @@ def test_whatever_is_left_of_a_chat_is_reported(turns, format, tools, images):
                 assert leaves(value) == leaves(kept.get(name)), name
             elif isinstance(value, list):
                 assert len(value) == len(kept["content"])
+                for name in ("cache_control", "index"):
+                    assert f"parts.{name}" in left or not any(columns.given(part.get(name)) for part in value)
                 details = [part["image_url"].get("detail") for part in value if "image_url" in part]
                 assert "parts.detail" in left or not any(details)
                 assert sum("Wh@t?" == part.get("text") for part in value) == leaves(kept["content"]).count("Wh@t?")
             else:
                 assert (value or "") == kept["content"]
-    assert leaves(tools) == leaves(example.tools)
+    assert example.tools == ([TOOL] if tools else None)
 
 
 def test_every_reason_is_of_a_format():
