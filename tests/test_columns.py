@@ -263,6 +263,9 @@ def test_beside_a_column_map():
     records = data.load([record], columns=columns_)
     assert records[0].prompt == "Which digit?" and records[0].rankings == [1, 2]
     assert records.unused == {"prompt": 1, "meta.more.note": 1, "good": 1}
+    meta["system"] = "Be brief."
+    bad(record, r"the column 'meta\.system' is not read", columns=columns_)
+    assert only(record, columns=columns_ | {"system": "meta.system"}).prompt == CHAT
 
 
 def test_what_parts_hold_for_servers():

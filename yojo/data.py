@@ -15,7 +15,7 @@ from yojo.columns import beside, given, without_fillers
 from yojo.lookup import find_image, find_videos
 from yojo.packing import Example
 from yojo.readers import NOT_A_RECORDS_FAULT, ColumnError, DataError, MediaError, open_source, what_it_says
-from yojo.sources import COLUMNS, FIELDS, FORMATS, detect, read
+from yojo.sources import COLUMNS, FIELDS, FORMATS, detect, read, refuse_content
 
 __all__ = ["ColumnError", "DataError", "MediaError", "Mixture", "Records", "draw_responses", "load", "take_responses"]
 
@@ -240,7 +240,10 @@ class Records:
         used = [column if column in record else column.split(".")[0] for column in columns]
         fields, left = read(record, self.format, self._ignore, used)
         overridden = [f for f, c in self._map.items() if c != f and given(raw.get(f)) and f not in columns]
-        for path in [*overridden, *beside(raw, columns)]:
+        around = beside(raw, columns)
+        for path in around:
+            refuse_content(path, self.format, self._ignore)
+        for path in [*overridden, *around]:
             left.setdefault(path, "by ignore_columns" if path in self._ignore else None)
         return fields, left
 

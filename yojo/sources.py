@@ -71,10 +71,9 @@ def read(record, format, ignore=(), used=()):
                 raise ValueError(_must_not_be_left(name, format))
             left[name] = "says again what other columns say"
     for path in row.left():
-        why = "by ignore_columns" if path in ignore else reason(format, path)
-        if why is None and "." in path and path.rpartition(".")[2] in CONTENT | OF_A_RESPONSE:
-            raise ValueError(_must_not_be_left(path, format))
-        left.setdefault(path, why)
+        if "." in path:
+            refuse_content(path, format, ignore)
+        left.setdefault(path, "by ignore_columns" if path in ignore else reason(format, path))
     fields.prompt = _with_system(fields.prompt, system)
     if fields.tags:
         _check_tags(fields)
@@ -382,6 +381,12 @@ def _says_again(value, fields):
     asked = _turns(prompt)
     whole = [[*asked, {"role": "assistant", "content": response}] for response in responses]
     return same(turns, asked) or any(same(turns, one) for one in whole)
+
+
+def refuse_content(path, format, ignore):
+    """Raise ValueError where a field of an object, by its name, must not be left."""
+    if path.rpartition(".")[2] in CONTENT | OF_A_RESPONSE and path not in ignore and reason(format, path) is None:
+        raise ValueError(_must_not_be_left(path, format))
 
 
 def _must_not_be_left(name, format):
