@@ -1,44 +1,16 @@
-"""One prompt through a processor's chat template, images and videos in their places; responses as plain text."""
+"""One prompt through a processor's chat template, images and videos in their places."""
 
 import re
 
 import torch
 
+from yojo import dates
 from yojo.images import load_image
 from yojo.videos import load_video
 
 # Outputs of processors that are no input of a packed row: the row has no padding, labels are not for scoring, and
 # the rest has served its purpose once the positions are known.
 NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "labels", "second_per_grid_ts", "video_metadata")
-
-
-def plain_ids(tokenizer, text, forbidden):
-    """Tokenise text as plain text: nothing in it becomes a special token, a separator or an image placeholder.
-
-    Args:
-        tokenizer: a fast tokenizer of transformers.
-        text: str.
-        forbidden: set of token ids that must not come out.
-
-    Returns:
-        list of ids.
-
-    Raises:
-        ValueError: a vocabulary that spells a forbidden token from text that does not contain it.
-    """
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    found = forbidden.intersection(ids)
-    if not found:
-        return ids
-    # An added token that is not flagged special is still matched as a whole: cut it in two, and tokenise the halves.
-    for token in sorted((tokenizer.convert_ids_to_tokens(i) for i in found), key=len, reverse=True):
-        at = text.find(token)
-        if at >= 0 and len(token) > 1:
-            cut = at + 1
-            return plain_ids(tokenizer, text[:cut], forbidden) + plain_ids(tokenizer, text[cut:], forbidden)
-    raise ValueError(
-        f"{text!r} cannot be tokenised as plain text: {tokenizer.convert_ids_to_tokens(sorted(found))} come out of it"
-    )
 
 
 # Names of the attributes of processors, tokenizers and configs that hold placeholder tokens, as image_token, boi_token_id,
@@ -102,12 +74,16 @@ class PromptEncoder:
     def __init__(self, processor, tokenizer, name):
         self.processor, self.tokenizer, self.name = processor, tokenizer, name
         self.is_multimodal = processor is not tokenizer
+        self.template_options = {}
 
     def __call__(self, example):
         """The processor's outputs for the prompt: dict of tensors, `input_ids` [1, P] among them."""
-        messages, options = self.messages(example)
+        return self.process(*self.messages(example))
+
+    def process(self, messages, options, text=None):
+        """The same for what `messages` returns; or, with the same images and videos, for a text of one's own."""
         try:
-            return self.tensors(self._run(messages, options))
+            return self.tensors(self._run(messages, options, text))
         except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, StopIteration) as error:
             raise ValueError(
                 f"{self.name}: {type(self.processor).__name__} could not process the prompt: {error}"
@@ -217,16 +193,23 @@ class PromptEncoder:
             raise ValueError(f"{self.name}: the videos of one prompt are {what}: processors sample all of them alike")
         return {} if rates == {None} else {"fps": rates.pop(), "do_sample_frames": True}
 
-    def _run(self, messages, options):
+    def _run(self, messages, options, text):
         if getattr(self.processor, "chat_template", None) is None:
             return self._run_without_template(messages, options)
-        if not self.is_multimodal:  # templates of text-only models expect strings
-            messages = [{**turn, "content": "".join(p["text"] for p in turn["content"])} for turn in messages]
         if options:
             options = {"processor_kwargs": options}
-        return self.processor.apply_chat_template(
+        if text is not None:  # through the template that prints nothing but its variable
+            options = {**options, "chat_template": "{{ yojo_text }}", "yojo_text": text}
+        return self.apply_template(
             messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt", **options
         )
+
+    def apply_template(self, messages, **how):
+        """`apply_chat_template` of the processor, for messages whose content is a list of parts."""
+        if not self.is_multimodal:  # templates of text-only models expect strings
+            messages = [{**turn, "content": "".join(p["text"] for p in turn["content"])} for turn in messages]
+        options = dates.template_options(self.processor, self.template_options.get("tools"))
+        return self.processor.apply_chat_template(messages, **{**options, **self.template_options, **how})
 
     def _run_without_template(self, messages, options):
         """PaliGemma and base models: media placeholders, then the text of the only turn."""
