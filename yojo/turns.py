@@ -37,6 +37,7 @@ class Opening:
         context: the end of `prompt` that a response is tokenised behind: from the last added token on, where fast
             tokenizers split.
         has_anchor: whether it begins with such a token.
+        opener: the added token that the generation prompt ends with, as one that opens thoughts; or "".
     """
 
     prompt: str
@@ -47,11 +48,12 @@ class Opening:
     other: str
     context: str
     has_anchor: bool
+    opener: str
 
     def split(self, text, response):
         """(lead, answer): what stands behind `prompt` for a response whose conversation is rendered as `text`."""
         if text is None or self.head is None:
-            return self.other, response
+            return self._whole(response)
         for head, lead in ((self.head, self.lead), (self.generation, self.other)):
             if not text.startswith(head):
                 continue
@@ -61,6 +63,21 @@ class Opening:
                     return lead, answer
             if text.startswith(response, len(head)):
                 return lead, response
+        # The prompt may open the thoughts that the response begins with: together they are the rendered text.
+        before = text[: len(text) - len(self.tail) - len(response)]
+        overlap = len(self.prompt) - len(before)
+        if 0 < overlap < len(response) and text == before + response + self.tail and text.startswith(self.prompt):
+            return "", response[overlap:]
+        return self._whole(response)
+
+    def _whole(self, response):
+        """Behind the generation prompt, as it is; what opens the thoughts stands there once."""
+        begun = response.lstrip()
+        if self.opener and begun.startswith(self.opener):
+            rest = begun[len(self.opener) :]
+            if self.prompt.rstrip().endswith(self.opener):
+                return ("", rest) if rest.strip() else (self.other, response)
+            return "", response
         return self.other, response
 
 
@@ -77,8 +94,10 @@ class TurnEncoder:
     def __init__(self, tokenizer, forbidden, turn):
         self.tokenizer, self.forbidden = tokenizer, forbidden
         self.joins = turn == "template" and bool(getattr(tokenizer, "is_fast", False))
-        self.added = set(getattr(tokenizer, "added_tokens_decoder", {})) if self.joins else set()
-        self.special = special_ids(tokenizer) if self.joins else set()
+        added = tokenizer.added_tokens_decoder if self.joins else {}
+        self.added, self.special = set(added), special_ids(tokenizer) if self.joins else set()
+        self.openers = [str(token) for i, token in added.items() if i not in self.special]
+        self.unknown, self.unknown_id = getattr(tokenizer, "unk_token", None), getattr(tokenizer, "unk_token_id", None)
 
     def __call__(self, prompts, example):
         """Encode one example.
@@ -154,9 +173,10 @@ class TurnEncoder:
         return [(i, *place) for i, place in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)]
 
     def _anchored(self, prompt, generation, head, tail, lead, other, tokens):
+        opener = max((t for t in self.openers if generation.rstrip().endswith(t)), key=len, default="")
         starts = [start for i, start, end in tokens if i in self.added and start < end <= len(prompt)]
         start = starts[-1] if starts else 0
-        return Opening(prompt, generation, head, tail, lead, other, prompt[start:], bool(starts))
+        return Opening(prompt, generation, head, tail, lead, other, prompt[start:], bool(starts), opener)
 
     def _joined(self, prompts, opening, prompt_ids, split):
         """Yield (ids, how many of them lead) of each response tokenised behind the prompt; None where that cannot be."""
@@ -168,16 +188,20 @@ class TurnEncoder:
             ]
         context, leads, texts = rows[0], rows[1 : 1 + len(split)], rows[1 + len(split) :]
         known = bool(context) and prompt_ids[-len(context) :] == context
-        for lead, ids in zip(leads, texts, strict=True):
+        for (_, text), lead, ids in zip(split, leads, texts, strict=True):
             answer = ids[len(context) :]
             count = _shared(lead[len(context) :], answer)
-            if not known or ids[: len(context)] != context or self._is_foreign(answer):
+            if not known or ids[: len(context)] != context or self._is_foreign(answer, text):
                 yield None, 0
             else:
                 yield answer, count
 
-    def _is_foreign(self, ids):
-        return not self.forbidden.isdisjoint(ids) or not self.special.isdisjoint(ids)
+    def _is_foreign(self, ids, text):
+        """Whether a response spells a special token; what the vocabulary does not know is another matter."""
+        special = (
+            self.special if self.unknown is not None and self.unknown in text else self.special - {self.unknown_id}
+        )
+        return not self.forbidden.isdisjoint(ids) or not special.isdisjoint(ids)
 
     def _behind(self, opening, lead, answer):
         """The same for an answer that spells a special token, or one that would melt into the prompt."""
@@ -192,6 +216,9 @@ class TurnEncoder:
         if ids[: len(before)] == before and [i for i, *_ in self._tokens(opening.context)][-len(before) :] == before:
             return ids[len(before) :], _shared(led[len(before) :], ids[len(before) :])
         if not lead.strip():
+            alone = plain_ids(self.tokenizer, answer, self.forbidden)
+            if lead == " " and alone and self.tokenizer.convert_ids_to_tokens(alone[0]).startswith("\u2581"):
+                return alone, 0  # the vocabulary writes the blank itself where a text begins
             return plain_ids(self.tokenizer, lead + answer, self.forbidden), 0
         led = self.tokenizer(lead, add_special_tokens=False)["input_ids"]
         return led + plain_ids(self.tokenizer, answer, self.forbidden), len(led)
