@@ -15,6 +15,7 @@ import torch
 
 from yojo.data import draw_responses, take_responses
 from yojo.packing import Example, orders
+from yojo.plain import plain_ids
 from yojo.videos import Video, frame_files
 
 VIDEO_TOKENS = 2048  # what a video is taken to have where its frames cannot be counted without decoding it
@@ -158,7 +159,10 @@ class CostEstimate:
         return tokens + self.pair * pairs
 
     def _text(self, text):
-        return len(self.collator.tokenizer(text, add_special_tokens=False)["input_ids"])
+        try:
+            return len(plain_ids(self.collator.tokenizer, text, set()))
+        except Exception:  # whatever a tokenizer raises: encoding the example will say so, with its name
+            return len(text)
 
     def _media(self, example):
         images, videos = _media_of(example)

@@ -267,7 +267,9 @@ class _Sampling:
         if self.fps is None:
             return part.sample_frames(metadata=metadata, **options)
         if not metadata.fps:
-            raise ValueError(f"it does not say how many frames a second it has, so fps={self.fps} cannot be taken of it")
+            raise ValueError(
+                f"it does not say how many frames a second it has, so fps={self.fps} cannot be taken of it"
+            )
         if self.fps > metadata.fps * 1.01:
             raise ValueError(f"it has {metadata.fps:g} frames a second, fewer than fps={self.fps:g} asks for")
         options["fps"] = self.fps
