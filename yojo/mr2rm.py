@@ -103,7 +103,8 @@ class ConversationEncoder:
                 raise ValueError(f"{self.name}: the prompt contains the separator {self.separator!r}{_WHY}")
 
     def _check_responses(self, responses):
-        placeholders = sorted(set().union(*self.prompts.placeholders().values()))
+        names = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
+        placeholders = [name for name in names if isinstance(name, str)]
         for i, response in enumerate(responses):
             for token in (self.separator, *placeholders):
                 if token in response:
