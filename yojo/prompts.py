@@ -2,6 +2,7 @@
 
 import torch
 
+from yojo.decoding import with_files
 from yojo.images import load_image
 from yojo.videos import load_video
 
@@ -43,8 +44,8 @@ class PromptEncoder:
     """One prompt through the processor's chat template, images and videos in their places."""
 
     def __init__(self, processor, tokenizer, name):
-        self.processor, self.tokenizer, self.name = processor, tokenizer, name
         self.is_multimodal = processor is not tokenizer
+        self.processor, self.tokenizer, self.name = with_files(processor), tokenizer, name
 
     def __call__(self, example):
         """The processor's outputs for the prompt: dict of tensors, `input_ids` [1, P] among them."""
