@@ -608,3 +608,8 @@ def differences(family, mode, prompt):
         for response, inputs in zip(encoded.responses, whole, strict=True)
     )
     return wrong, float((scores - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+
+
+def config_of(family):
+    """The config of the family's tiny model."""
+    return _built(family)[0].config

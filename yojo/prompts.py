@@ -4,6 +4,7 @@ import torch
 
 from yojo.decoding import with_files
 from yojo.images import load_image
+from yojo.processors import ImageOnly
 from yojo.videos import load_video
 
 # Outputs of processors that are no input of a packed row: the row has no padding, labels are not for scoring, and
@@ -142,7 +143,9 @@ class PromptEncoder:
         if not self.is_multimodal:
             return "a bare tokenizer was given: pass the model's processor, if it has one"
         reason = f"{type(self.processor).__name__} takes none"
-        return f"{reason} (video parts of processors need torchvision)" if kind == "video" else reason
+        if kind == "video" and isinstance(self.processor, ImageOnly):
+            return f"{reason} (it was loaded or saved without its video part, which needs torchvision)"
+        return reason
 
     def _video_options(self, videos):
         """What the processor must know about the videos, from their (metadata, fps): frames are taken as they are."""
