@@ -11,9 +11,11 @@ import weakref
 import torch
 
 from yojo import dates
+from yojo.decoding import can_sample, sample_file, with_files
 from yojo.images import load_image
 from yojo.messages import KINDS, TAGS, count_tags, place, strings
-from yojo.videos import can_sample, load_video, sample_file
+from yojo.processors import ImageOnly
+from yojo.videos import load_video
 
 logger = logging.getLogger(__name__)
 
@@ -147,8 +149,9 @@ class PromptEncoder:
     """
 
     def __init__(self, processor, tokenizer, name, config=None):
-        self.processor, self.tokenizer, self.name, self.config = processor, tokenizer, name, config
         self.is_multimodal = processor is not tokenizer
+        self.given, self.tokenizer, self.name, self.config = processor, tokenizer, name, config
+        self.processor = with_files(processor)
         self.unseen, self.template_options = [], {}
 
     def __call__(self, example):
@@ -219,10 +222,10 @@ class PromptEncoder:
 
     def placeholders(self):
         """The tokens that stand for media: `placeholder_tokens` of the processor and the model's config."""
-        known = _PLACEHOLDERS.setdefault(self.processor, {})
+        known = _PLACEHOLDERS.setdefault(self.given, {})
         key = id(self.config)
         if key not in known:
-            known[key] = placeholder_tokens(self.processor, self.config)
+            known[key] = placeholder_tokens(self.given, self.config)
         return known[key]
 
     def _load(self, messages):
@@ -258,7 +261,9 @@ class PromptEncoder:
         if not self.is_multimodal:
             return "a bare tokenizer was given: pass the model's processor, if it has one"
         reason = f"{type(self.processor).__name__} takes none"
-        return f"{reason} (video parts of processors need torchvision)" if kind == "video" else reason
+        if kind == "video" and isinstance(self.processor, ImageOnly):
+            return f"{reason} (it was loaded or saved without its video part, which needs torchvision)"
+        return reason
 
     def _video_options(self, videos):
         """What the processor must know about the videos, from their (metadata, fps): frames are taken as they are."""
@@ -337,7 +342,7 @@ class PromptEncoder:
         self.unseen = list(dict.fromkeys(self.unseen))
         for what in self.unseen:
             with _LOCK:
-                counts = _UNSEEN.setdefault(self.processor, collections.Counter())
+                counts = _UNSEEN.setdefault(self.given, collections.Counter())
                 counts[what] += 1
                 first = counts[what] == 1
             if first:
@@ -366,7 +371,7 @@ class PromptEncoder:
         """`apply_chat_template` of the processor, for messages whose content is a list of parts."""
         if not self.is_multimodal:  # templates of text-only models expect strings
             messages = [{**turn, "content": "".join(p["text"] for p in turn["content"])} for turn in messages]
-        options = dates.template_options(self.processor, self.template_options.get("tools"))
+        options = dates.template_options(self.given, self.template_options.get("tools"))
         return self.processor.apply_chat_template(messages, **{**options, **self.template_options, **how})
 
     def _run_without_template(self, messages, options):
