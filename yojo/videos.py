@@ -1,4 +1,4 @@
-"""Videos of an example: files, folders of frames, lists of frames; how far apart the frames stand, and what is wrong."""
+"""Videos of an example: files, folders, lists and arrays of frames; how far apart the frames stand, and what is wrong."""
 
 import dataclasses
 import math
@@ -6,13 +6,19 @@ import os
 import re
 import struct
 import typing
+import warnings
 from pathlib import Path
 
 import numpy as np
 
-from yojo.images import load_image
+from yojo.images import as_numpy, is_array, load_image, picture, read_array
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+# fmt: off
+IMAGE_EXTENSIONS = (  # of frames in a folder; one that cannot be read is an error, one of another name is not looked at
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
+    ".pgm", ".pbm", ".pnm", ".jpe", ".jfif", ".jp2", ".avif", ".heic", ".tga", ".qoi",
+)
+# fmt: on
 # Of frames that come without a rate; the released code of the paper assumes as much.
 SAMPLING_INTERVAL = 4.0
 
@@ -22,8 +28,9 @@ class Video:
     """A video and how often it is sampled.
 
     Attributes:
-        source: a video file; a folder of frames (image files, in natural order of their names); or a list of frames,
-            each whatever `Example.images` takes.
+        source: a video file; a folder of frames (image files, in natural order of their names); a list of frames,
+            each whatever `Example.images` takes; or an array or tensor of frames, [frames, height, width, channels]
+            (channels first where it can be nothing else) with the types and channels of `yojo.images`.
         fps: frames per second that the model is shown: how close the given frames stand together or, for a file, how
             many are taken from it. None: frames stand 4 seconds apart, as in the paper's data, and a file is sampled
             as the processor does by default.
@@ -38,8 +45,14 @@ class Video:
                 raise TypeError(f"fps must be a number or None, got {self.fps!r}")
             if not 0 < self.fps < math.inf:
                 raise ValueError(f"fps must be more than 0, got {self.fps}")
-        if not isinstance(self.source, (str, os.PathLike, list, tuple)):
-            raise TypeError(f"a video must be a path or a list of frames, got {type(self.source).__name__}")
+        if not _is_source(self.source):
+            raise TypeError(
+                f"a video must be a path, a list of frames or an array of them, got {type(self.source).__name__}"
+            )
+
+
+def _is_source(source):
+    return isinstance(source, (str, os.PathLike, list, tuple)) or is_array(source)
 
 
 def natural_key(path):
@@ -58,25 +71,44 @@ def check_video(source, name):
     """Look at a video without decoding it.
 
     Args:
-        source: a `Video` or one of its sources; anything else passes.
+        source: a `Video` or one of its sources.
         name: how errors name it, such as "example 3: video 0".
 
     Returns:
-        int: the number of frames of a folder or list, None for a file.
+        int: the number of frames of a folder, list or array, None for a file.
 
     Raises:
-        ValueError: a missing file, a folder or list without frames, an empty or truncated file.
+        TypeError: none of these.
+        ValueError: a missing file, a folder, list or array without frames, an empty or truncated file.
     """
     source = source.source if isinstance(source, Video) else source
+    if not _is_source(source):
+        raise TypeError(
+            f"{name} must be a path of a file or a folder of frames, a list of frames or an array of them, "
+            f"got {type(source).__name__}"
+        )
+    if is_array(source):
+        if len(source.shape) not in (3, 4) or not source.shape[0]:
+            raise ValueError(
+                f"{name}: an array of frames must be [frames, height, width, 3] with one frame at least, "
+                f"got {list(source.shape)}"
+            )
+        return source.shape[0]
     if isinstance(source, (list, tuple)):
         if not source:
             raise ValueError(f"{name}: a video with no frames: the list is empty")
         return len(source)
-    if not isinstance(source, (str, os.PathLike)):
-        return None
-    path = os.fspath(source)
+    path = os.fsdecode(source)
     if path.startswith(("http://", "https://")):
         raise ValueError(f"{name}: {path} is a URL; download it first, videos are not fetched here")
+    try:
+        return _look(path, name)
+    except OSError as error:  # no leave to read it, say
+        raise ValueError(f"{name}: {path} cannot be read: {error}") from error
+
+
+def _look(path, name):
+    """As `check_video`, of a path."""
     if os.path.isdir(path):
         count = len(frame_files(path))
         if not count:
@@ -96,7 +128,7 @@ def load_video(source, name):
     """What a processor takes for a video.
 
     Args:
-        source: a `Video` or one of its sources; anything else (decoded arrays, ...) is handed on.
+        source: a `Video` or one of its sources.
         name: how errors name it.
 
     Returns:
@@ -104,54 +136,76 @@ def load_video(source, name):
         or a path, metadata None, and the rate to sample it at, or None.
 
     Raises:
+        TypeError: something else.
         ValueError: as `check_video`; a frame that cannot be read, or frames of different sizes.
     """
-    if not isinstance(source, (Video, str, os.PathLike, list, tuple)):
-        return source, None, None
+    check_video(source, name)
     video = source if isinstance(source, Video) else Video(source)
-    check_video(video, name)
     frames = video.source
     if isinstance(frames, (str, os.PathLike)):
         if not os.path.isdir(frames):
-            return os.fspath(frames), None, video.fps
+            return os.fsdecode(frames), None, video.fps
         frames = frame_files(frames)
-    images = [load_image(frame, f"{name}: frame {i}") for i, frame in enumerate(frames)]
+    images = _pictures(frames, name)
     sizes = {image.size for image in images}
     if len(sizes) > 1:
         sizes = ", ".join(f"{width} x {height}" for width, height in sorted(sizes))
         raise ValueError(f"{name}: all frames of a video must have one size, got {sizes}")
+    width, height = images[0].size
+    if height in (1, 3):  # [frames, 3, width, 3]: processors would take the rows for colours
+        raise ValueError(f"{name}: frames of {width} x {height} pixels are too low for a video: enlarge or pad them")
     fps = 1 / SAMPLING_INTERVAL if video.fps is None else video.fps
     metadata = {
         "total_num_frames": len(images),
         "fps": fps,
         "frames_indices": list(range(len(images))),
         "duration": len(images) / fps,
-        "width": images[0].width,
-        "height": images[0].height,
+        "width": width,
+        "height": height,
     }
     return np.stack([np.asarray(image) for image in images]), metadata, None
 
 
+def _pictures(frames, name):
+    """PIL images in mode RGB."""
+    if not is_array(frames) and all(map(is_array, frames)) and len({(tuple(f.shape), f.dtype) for f in frames}) == 1:
+        frames = np.stack([as_numpy(frame) for frame in frames])  # one range of values for all: some frames are dark
+        frames = frames[..., None] if frames.ndim == 3 else frames
+    if is_array(frames):
+        return [picture(frame, f"{name}: frame {i}") for i, frame in enumerate(read_array(frames, 4, name))]
+    return [load_image(frame, f"{name}: frame {i}") for i, frame in enumerate(frames)]
+
+
 def decode_video(source, name):
-    """Decode every frame of a folder or list, and the first of a file where PyAV or torchcodec is installed.
+    """Decode every frame: of a file, with PyAV or torchcodec.
+
+    Returns:
+        bool: False, with a warning, for a file where neither is installed; else True.
 
     Raises:
-        ValueError: as `load_video`, or a file without a frame that can be decoded.
+        TypeError, ValueError: as `load_video`, or a file without a frame, or with one that cannot be decoded.
     """
     video, metadata, _ = load_video(source, name)
-    if metadata is not None or not isinstance(video, str):
-        return
+    if metadata is not None:
+        return True
     try:
-        found = _first_frame(video)
+        frames = _count_frames(video)
     except ImportError:
-        return
-    except (IndexError, OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{name}: {video} cannot be decoded: {error}") from error
-    if found is None:
+        warnings.warn(
+            "video files are not decoded here, and will not be where a model is to see them: that needs PyAV "
+            "(pip install av), or torchcodec with FFmpeg",
+            stacklevel=2,
+        )
+        return False
+    except Exception as error:  # broken data come out of decoders as anything
+        raise ValueError(f"{name}: {video} cannot be decoded: {error or type(error).__name__}") from error
+    if not frames:
         raise ValueError(f"{name}: a video with no frames: {video}")
+    return True
 
 
-def _first_frame(path):
+def _count_frames(path):
+    """How many frames of a file can be decoded: all of them are, since one may be damaged anywhere."""
     try:
         import av
     except ImportError:
@@ -159,19 +213,30 @@ def _first_frame(path):
             from torchcodec.decoders import VideoDecoder
         except (OSError, RuntimeError) as error:  # torchcodec without its libraries
             raise ImportError(str(error)) from error
-        decoder = VideoDecoder(path)
-        return decoder[0] if len(decoder) else None
+        return sum(1 for _ in VideoDecoder(path))
     with av.open(path) as container:
-        return next(container.decode(video=0), None)
+        if not container.streams.video:
+            raise ValueError("it has no video stream")
+        container.streams.video[0].thread_type = "AUTO"
+        return sum(1 for _ in container.decode(video=0))
 
 
 def _broken(path):
-    """Why a file cannot hold a whole video, or None: size, and the boxes of the MP4 family, whose index may be missing."""
+    """Why a file cannot hold a whole video, or None: its size against what its container says.
+
+    That is the boxes of the MP4 family, whose index may be missing, too; the RIFF list of an AVI; the segment of a
+    Matroska or WebM file. A decoder would read such a file to where it breaks off, without a word.
+    """
     size = os.path.getsize(path)
     if not size:
         return "is empty (0 bytes)"
     with open(path, "rb") as file:
         head = file.read(12)
+        if head[:4] == b"RIFF":
+            end = 8 + int.from_bytes(head[4:8], "little")
+            return f"is truncated: its list should end at byte {end} of {size}" if end > size else None
+        if head[:4] == b"\x1aE\xdf\xa3":
+            return _broken_matroska(file, size)
         if head[4:8] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
             return None
         boxes, at = set(), 0
@@ -190,3 +255,23 @@ def _broken(path):
             boxes.add(kind)
             at += length
     return None if boxes & {b"moov", b"moof"} else "is truncated: it has no index (moov)"
+
+
+def _broken_matroska(file, size):
+    """Why the EBML header or the segment behind it is not whole, or None; sizes may be left open, for live streams."""
+    at = 4
+    for part in ("header", "segment"):
+        file.seek(at)
+        first = file.read(1)
+        count = 9 - first[0].bit_length() if first and first[0] else 0  # bytes of the number, by its leading zeros
+        number = int.from_bytes(first + file.read(max(count - 1, 0)), "big") if count else 0
+        number -= 1 << 7 * count  # the marker behind the zeros
+        at = file.tell()
+        if not count or at > size:
+            return f"is truncated: its {part} is missing"
+        if number == (1 << 7 * count) - 1:
+            return None
+        if at + number > size:
+            return f"is truncated: its {part} should end at byte {at + number} of {size}"
+        at += number + 4  # over the identity of the segment
+    return None
