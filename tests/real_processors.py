@@ -469,6 +469,10 @@ def rendered_inputs(processor, prompt, response, family):
         messages = [{**turn, "content": list(turn["content"])} for turn in messages]
         messages.append({"role": "assistant", "content": [{"type": "text", "text": response}]})
     options = {"processor_kwargs": dict(prompt.options)} if prompt.options else {}
+    if family == "Molmo2" and "fps" in prompt.options:  # its own number of frames would stand beside the rate
+        processor = copy.copy(processor)
+        processor.video_processor = copy.copy(processor.video_processor)
+        processor.video_processor.num_frames = None
     made = processor.apply_chat_template(
         messages, tokenize=True, continue_final_message=True, return_dict=True, return_tensors="pt", **options
     )

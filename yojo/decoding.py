@@ -178,7 +178,7 @@ def sample_file(path, fps, video_processor):
         ImportError: nothing is installed that decodes videos.
     """
     sampling = None
-    if fps is not None or getattr(video_processor, "do_sample_frames", False):
+    if fps is not None or _samples(video_processor):
         sampling = _Sampling(video_processor, fps)
     frames, metadata = _decoded(path, sampling)
     indices = [int(index) for index in metadata.frames_indices]
@@ -186,6 +186,14 @@ def sample_file(path, fps, video_processor):
         raise ValueError(f"{len(indices)} frames were asked for, {len(frames)} came: the file holds fewer than it says")
     known = {key: getattr(metadata, key) for key in ("total_num_frames", "fps", "duration", "width", "height")}
     return frames, known | {"frames_indices": indices}, sampling.bounded if sampling else None
+
+
+def _samples(video_processor):
+    """Whether a processor samples files by default; SmolVLM's does where its video part has a rate or a number."""
+    own = ("do_sample_frames",)
+    if any(base.__name__ in _NUM_FRAMES_IS_A_LIMIT for base in type(video_processor).__mro__):
+        own = ("do_sample_frames", "num_frames", "fps")
+    return any(getattr(video_processor, name, None) for name in own)
 
 
 class _Sampling:

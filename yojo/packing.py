@@ -6,7 +6,7 @@ import typing
 
 import torch
 
-from yojo import dates, families, media, messages
+from yojo import dates, families, features, media, messages
 from yojo.model import Separators
 from yojo.mr2rm import ConversationEncoder
 from yojo.patch import patched_base, separator_id_of, tokenizer_of
@@ -281,6 +281,10 @@ class Collator:
                 f"{name}: the prompt has {len(prompt_ids)} tokens, the model's sliding window {self.window}: "
                 f"{self.family.name} lets a prompt see itself beyond its window, which is not supported"
             )
+        try:
+            features.check(prompt, self.family, self.model_config)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         positions, next_position = self.positions(prompt)
         encoded = Encoded(
             name=name,
