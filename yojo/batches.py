@@ -6,7 +6,6 @@ in the data set, so that a run can be resumed anywhere, and on another number of
 """
 
 import dataclasses
-import io
 import math
 import os
 import random
@@ -14,7 +13,9 @@ import random
 import torch
 
 from yojo.data import draw_responses, take_responses
+from yojo.images import image_size, is_array
 from yojo.packing import Example, orders
+from yojo.plain import plain_ids
 from yojo.readers import NOT_A_RECORDS_FAULT, what_it_says
 from yojo.videos import Video, frame_files
 
@@ -167,17 +168,20 @@ class CostEstimate:
         return tokens + self.pair * pairs
 
     def _text(self, text):
-        return len(self.collator.tokenizer(text, add_special_tokens=False)["input_ids"])
+        try:
+            return len(plain_ids(self.collator.tokenizer, text, set()))
+        except Exception:  # whatever a tokenizer raises: encoding the example will say so, with its name
+            return len(text)
 
     def _media(self, example):
         images, videos = _media_of(example)
         tokens = 0
-        sizes = [size for size in map(_image_size, images) if size is not None]
+        sizes = [size for size in map(image_size, images) if size is not None]
         if sizes:
             tokens += self._image_tokens(sizes)
         for video in videos:
             frames = _frames(video)
-            size = _image_size(frames[0]) if frames else None
+            size = image_size(frames[0]) if frames is not None and len(frames) else None
             tokens += VIDEO_TOKENS if size is None else len(frames) * self._image_tokens([size]) // 2
         return tokens
 
@@ -214,30 +218,11 @@ def _media_of(example):
 
 
 def _frames(video):
-    """The frames of a folder or a list of them; None for a file, which would have to be decoded."""
+    """The frames of a folder, or a list or array of them; None for a file, which would have to be decoded."""
     source = video.source if isinstance(video, Video) else video
     if isinstance(source, (str, os.PathLike)):
         return frame_files(source) if os.path.isdir(source) else None
-    return source if isinstance(source, (list, tuple)) else None
-
-
-def _image_size(source):
-    """(height, width) without decoding the image; None where that does not work, which its owner will say."""
-    from PIL import Image
-
-    if hasattr(source, "size") and isinstance(source.size, tuple):
-        return source.size[1], source.size[0]
-    if hasattr(source, "shape"):
-        return tuple(source.shape[:2])
-    try:
-        if isinstance(source, (bytes, bytearray)):
-            source = io.BytesIO(source)
-        elif not isinstance(source, (str, os.PathLike)):
-            return None
-        with Image.open(source) as image:
-            return image.size[1], image.size[0]
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
+    return source if isinstance(source, (list, tuple)) or is_array(source) else None
 
 
 def shares(costs, world):

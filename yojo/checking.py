@@ -4,13 +4,16 @@ import collections
 import dataclasses
 import os
 import statistics
+import weakref
 from pathlib import Path
 
 from yojo.data import Records
 from yojo.images import load_image
 from yojo.patch import tokenizer_of
-from yojo.prompts import PromptEncoder, plain_ids, unseen
+from yojo.plain import forbidden_ids
+from yojo.prompts import PromptEncoder, unseen
 from yojo.readers import NOT_A_RECORDS_FAULT, ColumnError, DataError, MediaError, open_source, what_it_says
+from yojo.turns import TurnEncoder
 from yojo.videos import Video, decode_video
 
 
@@ -273,11 +276,21 @@ def count_tokens(example, processor):
         processor: a processor or tokenizer.
 
     Raises:
-        ValueError: a prompt that the processor cannot take.
+        ValueError: a prompt or a response that cannot be tokenised.
     """
+    prompts = PromptEncoder(processor, tokenizer_of(processor), example.name)
+    prompt, responses, _ = _turns_of(processor)(prompts, example)
+    return prompt["input_ids"].shape[1] + sum(len(ids) + 1 for ids in responses)
+
+
+_turns = weakref.WeakKeyDictionary()  # processor -> its `TurnEncoder`, which is the same for every record
+
+
+def _turns_of(processor):
     tokenizer = tokenizer_of(processor)
-    prompt = PromptEncoder(processor, tokenizer, example.name)(example)["input_ids"].shape[1]
-    return prompt + sum(len(plain_ids(tokenizer, text, set())) + 1 for text in example.responses)
+    if processor not in _turns or _turns[processor].tokenizer is not tokenizer:
+        _turns[processor] = TurnEncoder(tokenizer, forbidden_ids(processor, tokenizer), "template")
+    return _turns[processor]
 
 
 def _reason(error):

@@ -294,5 +294,7 @@ def _at_rate(source, fps):
         raise ValueError(f"a video part has fps={fps}, its video another: {rate}; keep one of them")
     source = source.source if isinstance(source, Video) else source
     if not isinstance(source, (str, os.PathLike, list, tuple)):
-        raise ValueError(f"a video part has fps={fps}, but decoded frames ({type(source).__name__}) are taken as they are")
+        raise ValueError(
+            f"a video part has fps={fps}, but decoded frames ({type(source).__name__}) are taken as they are"
+        )
     return Video(source, fps)

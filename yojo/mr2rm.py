@@ -103,7 +103,8 @@ class ConversationEncoder:
                 raise ValueError(f"{self.name}: the prompt contains the separator {self.separator!r}{_WHY}")
 
     def _check_responses(self, responses):
-        placeholders = sorted(set().union(*self.prompts.placeholders().values()))
+        names = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
+        placeholders = [name for name in names if isinstance(name, str)]
         for i, response in enumerate(responses):
             for token in (self.separator, *placeholders):
                 if token in response:
@@ -111,15 +112,12 @@ class ConversationEncoder:
                     raise ValueError(f"{self.name}: response {i} contains the {kind} {token!r}{_WHY}")
 
     def _render(self, messages, answer):
-        return self.processor.apply_chat_template(
+        return self.prompts.apply_template(
             self._conversation(messages, answer), tokenize=False, add_generation_prompt=False
         )
 
     def _conversation(self, messages, answer):
-        turns = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-        if not self.prompts.is_multimodal:  # templates of text-only models expect strings
-            turns = [{**turn, "content": "".join(part["text"] for part in turn["content"])} for turn in turns]
-        return turns
+        return [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
 
     def _rendered(self, messages, answer):
         """(whole text, where the answer begins in it, where it ends)."""
@@ -155,7 +153,7 @@ class ConversationEncoder:
                 text=[text], images=[images], return_tensors="pt", return_mm_token_type_ids=True, padding=False
             )
         else:
-            output = self.processor.apply_chat_template(
+            output = self.prompts.apply_template(
                 self._conversation(messages, answer),
                 tokenize=True,
                 add_generation_prompt=False,

@@ -6,11 +6,13 @@ import typing
 
 import torch
 
-from yojo import families, media, messages
+from yojo import dates, families, features, media, messages
 from yojo.model import Separators
 from yojo.mr2rm import ConversationEncoder
 from yojo.patch import patched_base, separator_id_of, tokenizer_of
-from yojo.prompts import NOT_FOR_THE_MODEL, PromptEncoder, bad_record, plain_ids
+from yojo.plain import forbidden_ids
+from yojo.prompts import NOT_FOR_THE_MODEL, PromptEncoder, bad_record
+from yojo.turns import TurnEncoder
 from yojo_kernels import Layout
 
 
@@ -146,6 +148,7 @@ class Encoded:
         vision: dict name -> tensor, the processor's vision tensors.
         responses: N lists of token ids, each closed by the separator.
         rankings: N numbers or None.
+        leads: N ints, how many ids at the beginning of each response the chat template puts before it.
         open_end: the last response is closed by no separator: it reaches to the last of its tokens (format="mr2rm").
     """
 
@@ -158,6 +161,7 @@ class Encoded:
     vision: dict
     responses: list
     rankings: list | None
+    leads: list
     open_end: bool = False
 
     def num_tokens(self, config):
@@ -213,7 +217,9 @@ class Collator:
                 f"the separator {self.config.separator!r} has id {self.separator_id}, beyond the {rows} rows of the "
                 "model's embedding: call yojo.patch(model, processor) with this processor"
             )
-        self.forbidden = _special_ids(processor, self.tokenizer, base.config) | {self.separator_id}
+        dates.agree(base.yojo, processor)
+        self.forbidden = forbidden_ids(processor, self.tokenizer, base.config) | {self.separator_id}
+        self.turns = TurnEncoder(self.tokenizer, self.forbidden, self.config.turn)
 
     def __call__(self, examples):
         """Encode and pack a list of `Example`.
@@ -244,10 +250,10 @@ class Collator:
         if self.config.format == "mr2rm":
             whole = ConversationEncoder(prompts, self.config.separator, self.separator_id, self.forbidden)(example)
             return self._encoded(whole.inputs, whole.responses, example.rankings, name)
-        responses = [self._plain_ids(text, i, name) for i, text in enumerate(example.responses)]
-        return self.from_processed(prompts(example), responses, rankings=example.rankings, name=name)
+        prompt, responses, leads = self.turns(prompts, example)
+        return self.from_processed(prompt, responses, rankings=example.rankings, name=name, leads=leads)
 
-    def from_processed(self, prompt, responses, *, rankings=None, name="example"):
+    def from_processed(self, prompt, responses, *, rankings=None, name="example", leads=None):
         """The same from what a processor has made already.
 
         Args:
@@ -258,6 +264,7 @@ class Collator:
                 separators are among them, and the template's end belongs to the last one.
             rankings: N numbers, or None.
             name: how errors name the example.
+            leads: N ints, how many ids at the beginning of each response are the chat template's; none by default.
 
         Returns:
             `Encoded`.
@@ -265,15 +272,19 @@ class Collator:
         closed = [[*ids, self.separator_id] for ids in responses]
         if self.config.format == "mr2rm":
             closed[-1] = closed[-1][:-1]
-        return self._encoded(prompt, closed, rankings, name)
+        return self._encoded(prompt, closed, rankings, name, leads)
 
-    def _encoded(self, prompt, responses, rankings, name):
+    def _encoded(self, prompt, responses, rankings, name, leads=None):
         prompt_ids = prompt["input_ids"][0]
         if self.window is not None and len(prompt_ids) > self.window:
             raise ValueError(
                 f"{name}: the prompt has {len(prompt_ids)} tokens, the model's sliding window {self.window}: "
                 f"{self.family.name} lets a prompt see itself beyond its window, which is not supported"
             )
+        try:
+            features.check(prompt, self.family, self.model_config)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         positions, next_position = self.positions(prompt)
         encoded = Encoded(
             name=name,
@@ -288,6 +299,7 @@ class Collator:
                 if key not in NOT_FOR_THE_MODEL and key not in families.TOKEN_TYPES
             },
             responses=responses,
+            leads=[0] * len(responses) if leads is None else list(leads),
             rankings=rankings,
             open_end=self.config.format == "mr2rm",
         )
@@ -328,7 +340,7 @@ class Collator:
                 blocks.append(torch.full((len(branch_ids),), -1))
                 for n in branch:
                     closed = not (item.open_end and n == len(item.responses) - 1)
-                    sample[n].append((row, row + len(item.responses[n]) - closed))
+                    sample[n].append((row + item.leads[n], row + len(item.responses[n]) - closed))
                     row += len(item.responses[n])
             branch_lengths.append([sum(len(item.responses[n]) for n in branch) for branch in branches])
             spans.append(sample)
@@ -363,12 +375,6 @@ class Collator:
                 )
             batch["rankings"] = _ranking_table([item.rankings for item in encoded], self.config.loss)
         return batch
-
-    def _plain_ids(self, text, i, name):
-        ids = plain_ids(self.tokenizer, text, self.forbidden)
-        if not ids:
-            raise ValueError(f"{name}: response {i} is empty: {text!r} has no tokens")
-        return ids
 
     def _token_types(self, encoded, branch_lengths, filling):
         names = dict.fromkeys(name for item in encoded for name in item.token_types)
@@ -413,18 +419,6 @@ def _branches(count, config):
     if config.mode == "isolated":
         return [(n,) for n in range(count)]
     return orders(count, config)
-
-
-def _special_ids(processor, tokenizer, config):
-    """Ids that plain text must never turn into: special tokens and the placeholders of images, videos, audio."""
-    ids = set(getattr(tokenizer, "all_special_ids", ()))
-    ids.update(i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special)
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    for source in (processor, config):
-        for key, value in vars(source).items() if hasattr(source, "__dict__") else ():
-            if key.endswith(("_token_id", "_token_ids")):
-                ids.update(i for i in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(i, int))
-    return ids - {unknown}
 
 
 def _check_ranks(rankings, loss, name):

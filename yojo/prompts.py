@@ -1,4 +1,4 @@
-"""One prompt through a processor's chat template, images and videos in their places; responses as plain text."""
+"""One prompt through a processor's chat template, images and videos in their places."""
 
 import collections
 import contextlib
@@ -10,44 +10,18 @@ import weakref
 
 import torch
 
+from yojo import dates
+from yojo.decoding import can_sample, sample_file, with_files
 from yojo.images import load_image
 from yojo.messages import KINDS, TAGS, count_tags, place, strings
-from yojo.videos import can_sample, load_video, sample_file
+from yojo.processors import ImageOnly
+from yojo.videos import load_video
 
 logger = logging.getLogger(__name__)
 
 # Outputs of processors that are no input of a packed row: the row has no padding, labels are not for scoring, and
 # the rest has served its purpose once the positions are known.
 NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "labels", "second_per_grid_ts", "video_metadata")
-
-
-def plain_ids(tokenizer, text, forbidden):
-    """Tokenise text as plain text: nothing in it becomes a special token, a separator or an image placeholder.
-
-    Args:
-        tokenizer: a fast tokenizer of transformers.
-        text: str.
-        forbidden: set of token ids that must not come out.
-
-    Returns:
-        list of ids.
-
-    Raises:
-        ValueError: a vocabulary that spells a forbidden token from text that does not contain it.
-    """
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    found = forbidden.intersection(ids)
-    if not found:
-        return ids
-    # An added token that is not flagged special is still matched as a whole: cut it in two, and tokenise the halves.
-    for token in sorted((tokenizer.convert_ids_to_tokens(i) for i in found), key=len, reverse=True):
-        at = text.find(token)
-        if at >= 0 and len(token) > 1:
-            cut = at + 1
-            return plain_ids(tokenizer, text[:cut], forbidden) + plain_ids(tokenizer, text[cut:], forbidden)
-    raise ValueError(
-        f"{text!r} cannot be tokenised as plain text: {tokenizer.convert_ids_to_tokens(sorted(found))} come out of it"
-    )
 
 
 # Names of the attributes of processors, tokenizers and configs that hold placeholder tokens, as image_token, boi_token_id,
@@ -175,9 +149,10 @@ class PromptEncoder:
     """
 
     def __init__(self, processor, tokenizer, name, config=None):
-        self.processor, self.tokenizer, self.name, self.config = processor, tokenizer, name, config
         self.is_multimodal = processor is not tokenizer
-        self.unseen = []
+        self.given, self.tokenizer, self.name, self.config = processor, tokenizer, name, config
+        self.processor = with_files(processor)
+        self.unseen, self.template_options = [], {}
 
     def __call__(self, example):
         """The processor's outputs for the prompt: dict of tensors, `input_ids` [1, P] among them.
@@ -185,9 +160,12 @@ class PromptEncoder:
         Raises:
             TypeError, ValueError: whatever is wrong with the prompt; the message names the example.
         """
-        messages, options = self.messages(example)
+        return self.process(*self.messages(example))
+
+    def process(self, messages, options, text=None):
+        """The same for what `messages` returns; or, with the same images and videos, for a text of one's own."""
         with bad_record(self.name, f"{type(self.processor).__name__} could not process the prompt"):
-            return self.tensors(self._run(messages, options, example.tools))
+            return self.tensors(self._run(messages, options, text))
 
     def messages(self, example):
         """The prompt as the processor takes it.
@@ -197,6 +175,7 @@ class PromptEncoder:
             places; and what the processor must be told of the videos, keyword arguments.
         """
         self.unseen = []
+        self.template_options = {"tools": list(example.tools)} if example.tools else {}
         with bad_record(self.name, "the prompt cannot be read"):
             messages = self._placed(example)
             self._check_text(messages, example.tools)
@@ -243,10 +222,10 @@ class PromptEncoder:
 
     def placeholders(self):
         """The tokens that stand for media: `placeholder_tokens` of the processor and the model's config."""
-        known = _PLACEHOLDERS.setdefault(self.processor, {})
+        known = _PLACEHOLDERS.setdefault(self.given, {})
         key = id(self.config)
         if key not in known:
-            known[key] = placeholder_tokens(self.processor, self.config)
+            known[key] = placeholder_tokens(self.given, self.config)
         return known[key]
 
     def _load(self, messages):
@@ -282,7 +261,9 @@ class PromptEncoder:
         if not self.is_multimodal:
             return "a bare tokenizer was given: pass the model's processor, if it has one"
         reason = f"{type(self.processor).__name__} takes none"
-        return f"{reason} (video parts of processors need torchvision)" if kind == "video" else reason
+        if kind == "video" and isinstance(self.processor, ImageOnly):
+            return f"{reason} (it was loaded or saved without its video part, which needs torchvision)"
+        return reason
 
     def _video_options(self, videos):
         """What the processor must know about the videos, from their (metadata, fps): frames are taken as they are."""
@@ -355,15 +336,13 @@ class PromptEncoder:
         """The prompt's text before any token is made of it, or None without a chat template."""
         if getattr(self.processor, "chat_template", None) is None:
             return None
-        return self.processor.apply_chat_template(
-            self._for_template(messages), tokenize=False, add_generation_prompt=True, **({"tools": tools} if tools else {})
-        )
+        return self.apply_template(messages, tokenize=False, add_generation_prompt=True, tools=tools)
 
     def _count_unseen(self):
         self.unseen = list(dict.fromkeys(self.unseen))
         for what in self.unseen:
             with _LOCK:
-                counts = _UNSEEN.setdefault(self.processor, collections.Counter())
+                counts = _UNSEEN.setdefault(self.given, collections.Counter())
                 counts[what] += 1
                 first = counts[what] == 1
             if first:
@@ -375,25 +354,25 @@ class PromptEncoder:
                     what,
                 )
 
-    def _for_template(self, messages):
-        if self.is_multimodal:
-            return messages
-        # Templates of text-only models expect strings.
-        return [{**turn, "content": "".join(part["text"] for part in turn["content"])} for turn in messages]
-
     # ---- through the processor ----
 
-    def _run(self, messages, options, tools=None):
+    def _run(self, messages, options, text):
         if getattr(self.processor, "chat_template", None) is None:
             return self._run_without_template(messages, options)
-        messages = self._for_template(messages)
         if options:
             options = {"processor_kwargs": options}
-        if tools:
-            options["tools"] = tools
-        return self.processor.apply_chat_template(
+        if text is not None:  # through the template that prints nothing but its variable
+            options = {**options, "chat_template": "{{ yojo_text }}", "yojo_text": text}
+        return self.apply_template(
             messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt", **options
         )
+
+    def apply_template(self, messages, **how):
+        """`apply_chat_template` of the processor, for messages whose content is a list of parts."""
+        if not self.is_multimodal:  # templates of text-only models expect strings
+            messages = [{**turn, "content": "".join(p["text"] for p in turn["content"])} for turn in messages]
+        options = dates.template_options(self.given, self.template_options.get("tools"))
+        return self.processor.apply_chat_template(messages, **{**options, **self.template_options, **how})
 
     def _run_without_template(self, messages, options):
         """PaliGemma and base models: media placeholders, then the text of the only turn."""

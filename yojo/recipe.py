@@ -217,7 +217,7 @@ def load_model(run, arguments):
         if cuda:
             options["device_map"] = {"": arguments.device}
     if _is_reward_model(run.model):
-        saved = YojoConfig.from_dict(read_description(local_folder(run.model))["config"]).to_dict()
+        saved = YojoConfig.from_saved(read_description(local_folder(run.model))["config"]).to_dict()
         for option, value in arguments.yojo_options().items():
             if value != saved[option]:
                 raise ValueError(

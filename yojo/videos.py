@@ -1,19 +1,24 @@
-"""Videos of an example: files, folders of frames, lists of frames; how far apart the frames stand, and what is wrong."""
+"""Videos of an example: files, folders, lists and arrays of frames; how far apart the frames stand, and what is wrong."""
 
-import copy
 import dataclasses
 import math
 import os
 import re
 import struct
 import typing
+import warnings
 from pathlib import Path
 
 import numpy as np
 
-from yojo.images import load_image
+from yojo.images import as_numpy, is_array, load_image, picture, read_array
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+# fmt: off
+IMAGE_EXTENSIONS = (  # of frames in a folder; one that cannot be read is an error, one of another name is not looked at
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
+    ".pgm", ".pbm", ".pnm", ".jpe", ".jfif", ".jp2", ".avif", ".heic", ".tga", ".qoi",
+)
+# fmt: on
 # Of frames that come without a rate; the released code of the paper assumes as much.
 SAMPLING_INTERVAL = 4.0
 
@@ -23,8 +28,9 @@ class Video:
     """A video and how often it is sampled.
 
     Attributes:
-        source: a video file; a folder of frames (image files, in natural order of their names); or a list of frames,
-            each whatever `Example.images` takes.
+        source: a video file; a folder of frames (image files, in natural order of their names); a list of frames,
+            each whatever `Example.images` takes; or an array or tensor of frames, [frames, height, width, channels]
+            (channels first where it can be nothing else) with the types and channels of `yojo.images`.
         fps: frames per second that the model is shown: how close the given frames stand together or, for a file, how
             many are taken from it. None: frames stand 4 seconds apart, as in the paper's data, and a file is sampled
             as the processor does by default.
@@ -39,8 +45,14 @@ class Video:
                 raise TypeError(f"fps must be a number or None, got {self.fps!r}")
             if not 0 < self.fps < math.inf:
                 raise ValueError(f"fps must be more than 0, got {self.fps}")
-        if not isinstance(self.source, (str, os.PathLike, list, tuple)):
-            raise TypeError(f"a video must be a path or a list of frames, got {type(self.source).__name__}")
+        if not _is_source(self.source):
+            raise TypeError(
+                f"a video must be a path, a list of frames or an array of them, got {type(self.source).__name__}"
+            )
+
+
+def _is_source(source):
+    return isinstance(source, (str, os.PathLike, list, tuple)) or is_array(source)
 
 
 def natural_key(path):
@@ -59,25 +71,44 @@ def check_video(source, name):
     """Look at a video without decoding it.
 
     Args:
-        source: a `Video` or one of its sources; anything else passes.
+        source: a `Video` or one of its sources.
         name: how errors name it, such as "example 3: video 0".
 
     Returns:
-        int: the number of frames of a folder or list, None for a file.
+        int: the number of frames of a folder, list or array, None for a file.
 
     Raises:
-        ValueError: a missing file, a folder or list without frames, an empty or truncated file.
+        TypeError: none of these.
+        ValueError: a missing file, a folder, list or array without frames, an empty or truncated file.
     """
     source = source.source if isinstance(source, Video) else source
+    if not _is_source(source):
+        raise TypeError(
+            f"{name} must be a path of a file or a folder of frames, a list of frames or an array of them, "
+            f"got {type(source).__name__}"
+        )
+    if is_array(source):
+        if len(source.shape) not in (3, 4) or not source.shape[0]:
+            raise ValueError(
+                f"{name}: an array of frames must be [frames, height, width, 3] with one frame at least, "
+                f"got {list(source.shape)}"
+            )
+        return source.shape[0]
     if isinstance(source, (list, tuple)):
         if not source:
             raise ValueError(f"{name}: a video with no frames: the list is empty")
         return len(source)
-    if not isinstance(source, (str, os.PathLike)):
-        return None
-    path = os.fspath(source)
+    path = os.fsdecode(source)
     if path.startswith(("http://", "https://")):
         raise ValueError(f"{name}: {path} is a URL; download it first, videos are not fetched here")
+    try:
+        return _look(path, name)
+    except OSError as error:  # no leave to read it, say
+        raise ValueError(f"{name}: {path} cannot be read: {error}") from error
+
+
+def _look(path, name):
+    """As `check_video`, of a path."""
     if os.path.isdir(path):
         count = len(frame_files(path))
         if not count:
@@ -97,7 +128,7 @@ def load_video(source, name):
     """What a processor takes for a video.
 
     Args:
-        source: a `Video` or one of its sources; anything else (decoded arrays, ...) is handed on.
+        source: a `Video` or one of its sources.
         name: how errors name it.
 
     Returns:
@@ -105,54 +136,76 @@ def load_video(source, name):
         or a path, metadata None, and the rate to sample it at, or None.
 
     Raises:
+        TypeError: something else.
         ValueError: as `check_video`; a frame that cannot be read, or frames of different sizes.
     """
-    if not isinstance(source, (Video, str, os.PathLike, list, tuple)):
-        return source, None, None
+    check_video(source, name)
     video = source if isinstance(source, Video) else Video(source)
-    check_video(video, name)
     frames = video.source
     if isinstance(frames, (str, os.PathLike)):
         if not os.path.isdir(frames):
-            return os.fspath(frames), None, video.fps
+            return os.fsdecode(frames), None, video.fps
         frames = frame_files(frames)
-    images = [load_image(frame, f"{name}: frame {i}") for i, frame in enumerate(frames)]
+    images = _pictures(frames, name)
     sizes = {image.size for image in images}
     if len(sizes) > 1:
         sizes = ", ".join(f"{width} x {height}" for width, height in sorted(sizes))
         raise ValueError(f"{name}: all frames of a video must have one size, got {sizes}")
+    width, height = images[0].size
+    if height in (1, 3):  # [frames, 3, width, 3]: processors would take the rows for colours
+        raise ValueError(f"{name}: frames of {width} x {height} pixels are too low for a video: enlarge or pad them")
     fps = 1 / SAMPLING_INTERVAL if video.fps is None else video.fps
     metadata = {
         "total_num_frames": len(images),
         "fps": fps,
         "frames_indices": list(range(len(images))),
         "duration": len(images) / fps,
-        "width": images[0].width,
-        "height": images[0].height,
+        "width": width,
+        "height": height,
     }
     return np.stack([np.asarray(image) for image in images]), metadata, None
 
 
+def _pictures(frames, name):
+    """PIL images in mode RGB."""
+    if not is_array(frames) and all(map(is_array, frames)) and len({(tuple(f.shape), f.dtype) for f in frames}) == 1:
+        frames = np.stack([as_numpy(frame) for frame in frames])  # one range of values for all: some frames are dark
+        frames = frames[..., None] if frames.ndim == 3 else frames
+    if is_array(frames):
+        return [picture(frame, f"{name}: frame {i}") for i, frame in enumerate(read_array(frames, 4, name))]
+    return [load_image(frame, f"{name}: frame {i}") for i, frame in enumerate(frames)]
+
+
 def decode_video(source, name):
-    """Decode every frame of a folder or list, and the first of a file where PyAV or torchcodec is installed.
+    """Decode every frame: of a file, with PyAV or torchcodec.
+
+    Returns:
+        bool: False, with a warning, for a file where neither is installed; else True.
 
     Raises:
-        ValueError: as `load_video`, or a file without a frame that can be decoded.
+        TypeError, ValueError: as `load_video`, or a file without a frame, or with one that cannot be decoded.
     """
     video, metadata, _ = load_video(source, name)
-    if metadata is not None or not isinstance(video, str):
-        return
+    if metadata is not None:
+        return True
     try:
-        found = _first_frame(video)
+        frames = _count_frames(video)
     except ImportError:
-        return
-    except (IndexError, OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{name}: {video} cannot be decoded: {error}") from error
-    if found is None:
+        warnings.warn(
+            "video files are not decoded here, and will not be where a model is to see them: that needs PyAV "
+            "(pip install av), or torchcodec with FFmpeg",
+            stacklevel=2,
+        )
+        return False
+    except Exception as error:  # broken data come out of decoders as anything
+        raise ValueError(f"{name}: {video} cannot be decoded: {error or type(error).__name__}") from error
+    if not frames:
         raise ValueError(f"{name}: a video with no frames: {video}")
+    return True
 
 
-def _first_frame(path):
+def _count_frames(path):
+    """How many frames of a file can be decoded: all of them are, since one may be damaged anywhere."""
     try:
         import av
     except ImportError:
@@ -160,19 +213,30 @@ def _first_frame(path):
             from torchcodec.decoders import VideoDecoder
         except (OSError, RuntimeError) as error:  # torchcodec without its libraries
             raise ImportError(str(error)) from error
-        decoder = VideoDecoder(path)
-        return decoder[0] if len(decoder) else None
+        return sum(1 for _ in VideoDecoder(path))
     with av.open(path) as container:
-        return next(container.decode(video=0), None)
+        if not container.streams.video:
+            raise ValueError("it has no video stream")
+        container.streams.video[0].thread_type = "AUTO"
+        return sum(1 for _ in container.decode(video=0))
 
 
 def _broken(path):
-    """Why a file cannot hold a whole video, or None: size, and the boxes of the MP4 family, whose index may be missing."""
+    """Why a file cannot hold a whole video, or None: its size against what its container says.
+
+    That is the boxes of the MP4 family, whose index may be missing, too; the RIFF list of an AVI; the segment of a
+    Matroska or WebM file. A decoder would read such a file to where it breaks off, without a word.
+    """
     size = os.path.getsize(path)
     if not size:
         return "is empty (0 bytes)"
     with open(path, "rb") as file:
         head = file.read(12)
+        if head[:4] == b"RIFF":
+            end = 8 + int.from_bytes(head[4:8], "little")
+            return f"is truncated: its list should end at byte {end} of {size}" if end > size else None
+        if head[:4] == b"\x1aE\xdf\xa3":
+            return _broken_matroska(file, size)
         if head[4:8] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
             return None
         boxes, at = set(), 0
@@ -193,116 +257,21 @@ def _broken(path):
     return None if boxes & {b"moov", b"moof"} else "is truncated: it has no index (moov)"
 
 
-# ---- sampling files as a processor would ----
-
-# Their sampling takes num_frames for the most frames, beside fps; others take one of the two, and num_frames first.
-_NUM_FRAMES_IS_A_LIMIT = ("SmolVLMVideoProcessor",)
-# Arguments of a video processor that its sampling does not take.
-_NOT_FOR_SAMPLING = ("input_data_format", "do_convert_rgb", "do_sample_frames", "device", "video_metadata")
-
-
-def can_sample(video_processor):
-    """Whether a video part of a processor says which frames of a file it takes, and reads files as all do."""
-    try:
-        from transformers.video_processing_utils import BaseVideoProcessor
-    except ImportError:  # without torchvision there is no video part
-        return False
-    own = type(video_processor)
-    return isinstance(video_processor, BaseVideoProcessor) and all(
-        getattr(own, name) is getattr(BaseVideoProcessor, name)
-        for name in ("preprocess", "_decode_and_sample_videos", "fetch_videos")
-    )
-
-
-def sample_file(path, fps, video_processor):
-    """Decode the frames of a video file that a processor's video part takes.
-
-    Processors sample all videos of a prompt at one rate, some not at all beside frames, and some insist on a number of
-    frames of their own. Here every file has its rate.
-
-    Args:
-        path: str.
-        fps: frames per second, or None: what the processor does by default.
-        video_processor: one that `can_sample`.
-
-    Returns:
-        (frames, metadata, bounded): [frames, height, width, 3] uint8, metadata as `load_video` has it, and "more
-        frames" or "fewer frames" where the processor's own bounds stand in the way of the rate, or None.
-
-    Raises:
-        ValueError: a rate above the file's own, a file whose rate is not known, frames that cannot be decoded.
-        ImportError: nothing is installed that decodes videos.
-    """
-    from transformers.video_utils import load_video as decode
-
-    sampling = None
-    if fps is not None or getattr(video_processor, "do_sample_frames", False):
-        sampling = _Sampling(video_processor, fps)
-    backend = _decoder()
-    frames, metadata = decode(path, backend=backend, sample_indices_fn=sampling)
-    frames = np.asarray(frames)
-    if backend in ("torchcodec", "torchvision"):
-        frames = frames.transpose(0, 2, 3, 1)
-    indices = [int(index) for index in metadata.frames_indices]
-    # PyAV gives a frame that is asked for twice once.
-    once, places = np.unique(indices, return_inverse=True)
-    if len(frames) == len(once) < len(indices):
-        frames = frames[places]
-    if len(frames) != len(indices):
-        raise ValueError(f"{len(indices)} frames were asked for, {len(frames)} came: the file holds fewer than it says")
-    known = {key: getattr(metadata, key) for key in ("total_num_frames", "fps", "duration", "width", "height")}
-    return frames, known | {"frames_indices": indices}, sampling.bounded if sampling else None
-
-
-class _Sampling:
-    """Which frames of a file a video processor takes, as its own code decides; notes when that is not the rate."""
-
-    def __init__(self, video_processor, fps):
-        self.processor, self.fps, self.bounded = video_processor, fps, None
-
-    def __call__(self, metadata, **kwargs):
-        part = self.processor
-        options = {name: getattr(part, name, None) for name in part.valid_kwargs.__annotations__}
-        options = {name: value for name, value in options.items() if name not in _NOT_FOR_SAMPLING}
-        if self.fps is None:
-            return part.sample_frames(metadata=metadata, **options)
-        if not metadata.fps:
-            raise ValueError(f"it does not say how many frames a second it has, so fps={self.fps} cannot be taken of it")
-        if self.fps > metadata.fps * 1.01:
-            raise ValueError(f"it has {metadata.fps:g} frames a second, fewer than fps={self.fps:g} asks for")
-        options["fps"] = self.fps
-        if not any(base.__name__ in _NUM_FRAMES_IS_A_LIMIT for base in type(part).__mro__):
-            part = copy.copy(part)  # its own number of frames would win
-            part.num_frames = options["num_frames"] = None
-        try:
-            indices = part.sample_frames(metadata=metadata, **options)
-        except ZeroDivisionError as error:
-            raise ValueError(f"it is too short for a single frame at fps={self.fps:g}") from error
-        self._compare(len(indices), metadata.total_num_frames / metadata.fps * self.fps)
-        return indices
-
-    def _compare(self, taken, asked):
-        rounding = getattr(self.processor, "temporal_patch_size", None) or 1
-        if abs(taken - asked) > rounding:
-            self.bounded = "more frames" if taken > asked else "fewer frames"
-
-
-def _decoder():
-    """The name by which transformers knows what is installed to decode videos."""
-    from transformers.utils import is_av_available, is_cv2_available, is_decord_available
-
-    try:
-        from torchcodec.decoders import VideoDecoder  # noqa: F401
-
-        return "torchcodec"
-    except (ImportError, OSError, RuntimeError):  # torchcodec without its libraries, too
-        pass
-    for name, is_there in (("pyav", is_av_available), ("decord", is_decord_available), ("opencv", is_cv2_available)):
-        if is_there():
-            return name
-    try:
-        from torchvision.io import read_video  # noqa: F401
-
-        return "torchvision"
-    except ImportError:
-        raise ImportError("nothing is installed that decodes videos: pip install av (PyAV), or torchcodec") from None
+def _broken_matroska(file, size):
+    """Why the EBML header or the segment behind it is not whole, or None; sizes may be left open, for live streams."""
+    at = 4
+    for part in ("header", "segment"):
+        file.seek(at)
+        first = file.read(1)
+        count = 9 - first[0].bit_length() if first and first[0] else 0  # bytes of the number, by its leading zeros
+        number = int.from_bytes(first + file.read(max(count - 1, 0)), "big") if count else 0
+        number -= 1 << 7 * count  # the marker behind the zeros
+        at = file.tell()
+        if not count or at > size:
+            return f"is truncated: its {part} is missing"
+        if number == (1 << 7 * count) - 1:
+            return None
+        if at + number > size:
+            return f"is truncated: its {part} should end at byte {at + number} of {size}"
+        at += number + 4  # over the identity of the segment
+    return None
