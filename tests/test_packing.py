@@ -13,7 +13,7 @@ import yojo
 from yojo.config import YojoConfig
 from yojo.images import load_image
 from yojo.packing import orders
-from yojo.prompts import plain_ids
+from yojo.plain import plain_ids
 
 SPECIALS = ("<|resp_sep|>", "<|image_pad|>", "<|im_end|>", "<|vision_start|>", "<|endoftext|>")
 

@@ -34,7 +34,7 @@ def test_a_million_lines_are_not_parsed_at_load(tmp_path, monkeypatch):
     path.write_bytes(line * 1_000_000)
     calls = []
     parse = json.loads
-    monkeypatch.setattr(readers.json, "loads", lambda text: calls.append(text) or parse(text))
+    monkeypatch.setattr(readers.json, "loads", lambda text, **options: calls.append(text) or parse(text, **options))
     records = data.load(path)
     assert len(records) == 1_000_000 and 0 < len(calls) <= 50
     calls.clear()
@@ -255,3 +255,15 @@ def test_a_folder_of_several_splits_is_refused(tmp_path):
     (tmp_path / "more" / "validation").mkdir(parents=True)
     write_lines(tmp_path / "more" / "validation" / "a.jsonl", [GOOD])
     assert len(data.load(tmp_path / "more")) == 1
+
+
+def test_nothing_of_a_json_file_is_lost_without_a_word(tmp_path, caplog):
+    twice = '{"prompt": "?", "responses": ["a", "b"], "rankings": [1, 2], "prompt": "!"}'
+    lines = data.load(write_lines(tmp_path / "a.jsonl", [GOOD, twice]))
+    with pytest.raises(data.DataError, match="'a.jsonl:2': not JSON: the key 'prompt' stands twice in one object"):
+        lines[1]
+    (tmp_path / "b.json").write_text(f"[{twice}]")
+    with pytest.raises(data.DataError, match="the key 'prompt' stands twice"):
+        data.load(tmp_path / "b.json")
+    (tmp_path / "c.json").write_text(json.dumps({"data": [GOOD], "more_data": [GOOD], "version": 1}))
+    assert len(data.load(tmp_path / "c.json")) == 1 and "not used beside the records: more_data, version" in caplog.text

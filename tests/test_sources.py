@@ -88,6 +88,7 @@ def critic(human, gpt, **more):
         "id": "vlfeedback_7",
         "data_source": "vlfeedback",
         "conversations": [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}],
+        "image": {"bytes": png(), "path": None},
         **more,
     }
 
@@ -179,7 +180,7 @@ RECORDS = {
         "llava_critic", "Which digit [0-9]?", ["It is [maybe] a two.", "A seven."], [2, 1],
     ),
     "critic A": (
-        critic(CRITIC, "A better response is a short one. The better response: [A]", image={"bytes": png(), "path": None}),
+        critic(CRITIC, "A better response is a short one. The better response: [A]"),
         "llava_critic", "Which digit [0-9]?", ["It is [maybe] a two.", "A seven."], [1, 2],
     ),
     "critic equal": (
@@ -402,5 +403,5 @@ def test_every_format_says_what_it_needs():
 def test_a_reply_without_text():
     record = {"prompt": "x", "chosen": [{"role": "assistant", "content": [{"type": "text"}]}]}
     record["rejected"] = [{"role": "assistant", "content": "b"}]
-    with pytest.raises(data.DataError, match="chosen must be text alone"):
+    with pytest.raises(data.DataError, match="a text part needs a string under .text., got None"):
         data.load([record])[0]

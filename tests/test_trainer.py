@@ -2,8 +2,10 @@
 
 import copy
 import json
+import struct
 import types
 
+import jinja2
 import numpy as np
 import parallel_cases
 import pytest
@@ -14,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import TrainerCallback
 
 import yojo
+from yojo import data
 from yojo.arguments import RewardTrainingArguments
 from yojo.batches import CostEstimate, Drawn, GlobalBatches
 from yojo.demo import digits
@@ -344,6 +347,80 @@ def test_bad_records_stop_training_unless_they_are_skipped(make, tmp_path):
     trainer, _ = make([broken, unranked], skip_bad=True)
     with pytest.raises(ValueError, match="none of the last 2 examples can be used; one of them: "):
         trainer.train()
+
+
+class Faulty:
+    """Examples, and exceptions to raise in place of some."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        if isinstance(self.items[index], BaseException):
+            raise self.items[index]
+        return self.items[index]
+
+
+def test_whatever_one_record_raises_is_skipped_with_its_name(make, monkeypatch):
+    """Files, images, templates, tokenizers and the estimate of an example's size raise what they like."""
+    good = mixed_examples(2)
+    named = {
+        "struct": struct.error("unpack requires a buffer of 2 bytes"),
+        "jinja2": jinja2.TemplateError("System role not supported"),
+        "deep": RecursionError("maximum recursion depth exceeded"),
+        "own": AttributeError("'NoneType' object has no attribute 'x'"),
+        "missing": ImportError("no decoder"),
+    }
+    bad = [yojo.Example("Which?", ["one", "two"], rankings=[1, 2], id=name) for name in named]
+    items = [*good, *bad, KeyError("image"), struct.error("cut"), data.DataError("example 'a.jsonl:3': no")]
+    trainer, record = make(Faulty(items), batch=len(items), skip_bad=True)
+    encode, estimate = trainer.collator.encode, CostEstimate.__call__
+
+    def encode_or_raise(example, place=0):
+        if example.id in named:
+            raise named[example.id]
+        return encode(example, place)
+
+    def estimate_or_raise(self, example):
+        if example.id == "struct":
+            raise named["struct"]
+        return estimate(self, example)
+
+    monkeypatch.setattr(trainer.collator, "encode", encode_or_raise)
+    monkeypatch.setattr(CostEstimate, "__call__", estimate_or_raise)
+    trainer.train()
+    assert record.shares[0][1] == 2
+    assert sorted(trainer.skipped.values()) == list(range(2, 10))
+    reasons = {index: reason for reason, index in trainer.skipped.items()}
+    for index, name in enumerate(named, 2):
+        assert reasons[index].startswith(f"example {name!r}: ") and str(named[name]) in reasons[index] or name == "deep"
+    assert reasons[4] == "example 'deep': nested too deeply"
+    assert reasons[7] == "record 7 of the data set: KeyError: 'image'"
+    assert reasons[8] == "record 8 of the data set: error: cut" and reasons[9] == "example 'a.jsonl:3': no"
+    named["own"] = torch.OutOfMemoryError("CUDA out of memory")
+    trainer, _ = make(Faulty(items), batch=len(items), skip_bad=True)
+    monkeypatch.setattr(trainer.collator, "encode", encode_or_raise)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.train()
+
+
+def test_a_row_that_cannot_be_packed_is_skipped(make, monkeypatch):
+    examples = mixed_examples(3)
+    trainer, record = make(examples, skip_bad=True)
+    pack = trainer.collator.pack
+
+    def pack_or_raise(encoded, *rest):
+        if any(item.name == "example 'e1'" for item in encoded):
+            raise RuntimeError("Sizes of tensors must match")
+        return pack(encoded, *rest)
+
+    monkeypatch.setattr(trainer.collator, "pack", pack_or_raise)
+    trainer.train()
+    assert record.shares[0][1] == 2
+    assert trainer.skipped == {"example 'e1': RuntimeError: Sizes of tensors must match": 1}
 
 
 def test_a_batch_without_an_example_that_can_be_used_is_no_step(make):

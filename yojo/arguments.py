@@ -53,8 +53,8 @@ class RewardTrainingArguments(TrainingArguments):
         lora_r, lora_alpha, lora_dropout: of LoRA, the paper's by default.
         lora_targets: PEFT's target_modules, names separated by commas or a regular expression; None: attention and MLP
             projections of the decoder.
-        mode, permutations, head, head_dim, activation, pooling, scale_scores, loss, separator, format: fields of
-            `YojoConfig` for a model that is not patched yet; None: their defaults.
+        mode, permutations, head, head_dim, activation, pooling, scale_scores, loss, separator, format, turn: fields
+            of `YojoConfig` for a model that is not patched yet; None: their defaults.
     """
 
     learning_rate: float = dataclasses.field(default=1e-4, metadata={"help": "Peak learning rate."})
@@ -126,6 +126,10 @@ class RewardTrainingArguments(TrainingArguments):
     )
     separator: str | None = dataclasses.field(default=None, metadata={"help": "The token that closes a response."})
     format: str | None = dataclasses.field(default=None, metadata={"help": "Text format: yojo (default) or mr2rm."})
+    turn: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "What stands between prompt and response: template (default) or generation_prompt."},
+    )
 
     def __post_init__(self):
         self._check()

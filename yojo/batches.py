@@ -15,6 +15,8 @@ import torch
 from yojo.data import draw_responses, take_responses
 from yojo.images import image_size, is_array
 from yojo.packing import Example, orders
+from yojo.plain import plain_ids
+from yojo.readers import NOT_A_RECORDS_FAULT, what_it_says
 from yojo.videos import Video, frame_files
 
 VIDEO_TOKENS = 2048  # what a video is taken to have where its frames cannot be counted without decoding it
@@ -110,8 +112,10 @@ class Drawn(torch.utils.data.Dataset):
         epoch, index = key
         try:
             example = self.dataset[index]
-        except ValueError as error:
-            return Draw(index, None, error=str(error))
+        except NOT_A_RECORDS_FAULT:
+            raise
+        except Exception as error:  # files, decoders and data sets of one's own raise what they like
+            return Draw(index, None, error=_of_record(error, f"record {index} of the data set"))
         if not isinstance(example, Example):
             raise TypeError(
                 f"the data set must hold yojo.Example objects, got {type(example).__name__} at place {index}: "
@@ -120,6 +124,12 @@ class Drawn(torch.utils.data.Dataset):
         generator = random.Random(f"{self.seed}:{epoch}:{index}")
         order = draw_responses(example, generator, count=self.max_responses, shuffle=self.shuffle_responses)
         return Draw(index, take_responses(example, order), tuple(order))
+
+
+def _of_record(error, name):
+    """What is wrong with a record, with its name in front where the error does not say it."""
+    text = what_it_says(error)
+    return text if isinstance(error, ValueError) and str(error) or name in text else f"{name}: {text}"
 
 
 class CostEstimate:
@@ -158,7 +168,10 @@ class CostEstimate:
         return tokens + self.pair * pairs
 
     def _text(self, text):
-        return len(self.collator.tokenizer(text, add_special_tokens=False)["input_ids"])
+        try:
+            return len(plain_ids(self.collator.tokenizer, text, set()))
+        except Exception:  # whatever a tokenizer raises: encoding the example will say so, with its name
+            return len(text)
 
     def _media(self, example):
         images, videos = _media_of(example)
@@ -187,7 +200,8 @@ def _prompt_text(example):
         return example.prompt
     texts = []
     for turn in example.prompt:
-        parts = [turn["content"]] if isinstance(turn["content"], str) else turn["content"]
+        content = turn.get("content") or ""  # none beside a tool call
+        parts = [content] if isinstance(content, str) else content
         texts += [part if isinstance(part, str) else str(part.get("text") or "") for part in parts]
     return "\n".join(texts)
 
@@ -195,7 +209,8 @@ def _prompt_text(example):
 def _media_of(example):
     images, videos = list(example.images), list(example.videos)
     for turn in example.prompt if not isinstance(example.prompt, str) else ():
-        for part in turn["content"] if not isinstance(turn["content"], str) else ():
+        content = turn.get("content") or ()
+        for part in content if not isinstance(content, str) else ():
             if isinstance(part, dict):
                 images += [part[key] for key in ("image",) if part.get(key) is not None]
                 videos += [part[key] for key in ("video",) if part.get(key) is not None]
@@ -253,6 +268,8 @@ def rows_of(sizes, budget):
 class RowCollator:
     """Turn the `Draw`s of a global batch into the packed rows of one process; the `collate_fn` of a loader.
 
+    Whatever reading, encoding or packing one example raises is that example's fault, but for memory that runs out.
+
     Args:
         collator: `yojo.Collator` of the model.
         estimate: `CostEstimate`, by which examples are shared out.
@@ -289,29 +306,40 @@ class RowCollator:
         if len(good) < len(draws) and not self.skip_bad:
             raise ValueError(next(draw.error for draw in draws if draw.example is None))
         skipped = [(draw.index, draw.error) for draw in draws if draw.example is None] if self.rank == 0 else []
-        taken = shares([self.estimate(draw.example) for draw in good], self.world)[self.rank]
-        encoded, bad = self._encode([good[place] for place in taken])
-        samples, skipped = len(encoded), skipped + bad
-        if not encoded:  # nobody may be left without a row: the others' collectives would wait for it for ever
+        taken = shares([self._cost(draw.example) for draw in good], self.world)[self.rank]
+        packed, bad = self._packed([good[place] for place in taken])
+        samples, skipped = sum(len(some) for some, _ in packed), skipped + bad
+        if not packed:  # nobody may be left without a row: the others' collectives would wait for it for ever
             for draw in good:
-                encoded, _ = self._encode([draw])
-                if encoded:
+                packed, _ = self._packed([draw])
+                if packed:
                     break
-        rows, indices, orders_of = [], [], []
-        sizes = [item.num_tokens(self.collator.config) for _, item in encoded]
-        for places in rows_of(sizes, self.row_tokens):
-            for some, batch in self._pack([encoded[place] for place in places]):
-                rows.append(batch)
-                indices.append([draw.index for draw, _ in some])
-                orders_of.append([draw.order for draw, _ in some])
         return {
-            "rows": rows,
-            "indices": indices,
-            "orders": orders_of,
+            "rows": [batch for _, batch in packed],
+            "indices": [[draw.index for draw, _ in some] for some, _ in packed],
+            "orders": [[draw.order for draw, _ in some] for some, _ in packed],
             "samples": samples,
             "drawn": len(draws),
             "skipped": skipped,
         }
+
+    def _cost(self, example):
+        try:
+            return self.estimate(example)
+        except NOT_A_RECORDS_FAULT:
+            raise
+        except Exception:  # whoever encodes it will say what is wrong with it
+            return 1.0
+
+    def _packed(self, draws):
+        """([(samples, batch)], [(index, why)]): the rows of some draws, and those that cannot be used."""
+        encoded, bad = self._encode(draws)
+        sizes = [item.num_tokens(self.collator.config) for _, item in encoded]
+        rows = []
+        for places in rows_of(sizes, self.row_tokens):
+            made, left = self._pack([encoded[place] for place in places])
+            rows, bad = rows + made, bad + left
+        return rows, bad
 
     def _encode(self, draws):
         encoded, bad = [], []
@@ -320,21 +348,32 @@ class RowCollator:
                 if self.need_rankings and draw.example.rankings is None:
                     raise ValueError(f"{draw.example.name} has no rankings: nothing says which response is better")
                 encoded.append((draw, self.collator.encode(draw.example, draw.index)))
-            except (TypeError, ValueError) as error:
-                if not self.skip_bad:
-                    raise
-                bad.append((draw.index, str(error)))
+            except NOT_A_RECORDS_FAULT:
+                raise
+            except Exception as error:  # templates, decoders and tokenizers raise what they like
+                bad.append(self._bad(draw, error))
         return encoded, bad
 
+    def _bad(self, draw, error):
+        """(index, why) of a draw that cannot be used; raises ValueError where none may be skipped."""
+        name = draw.example.name if draw.example.id is not None else f"example {draw.index}"
+        why = _of_record(error, name)
+        if not self.skip_bad:
+            raise ValueError(why) from error
+        return draw.index, why
+
     def _pack(self, some):
-        """[(samples, batch)]: one row, or two where vision tensors do not fit together."""
+        """([(samples, batch)], [(index, why)]): one row, or two where vision tensors do not fit together."""
         try:
-            return [(some, self.collator.pack([item for _, item in some]))]
-        except ValueError:
+            return [(some, self.collator.pack([item for _, item in some]))], []
+        except NOT_A_RECORDS_FAULT:
+            raise
+        except Exception as error:
             if len(some) == 1:
-                raise
+                return [], [self._bad(some[0][0], error)]
             half = math.ceil(len(some) / 2)
-            return self._pack(some[:half]) + self._pack(some[half:])
+            first, last = self._pack(some[:half]), self._pack(some[half:])
+            return first[0] + last[0], first[1] + last[1]
 
 
 class RowLoader(torch.utils.data.DataLoader):

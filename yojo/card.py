@@ -73,6 +73,8 @@ def text(description, provenance=None):
         bits = next((n for n in ("4", "8") if quantization.get(f"load_in_{n}bit")), None)
         method = quantization.get("quant_method", "yes")
         lines.append(f"| quantization | {method}{f', {bits} bit' if bits else ''} |")
+    if description.get("date"):
+        lines.append(f"| date that the chat template prints | {description['date']} |")
     lines += [f"| {name} | {version} |" for name, version in description["made_with"].items()]
     lines += [
         "",

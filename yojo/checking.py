@@ -4,13 +4,16 @@ import collections
 import dataclasses
 import os
 import statistics
+import weakref
 from pathlib import Path
 
 from yojo.data import Records
 from yojo.images import load_image
 from yojo.patch import tokenizer_of
-from yojo.prompts import PromptEncoder, plain_ids
-from yojo.readers import ColumnError, DataError, MediaError, open_source
+from yojo.plain import forbidden_ids
+from yojo.prompts import PromptEncoder, unseen
+from yojo.readers import NOT_A_RECORDS_FAULT, ColumnError, DataError, MediaError, open_source, what_it_says
+from yojo.turns import TurnEncoder
 from yojo.videos import Video, decode_video
 
 
@@ -37,6 +40,10 @@ class FileReport:
         prompt_characters, response_characters: lengths, one of each good record and of each response.
         tokens: lengths of good records, prompt and responses with their separators; empty without a processor.
         longest: (name, tokens or characters) of the longest good record, or None.
+        unused: column -> how many good records hold something there that nothing reads (see `yojo.data.Records.unused`).
+        ignored: the same for columns that may be left, (column, why) -> how many.
+        unseen: what the processor's chat template does not render -> how many good records hold it (see
+            `yojo.prompts.unseen`); empty without a processor.
     """
 
     path: str
@@ -59,6 +66,9 @@ class FileReport:
     response_characters: list = dataclasses.field(default_factory=list)
     tokens: list = dataclasses.field(default_factory=list)
     longest: tuple | None = None
+    unused: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    ignored: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    unseen: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     @property
     def good(self):
@@ -80,6 +90,9 @@ class FileReport:
             **{name: getattr(self, name) for name in _COUNTS},
             **{name: spread(getattr(self, name)) for name in _LENGTHS},
             "longest": None if self.longest is None else dict(zip(("name", "length"), self.longest, strict=True)),
+            "unused": dict(self.unused),
+            "unseen": dict(self.unseen),
+            "ignored": {column: {"records": count, "reason": why} for (column, why), count in self.ignored.items()},
         }
 
 
@@ -110,6 +123,8 @@ class Report:
             total.bad += file.bad
             total.responses += file.responses
             total.ranks += file.ranks
+            for name in ("unused", "ignored", "unseen"):
+                getattr(total, name).update(getattr(file, name))
             for name in (*_COUNTS, *_LENGTHS):
                 setattr(total, name, getattr(total, name) + getattr(file, name))
             if file.longest is not None and (total.longest is None or file.longest[1] > total.longest[1]):
@@ -163,8 +178,16 @@ def _check_file(path, processor, progress, options):
     report.format, report.columns, report.records = records.format, records.columns, len(records)
     for i in range(len(records)):
         try:
-            _look_at(records[i], report, processor)
-        except (TypeError, ValueError) as error:
+            before = None if processor is None else unseen(processor)
+            example, left = records.read(i)
+            _look_at(example, report, processor)
+            if processor is not None:
+                report.unseen.update((unseen(processor) - before).keys())
+            report.unused.update(path for path, why in left.items() if why is None)
+            report.ignored.update((path, why) for path, why in left.items() if why is not None)
+        except NOT_A_RECORDS_FAULT:
+            raise
+        except Exception as error:  # decoders, templates and tokenizers raise what they like
             if isinstance(error, MediaError):
                 report.missing_media += 1
             file, line = records.where(i)
@@ -202,8 +225,10 @@ def _look_at(example, report, processor):
             load_image(image, f"{example.name}: image {i}")
         for i, video in enumerate(videos):
             decode_video(video, f"{example.name}: video {i}")
-    except (TypeError, ValueError, OSError) as error:
-        raise MediaError(str(error)) from error
+    except NOT_A_RECORDS_FAULT:
+        raise
+    except Exception as error:
+        raise MediaError(what_it_says(error)) from error
     tokens = None if processor is None else count_tokens(example, processor)
     count, rankings = len(example.responses), example.rankings
     report.responses[count] += 1
@@ -219,7 +244,7 @@ def _look_at(example, report, processor):
     report.images += len(images)
     report.videos += len(videos)
     report.untimed += sum(_is_untimed(video) for video in videos)
-    prompt = len(example.prompt) if isinstance(example.prompt, str) else sum(len(p.get("text", "")) for p in parts)
+    prompt = len(example.prompt) if isinstance(example.prompt, str) else sum(len(p.get("text") or "") for p in parts)
     report.prompt_characters.append(prompt)
     report.response_characters += map(len, example.responses)
     length = prompt + sum(map(len, example.responses))
@@ -231,7 +256,7 @@ def _look_at(example, report, processor):
 
 
 def _parts(turn):
-    content = turn["content"]
+    content = turn.get("content") or ""
     if isinstance(content, str):
         return [{"text": content}]
     return [{"text": part} if isinstance(part, str) else part for part in content]
@@ -251,16 +276,26 @@ def count_tokens(example, processor):
         processor: a processor or tokenizer.
 
     Raises:
-        ValueError: a prompt that the processor cannot take.
+        ValueError: a prompt or a response that cannot be tokenised.
     """
+    prompts = PromptEncoder(processor, tokenizer_of(processor), example.name)
+    prompt, responses, _ = _turns_of(processor)(prompts, example)
+    return prompt["input_ids"].shape[1] + sum(len(ids) + 1 for ids in responses)
+
+
+_turns = weakref.WeakKeyDictionary()  # processor -> its `TurnEncoder`, which is the same for every record
+
+
+def _turns_of(processor):
     tokenizer = tokenizer_of(processor)
-    prompt = PromptEncoder(processor, tokenizer, example.name)(example)["input_ids"].shape[1]
-    return prompt + sum(len(plain_ids(tokenizer, text, set())) + 1 for text in example.responses)
+    if processor not in _turns or _turns[processor].tokenizer is not tokenizer:
+        _turns[processor] = TurnEncoder(tokenizer, forbidden_ids(processor, tokenizer), "template")
+    return _turns[processor]
 
 
 def _reason(error):
     """The message without the file and line that stand beside it."""
-    text = str(error)
+    text = what_it_says(error)
     head, mark, rest = text.partition("': ")
     return rest if mark and head.startswith("example '") else text
 
@@ -323,6 +358,15 @@ def notes(report, skip_bad=False):
         yield f"{total.all_tied} records have all responses tied, kept with --keep-tied: they teach nothing"
     if total.untimed:
         yield f"{total.untimed} videos are frames without fps or sampling_interval: 4 seconds between frames are assumed"
+    for column, count in total.unused.items():
+        yield f"column not used: {column} ({count} records): the model sees nothing of it"
+    for what, count in total.unseen.items():
+        yield f"not seen by the model: {what} ({count} records), which its processor or chat template leaves out"
+    reasons = {}
+    for column, why in total.ignored:
+        reasons.setdefault(why, []).append(column)
+    for why, columns in reasons.items():
+        yield f"left out ({why}): {', '.join(columns)}"
     for file in report.unreadable:
         yield f"cannot be read: {file.error}"
     for bad in total.bad:

@@ -9,7 +9,7 @@ import torch
 
 import yojo
 from yojo import card as cards
-from yojo import saved
+from yojo import dates, saved
 from yojo.config import YojoConfig
 from yojo.folders import files_of, replaced_folder
 from yojo.patch import patch, patched_base
@@ -37,8 +37,8 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
 
     The folder holds the full model, or the adapter alone when PEFT wraps the model; the value head and the separator's
     embedding (`score_head.safetensors`); the processor with its chat template; a model card; and `yojo_config.json`:
-    the `YojoConfig`, the backbone's class, dtype, quantization and origin, the separator's id, the versions it was made
-    with, and size or checksum of the other files. An older model in the folder is replaced, also one of the other
+    the `YojoConfig`, the backbone's class, dtype, quantization and origin, the separator's id, the date that its chat
+    template prints, the versions it was made with, and size or checksum of the other files. An older model in the folder is replaced, also one of the other
     kind; files of others stay.
 
     Args:
@@ -85,6 +85,8 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
         reward_model.processor.save_pretrained(staging)
         _write_head(head, staging)
         description = _description(reward_model, base, adapter)
+        if base.yojo.date is not None:
+            dates.say(description["date"])
         cards.write(staging, path, description, provenance) if card else cards.leave_out(staging)
         _write_description(description, staging)
 
@@ -144,6 +146,7 @@ def _description(reward_model, base, adapter):
         "hidden_size": base.config.get_text_config().hidden_size,
         "separator_id": reward_model.collator.separator_id,
         "dtype": str(base.dtype).removeprefix("torch."),
+        "date": None if base.yojo.date is None else base.yojo.date.isoformat(),
         "made_with": {
             "yojo": yojo.__version__,
             "torch": torch.__version__,
@@ -223,7 +226,7 @@ def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=No
     """`prepare` may change the base model before the adapter is put on it."""
     import transformers
 
-    config = YojoConfig.from_dict(description["config"])
+    config = YojoConfig.from_saved(description["config"])
     head = saved.read_head(path)
     processor = load_processor(path)
     model_class = getattr(transformers, description["model_class"], None)
@@ -267,6 +270,7 @@ def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=No
         raise ValueError(f"the head was made for hidden size {description['hidden_size']}, {source} has {hidden_size}")
     if prepare is not None:
         base = prepare(base)
+    dates.settle_saved(processor, description, path)
     patch(base, processor, fuse=fuse, **config.to_dict())
     if base.yojo.separator_id != description["separator_id"]:
         raise ValueError(

@@ -209,6 +209,12 @@ def data_check(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="List bad records, but exit with 0.")] = False,
     keep_tied: Annotated[bool, typer.Option("--keep-tied", help="Records with all responses tied are good.")] = False,
     close_gaps: Annotated[bool, typer.Option("--close-gaps", help="Ranks with gaps are made dense.")] = False,
+    literal_tags: Annotated[
+        bool, typer.Option("--literal-tags", help="<image> and <video> in prompts are characters, not places.")
+    ] = False,
+    ignore_columns: Annotated[
+        list[str] | None, typer.Option(help="A column to leave out knowingly; once per column.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")] = None,
 ):
     """Read preference data to its last record, images included, and list every record that cannot be used.
@@ -252,6 +258,8 @@ def data_check(
                 ranked=not unranked,
                 keep_tied=keep_tied,
                 close_gaps=close_gaps,
+                literal_tags=literal_tags,
+                ignore_columns=ignore_columns or (),
             )
     except (TypeError, ValueError, OSError, ImportError) as error:
         _fail(str(error))

@@ -17,6 +17,7 @@ CHOICES = {
     ),
     "loss": ("best", "plackett_luce", "bradley_terry", "soft"),
     "format": ("yojo", "mr2rm"),
+    "turn": ("template", "generation_prompt"),
 }
 
 
@@ -48,6 +49,9 @@ class YojoConfig:
             stand between the responses, the line breaks around them belong to the responses and the last response
             reaches to the end of the chat template. Comparative mode, permutations=1 and one of the paper's poolings
             only, which has to be named.
+        turn: in the format "yojo", what stands between prompt and response. "template", what the chat template writes
+            there in a conversation with the response, wherever its tokens can be had (see `yojo.turns`); or
+            "generation_prompt", the generation prompt alone, as in models saved before there was a choice, which keep it.
     """
 
     mode: str = "comparative"
@@ -60,6 +64,7 @@ class YojoConfig:
     loss: str = "best"
     separator: str = "<|resp_sep|>"
     format: str = "yojo"
+    turn: str = "template"
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
@@ -96,6 +101,11 @@ class YojoConfig:
                 "format='mr2rm' has no separator behind the last response, so pooling='separator' (the default) has "
                 f"nothing to read there: pass the pooling the model was trained with, one of {poolings}"
             )
+        if self.turn != "template":
+            raise ValueError(
+                f"format='mr2rm' is the chat template's own text: it needs turn='template' (the default), got "
+                f"turn={self.turn!r}"
+            )
 
     @classmethod
     def from_dict(cls, options):
@@ -105,6 +115,13 @@ class YojoConfig:
         if unknown:
             raise ValueError(f"unknown option {', '.join(map(repr, unknown))}; the options are {', '.join(known)}")
         return cls(**options)
+
+    @classmethod
+    def from_saved(cls, options):
+        """The config of a saved model, from the dict in its description; what was not saved then has the meaning it had."""
+        if "turn" not in options and options.get("format", "yojo") == "yojo":
+            options = {**options, "turn": "generation_prompt"}
+        return cls.from_dict(options)
 
     def to_dict(self):
         """The fields as a plain dict, in the order they are documented."""

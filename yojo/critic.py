@@ -41,30 +41,39 @@ def parse(human, judgment):
         judgment: what the judge says.
 
     Returns:
-        (question, responses, rankings): rankings are None for one response.
+        (question, responses, rankings, rest): rankings are None for one response; rest is what the judge is told
+        besides.
 
     Raises:
         ValueError: another layout, or a judgment without a verdict.
     """
     if not isinstance(human, str) or not isinstance(judgment, str):
         raise ValueError("the turns of conversations need a string under 'value'")
-    human = re.sub(r"\s*<image>\s*", "\n", human).strip()
     for pattern, verdict in ((_BRACKETS, _better), (_ARENA, _arena), (_LLAVA_BENCH, _two_scores)):
         found = pattern.search(human)
         if found:
             rankings = verdict(judgment)
             if rankings is None:
                 raise ValueError(f"no verdict can be read from the judgment {judgment.strip()[-60:]!r}")
-            return found["question"].strip(), [found["first"].strip(), found["second"].strip()], rankings
+            return (
+                found["question"].strip(),
+                [found["first"].strip(), found["second"].strip()],
+                rankings,
+                _rest(human, found),
+            )
     for pattern in (_ONE_RESPONSE, _CAPTION):
         found = pattern.search(human)
         if found:
             question = found["question"] if "question" in pattern.groupindex else "Describe the image."
-            return question.strip(), [found["response"].strip()], None
+            return question.strip(), [found["response"].strip()], None, _rest(human, found)
     raise ValueError(
         "conversations hold no LLaVA-Critic judgment: no question with two responses is found in the human turn, which "
-        f"begins {human[:60]!r}"
+        f"begins {human.removeprefix('<image>').strip()[:60]!r}"
     )
+
+
+def _rest(human, found):
+    return human[: found.start()] + human[found.end() :]
 
 
 def _better(judgment):

@@ -1,20 +1,25 @@
 """Files and records -> `Example`, checked: `load`, mixtures of sources, and draws of responses."""
 
 import bisect
+import collections
 import dataclasses
 import fractions
 import itertools
+import logging
 import math
 import os
 import random
 from pathlib import Path
 
+from yojo.columns import beside, given, without_fillers
 from yojo.lookup import find_image, find_videos
 from yojo.packing import Example
-from yojo.readers import ColumnError, DataError, MediaError, open_source
-from yojo.sources import COLUMNS, FIELDS, FORMATS, detect
+from yojo.readers import NOT_A_RECORDS_FAULT, ColumnError, DataError, MediaError, open_source, what_it_says
+from yojo.sources import COLUMNS, FIELDS, FORMATS, detect, read, refuse_content
 
 __all__ = ["ColumnError", "DataError", "MediaError", "Mixture", "Records", "draw_responses", "load", "take_responses"]
+
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -27,8 +32,16 @@ def load(
     ranked=True,
     keep_tied=False,
     close_gaps=False,
+    literal_tags=False,
+    ignore_columns=(),
 ):
     """Open preference data; nothing is parsed before it is asked for, beyond the few records that tell the format.
+
+    Prompt, responses and ranks stand where the format has them. All formats have the same columns for the rest: images
+    (`images`, `image` or `img_path`), videos (`video` or `videos`, with `fps` or `sampling_interval`), a system prompt
+    (`system` or `system_prompt`, which becomes the first turn) and tools (`tools`, a list or its JSON). Nothing else is
+    lost without a word: a column that says what the model is to see, and that the format does not read, is an error of
+    its record; any other is counted in `Records.unused`, with one warning for each.
 
     Args:
         source: path of a .jsonl, .json or .parquet file; of a folder of such files; a list of paths; a list of dicts;
@@ -44,6 +57,9 @@ def load(
             False: they are optional, and one response is fine, as scoring needs.
         keep_tied: let records pass whose responses are all tied.
         close_gaps: turn ranks with gaps or fractions ([1, 3], [1.5, 1.5, 3]) into dense ones ([1, 2], [1, 1, 2]).
+        literal_tags: `<image>` and `<video>` in prompts are just characters, and no places of images and videos.
+        ignore_columns: names of columns to leave out knowingly; a dot reaches into the objects of a list
+            ("completions.note").
 
     Returns:
         `Records`.
@@ -62,6 +78,8 @@ def load(
         ranked=ranked,
         keep_tied=keep_tied,
         close_gaps=close_gaps,
+        literal_tags=literal_tags,
+        ignore_columns=ignore_columns,
     )
 
 
@@ -75,33 +93,44 @@ class Records:
         path: of the file or folder; None for lists and datasets.
         format: name of the format, a key of `yojo.sources.FORMATS`.
         columns: names of the columns found.
+        unused: Counter, column -> how many of the records read so far hold something there that nothing reads and nobody
+            knows; a dot reaches into objects.
+        ignored: the same for columns that may be left: ids and the like, what says again what other columns say, and
+            `ignore_columns`.
     """
 
     def __init__(
         self, source, *, format="auto", columns=None, image_root=None, allow_urls=False, ranked=True, keep_tied=False,
-        close_gaps=False,
+        close_gaps=False, literal_tags=False, ignore_columns=(),
     ):  # fmt: skip
         if format != "auto" and format not in FORMATS:
             raise ValueError(f"format must be auto or one of {', '.join(FORMATS)}, got {format!r}")
-        self._map = _checked_map(columns)
+        if not isinstance(literal_tags, bool):
+            raise TypeError(f"literal_tags must be a bool, got {literal_tags!r}")
+        self._map, self._ignore = _checked_map(columns), _checked_names(ignore_columns)
         self._readers = open_source(source)
         self._ends = list(itertools.accumulate(map(len, self._readers)))
         self._root = None if image_root is None else Path(image_root)
         if self._root is not None and not self._root.is_dir():
             raise ValueError(f"image_root is no folder: {self._root}")
         self.allow_urls, self.ranked, self.keep_tied, self.close_gaps = allow_urls, ranked, keep_tied, close_gaps
+        self.literal_tags = literal_tags
         self.path = Path(source) if isinstance(source, (str, os.PathLike)) else None
         self.name = self._readers[0].name if self.path is None else self.path.name
         first = next(reader for reader in self._readers if len(reader))
         self.columns = first.columns()
         (record,) = first.sample(1)
-        for field, column in self._map.items():
+        record = without_fillers(record) if first.filled else record
+        named = [(column, f"mapped to {field}") for field, column in self._map.items()]
+        for column, what in [*named, *((name, "in ignore_columns") for name in self._ignore)]:
             if column.split(".")[0] not in self.columns and column not in self.columns:
                 raise ColumnError(
-                    f"{self.path or self.name}: there is no column {column!r} (mapped to {field}); {self._found()}",
+                    f"{self.path or self.name}: there is no column {column!r} ({what}); {self._found()}",
                     str(self.path or self.name),
                 )
-        self.format = detect(self._mapped(record), self.columns) if format == "auto" else format
+        there = [name for name in self.columns if name not in self._ignore]
+        seen = {name: value for name, value in self._mapped(record).items() if name not in self._ignore}
+        self.format = detect(seen, there) if format == "auto" else format
         if self.format is None:
             known = "\n".join(f"  {name}: {needs}" for name, needs in COLUMNS.items())
             raise ColumnError(
@@ -109,6 +138,14 @@ class Records:
                 f"columns:\n{known}\nname the format, or map columns: columns={{'prompt': ...}} (--map prompt=...)",
                 str(self.path or self.name),
             )
+        self.unused, self.ignored = collections.Counter(), collections.Counter()
+        self._counted, self._warned = bytearray(len(self)), set()  # records in the two, columns that were warned of
+        try:  # at once for what the first record shows: nobody should have to wait for it
+            self._warn(self._fields(record)[1])
+        except NOT_A_RECORDS_FAULT:
+            raise
+        except Exception:  # whoever reads the record will hear of it
+            return
 
     def _found(self):
         return f"columns found: {', '.join(map(str, self.columns)) or 'none'}"
@@ -135,26 +172,80 @@ class Records:
 
     def __getitem__(self, index):
         """`Example` number `index`, named "file:line"; raises `DataError` for a record that cannot be used."""
+        example, left = self.read(index)
+        index %= len(self)
+        if not self._counted[index]:
+            self._counted[index] = 1
+            self._note(left)
+        return example
+
+    def _note(self, left):
+        self.unused.update(path for path, why in left.items() if why is None)
+        self.ignored.update(path for path, why in left.items() if why is not None)
+        self._warn(left)
+
+    def _warn(self, left):
+        new = [path for path, why in left.items() if why is None and path not in self._warned]
+        self._warned.update(new)
+        if new:
+            logger.warning(
+                "%s: columns not used: %s; the model sees nothing of them (`yojo data check` counts them; "
+                "ignore_columns=%r says that this is meant)",
+                self.path or self.name, ", ".join(new), new,
+            )  # fmt: skip
+
+    def read(self, index):
+        """As `records[index]`, with what is left out of it.
+
+        Returns:
+            (`Example`, dict column -> why it may be left out, or None where nobody knows it).
+
+        Raises:
+            DataError: a record that cannot be used, whatever is wrong with it.
+        """
         reader, at = self._locate(index)
-        record = self._mapped(reader.read(at))
-        place = f"{reader.name}:{reader.line(at)}"
         try:
-            fields = FORMATS[self.format](record)
-            rankings = self._rankings(fields)
-        except (TypeError, ValueError) as error:
-            raise reader.error(str(error), at) from error
+            return self._read(reader, at)
+        except (DataError, *NOT_A_RECORDS_FAULT):
+            raise
+        except Exception as error:  # whatever it is: nothing that a record holds may end the reading of the others
+            raise reader.error(what_it_says(error), at) from error
+
+    def _read(self, reader, at):
+        raw = reader.read(at)
+        fields, left = self._fields(without_fillers(raw) if reader.filled else raw)
+        rankings = self._rankings(fields)
         root = self._root or reader.folder
         try:
             images = [find_image(image, root, self.allow_urls, f"image {i}") for i, image in enumerate(fields.images)]
             videos = find_videos(fields.videos, fields.fps, root)
             prompt = self._inline(fields.prompt, root)
-        except (TypeError, ValueError, OSError) as error:
-            raise reader.error(str(error), at, MediaError) from error
+        except NOT_A_RECORDS_FAULT:
+            raise
+        except Exception as error:
+            raise reader.error(what_it_says(error), at, MediaError) from error
+        place = f"{reader.name}:{reader.line(at)}"
         try:
-            return Example(prompt, fields.responses, images=images, videos=videos, rankings=rankings, id=place)
+            example = Example(
+                prompt, fields.responses, images=images, videos=videos, rankings=rankings, id=place, tools=fields.tools,
+                literal_tags=self.literal_tags,
+            )  # fmt: skip
         except (TypeError, ValueError) as error:
-            what = str(error).removeprefix(f"example {place!r}: ")
-            raise reader.error(what, at) from error
+            raise reader.error(str(error).removeprefix(f"example {place!r}: "), at) from error
+        return example, left
+
+    def _fields(self, raw):
+        record = self._mapped(raw)
+        columns = self._map.values()
+        used = [column if column in record else column.split(".")[0] for column in columns]
+        fields, left = read(record, self.format, self._ignore, used)
+        overridden = [f for f, c in self._map.items() if c != f and given(raw.get(f)) and f not in columns]
+        around = beside(raw, columns)
+        for path in around:
+            refuse_content(path, self.format, self._ignore)
+        for path in [*overridden, *around]:
+            left.setdefault(path, "by ignore_columns" if path in self._ignore else None)
+        return fields, left
 
     def _mapped(self, record):
         return record | {field: _reach(record, column) for field, column in self._map.items()}
@@ -165,19 +256,18 @@ class Records:
             return prompt
         turns = []
         for turn in prompt:
-            content = turn["content"]
-            if isinstance(content, list):
-                content = [self._found_part(part, root) for part in content]
-            turns.append({**turn, "content": content})
+            if isinstance(turn["content"], list):
+                turn = {**turn, "content": [self._found_part(part, root) for part in turn["content"]]}
+            turns.append(turn)
         return turns
 
     def _found_part(self, part, root):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("image", "video"):
             return part
-        source = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
+        source = part.get(kind)
         if source is None:
-            return {"type": kind}
+            return part
         if kind == "image":
             return {"type": kind, kind: find_image(source, root, self.allow_urls, "an image of the prompt")}
         return {"type": kind, kind: find_videos([source], part.get("fps"), root)[0]}
@@ -192,6 +282,8 @@ class Records:
             rankings = check_ranks(fields.rankings, count, close_gaps=self.close_gaps)
         else:
             rankings = None
+        if rankings is not None:
+            _check_twins(fields.responses, rankings)
         if not self.ranked:
             return rankings
         if count == 1:
@@ -264,7 +356,27 @@ def check_targets(targets, count):
     return [float(target) for target in targets]
 
 
+def _check_twins(responses, rankings):
+    """The same text cannot be better than itself."""
+    first = {}
+    for i, (response, rank) in enumerate(zip(responses, rankings, strict=True)):
+        if not isinstance(response, str):
+            continue  # which `Example` refuses
+        j = first.setdefault(response, i)
+        if rankings[j] != rank:
+            raise ValueError(
+                f"responses {j} and {i} are the same text, but ranked {rankings[j]} and {rank}: one of them says nothing, or "
+                "what tells them apart is not in their text; rank them alike, or leave the record out"
+            )
+
+
 # ---- column maps ----
+
+
+def _checked_names(names):
+    if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
+        raise TypeError(f"ignore_columns must be a list of names of columns, got {names!r}")
+    return tuple(names)
 
 
 def _checked_map(columns):

@@ -5,7 +5,8 @@ import dataclasses
 
 import torch
 
-from yojo import card
+import yojo
+from yojo import card, dates
 from yojo.folders import replaced_folder
 from yojo.patch import patched_base, tokenizer_of
 from yojo.separator import folded
@@ -53,7 +54,6 @@ def export(path, out, *, format, base_model=None):
     Raises:
         ValueError: a format or a model that cannot be exported, with the reason.
     """
-    import yojo
     from yojo import checkpoint, released
 
     if format not in FORMATS:
@@ -64,7 +64,7 @@ def export(path, out, *, format, base_model=None):
         reward_model = yojo.RewardModel(*checkpoint.load_pretrained(path, base_model=base_model))
         released.export_mr2rm(reward_model, out)
         return Exported(format)
-    _check_settings(yojo.YojoConfig.from_dict(description["config"]))
+    _check_settings(yojo.YojoConfig.from_saved(description["config"]))
     if description["adapter"]:
         reward_model = checkpoint.merged(path, base_model=base_model)
     else:
@@ -78,8 +78,8 @@ def export_trl(reward_model, out):
     Its score is the `score` layer's output at the last token that is no padding. The tokenizer's chat template is
     changed: a conversation that ends with the assistant's turn is rendered as its prompt, the generation prompt, the
     answer and the separator, so that `tokenizer.apply_chat_template(messages)` is what our own scores are read from.
-    (A tokenizer that merges the prompt's end with the answer's beginning into one token, or an answer that holds special
-    tokens, gives other tokens and so other scores.)
+    (A tokenizer that merges the prompt's end with the answer's beginning into one token, an answer that holds special
+    tokens, or blanks around it that the template takes away give other tokens and so other scores.)
 
     Args:
         reward_model: a `yojo.RewardModel` in isolated mode, with the linear head, the pooling "separator" or "last", and
@@ -138,7 +138,9 @@ def export_trl(reward_model, out):
     bias = base.score.bias2.item() / scale
     ending = config.separator if config.pooling == "separator" else ""
     before = _BEFORE % ("'" + ending.replace("\\", "\\\\").replace("'", "\\'") + "'")
-    tokenizer.chat_template = before + tokenizer.chat_template.removesuffix("\n") + _BEHIND
+    template = dates.template_options(reward_model.processor).get("chat_template", tokenizer.chat_template)
+    tokenizer.chat_template = before + template.removesuffix("\n") + _BEHIND
+    _check_turn(reward_model, tokenizer)
     with replaced_folder(out, mark="config.json") as staging:
         model.to(base.dtype).save_pretrained(staging, state_dict=state)
         tokenizer.save_pretrained(staging)
@@ -162,6 +164,21 @@ def _check_settings(config):
         raise ValueError(
             f"the model has pooling={config.pooling!r}; a sequence classifier reads the last token: only "
             "pooling='separator' or 'last' can be exported to TRL"
+        )
+
+
+def _check_turn(reward_model, tokenizer):
+    """Refuse a template that puts something else before an answer than the generation prompt, as our scores have it."""
+    question, answer, collator = "What is it?", "A test.", reward_model.collator
+    ours = collator.encode(yojo.Example(question, [answer]))
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    theirs = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    wanted = [*ours.prompt_ids.tolist(), *ours.responses[0]]
+    if list(theirs) != (wanted if reward_model.config.pooling == "separator" else wanted[:-1]):
+        raise ValueError(
+            "the chat template puts something else before an answer than its generation prompt, which the model was trained "
+            "with (turn='template') and a template that is made of the generation prompt cannot say; train with "
+            "turn='generation_prompt' to export to TRL"
         )
 
 

@@ -400,13 +400,15 @@ class RewardModel:
         """The `YojoConfig` the model is patched with."""
         return self.collator.config
 
-    def score(self, prompt, responses, images=None, videos=None):
+    def score(self, prompt, responses, images=None, videos=None, *, tools=None, literal_tags=False):
         """Score the responses to one prompt in one forward pass.
 
         Args:
             prompt: string or chat messages (see `yojo.Example`).
             responses: N strings.
             images, videos: lists, or None.
+            tools: list of dicts for the chat template, or None.
+            literal_tags: `<image>` and `<video>` in the prompt are text, not places.
 
         Returns:
             [N] float32 on the CPU, in the order of responses; higher is better.
@@ -416,7 +418,8 @@ class RewardModel:
         """
         from yojo.packing import Example
 
-        return self.score_many([Example(prompt, responses, images=images or (), videos=videos or ())])[0]
+        example = Example(prompt, responses, images=images, videos=videos, tools=tools, literal_tags=literal_tags)
+        return self.score_many([example])[0]
 
     def score_many(self, examples, progress=False, token_budget=8192):
         """Score many examples, several in one forward pass where they fit.

@@ -52,6 +52,8 @@ class ConversationEncoder:
         """
         if getattr(self.processor, "chat_template", None) is None:
             raise ValueError(f"{self.name}: {type(self.processor).__name__} has no chat template, which mr2rm needs")
+        if example.tools:
+            raise ValueError(f"{self.name}: format='mr2rm' knows no tools; leave them out, or use format='yojo'")
         messages, options = self.prompts.messages(example)
         self._check_prompt(messages)
         self._check_responses(example.responses)
@@ -110,15 +112,12 @@ class ConversationEncoder:
                     raise ValueError(f"{self.name}: response {i} contains the {kind} {token!r}{_WHY}")
 
     def _render(self, messages, answer):
-        return self.processor.apply_chat_template(
+        return self.prompts.apply_template(
             self._conversation(messages, answer), tokenize=False, add_generation_prompt=False
         )
 
     def _conversation(self, messages, answer):
-        turns = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-        if not self.prompts.is_multimodal:  # templates of text-only models expect strings
-            turns = [{**turn, "content": "".join(part["text"] for part in turn["content"])} for turn in turns]
-        return turns
+        return [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
 
     def _rendered(self, messages, answer):
         """(whole text, where the answer begins in it, where it ends)."""
@@ -154,7 +153,7 @@ class ConversationEncoder:
                 text=[text], images=[images], return_tensors="pt", return_mm_token_type_ids=True, padding=False
             )
         else:
-            output = self.processor.apply_chat_template(
+            output = self.prompts.apply_template(
                 self._conversation(messages, answer),
                 tokenize=True,
                 add_generation_prompt=False,

@@ -6,11 +6,13 @@ import typing
 
 import torch
 
-from yojo import families, media
+from yojo import dates, families, features, media, messages
 from yojo.model import Separators
 from yojo.mr2rm import ConversationEncoder
 from yojo.patch import patched_base, separator_id_of, tokenizer_of
-from yojo.prompts import NOT_FOR_THE_MODEL, PromptEncoder, plain_ids
+from yojo.plain import forbidden_ids
+from yojo.prompts import NOT_FOR_THE_MODEL, PromptEncoder, bad_record
+from yojo.turns import TurnEncoder
 from yojo_kernels import Layout
 
 
@@ -21,20 +23,22 @@ class Example:
     Attributes:
         prompt: a string, the text of one user turn; or chat messages, a list of dicts with `role` and `content`,
             where content is a string or a list of parts ({"type": "text", "text": ...}, {"type": "image"},
-            {"type": "video"}) and the last turn is not the assistant's.
+            {"type": "video"}, or OpenAI's) and the last turn is not the assistant's. They are kept in one form, that of
+            `yojo.messages.clean`. What a message has beside role and content (tool_calls, name, ...) reaches the chat
+            template.
         responses: N >= 1 strings, none empty.
-        images: PIL images, paths, bytes of an image file, or arrays (see `yojo.images`). They fill the image
-            parts of the messages in order; where the prompt has no such part they stand before the text of the first
-            user turn.
+        images: PIL images, paths, bytes of an image file, or arrays (see `yojo.images`). They fill the image parts of
+            the messages, or the tags `<image>` in the text of all turns but the assistant's, in order; where the prompt
+            has neither they stand before the text of the first user turn.
         videos: `yojo.videos.Video`s; or paths of video files or of folders of frames, lists of frames, or arrays of
-            them, [frames, height, width, 3]; placed like images, after them. A prompt's videos are all
-            files or all frames.
+            them, [frames, height, width, 3]; placed like images, after them.
         rankings: N ranks, 1 = best, ties allowed; N targets that sum to 1 for the loss "soft"; or None.
         id: how errors name the example.
         tools: descriptions of the tools the assistant may call, a list of dicts (JSON schemas), for the chat template;
             or None.
         literal_tags: `<image>` and `<video>` in the prompt's text are just characters. By default they are places of
-            images and videos, as in LLaVA's files.
+            images and videos, as in LLaVA's files: the tag is cut out, the rest of the text stays as it is, line breaks
+            included. A prompt for a text-only model, without images and videos, keeps them as text.
 
     Raises:
         TypeError, ValueError: anything that does not fit the above; the message names the example.
@@ -68,13 +72,13 @@ class Example:
                 raise TypeError(f"{self.name}: {field} must be a list, got {type(value).__name__}")
         if self.rankings is not None:
             self._check_rankings()
-        self._check_prompt()
         if self.tools is not None and (
             not isinstance(self.tools, (list, tuple)) or not all(isinstance(tool, dict) for tool in self.tools)
         ):
             raise TypeError(f"{self.name}: tools must be a list of dicts (JSON schemas) or None, got {self.tools!r}")
         if not isinstance(self.literal_tags, bool):
             raise TypeError(f"{self.name}: literal_tags must be a bool, got {self.literal_tags!r}")
+        self._check_prompt()
 
     @property
     def name(self):
@@ -99,33 +103,25 @@ class Example:
             if not self.prompt.strip() and not self.images and not self.videos:
                 raise ValueError(f"{self.name}: the prompt is empty")
             self._check_unicode(self.prompt, "the prompt")
+            try:
+                messages.place(self.prompt, self.images, self.videos, self.literal_tags)
+            except ValueError as error:
+                raise ValueError(f"{self.name}: {error}") from None
             return
-        if not isinstance(self.prompt, (list, tuple)) or not self.prompt:
-            raise TypeError(
-                f"{self.name}: prompt must be a string or a list of chat messages, got {type(self.prompt).__name__}"
-            )
-        for turn in self.prompt:
-            if not isinstance(turn, dict) or "role" not in turn:
-                raise TypeError(f"{self.name}: a chat message must be a dict with role and content, got {turn!r}")
-            if turn.get("content") is None and turn["role"] == "assistant":
-                continue  # a tool call alone: OpenAI's own form has null there, or nothing
-            if "content" not in turn:
-                raise TypeError(f"{self.name}: a chat message must be a dict with role and content, got {turn!r}")
-            if not isinstance(turn["content"], (str, list, tuple)):
-                raise TypeError(f"{self.name}: content must be a string or a list of parts, got {turn['content']!r}")
-            for part in [turn["content"]] if isinstance(turn["content"], str) else turn["content"]:
-                if not isinstance(part, (str, dict)):
-                    raise TypeError(f"{self.name}: a content part must be a string or a dict, got {part!r}")
-                text = part if isinstance(part, str) else part.get("text")
-                if not isinstance(text, str):
-                    if isinstance(part, dict) and part.get("type") == "text":
-                        raise TypeError(f"{self.name}: a text part needs a string under 'text', got {part!r}")
-                    continue
-                self._check_unicode(text, "the prompt")
-        if self.prompt[-1]["role"] == "assistant":
-            raise ValueError(
-                f"{self.name}: the prompt ends with an assistant turn; what the assistant says goes into responses"
-            )
+        try:
+            turns = messages.clean(self.prompt)
+            if not turns:
+                raise ValueError("prompt is an empty list: at least one chat message is needed")
+            if turns[-1]["role"] == "assistant":
+                raise ValueError("the prompt ends with an assistant turn; what the assistant says goes into responses")
+            placed = messages.place(turns, self.images, self.videos, self.literal_tags)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{self.name}: {error}") from None
+        for text in messages.strings(placed, self.tools):
+            self._check_unicode(text, "the prompt")
+        if not any(part["type"] != "text" or part["text"].strip() for turn in placed for part in turn["content"]):
+            raise ValueError(f"{self.name}: the prompt is empty")
+        object.__setattr__(self, "prompt", turns)
 
     def _check_unicode(self, text, what):
         try:
@@ -151,6 +147,7 @@ class Encoded:
         vision: dict name -> tensor, the processor's vision tensors.
         responses: N lists of token ids, each closed by the separator.
         rankings: N numbers or None.
+        leads: N ints, how many ids at the beginning of each response the chat template puts before it.
         open_end: the last response is closed by no separator: it reaches to the last of its tokens (format="mr2rm").
     """
 
@@ -163,6 +160,7 @@ class Encoded:
     vision: dict
     responses: list
     rankings: list | None
+    leads: list
     open_end: bool = False
 
     def num_tokens(self, config):
@@ -218,7 +216,9 @@ class Collator:
                 f"the separator {self.config.separator!r} has id {self.separator_id}, beyond the {rows} rows of the "
                 "model's embedding: call yojo.patch(model, processor) with this processor"
             )
-        self.forbidden = _special_ids(processor, self.tokenizer, base.config) | {self.separator_id}
+        dates.agree(base.yojo, processor)
+        self.forbidden = forbidden_ids(processor, self.tokenizer, base.config) | {self.separator_id}
+        self.turns = TurnEncoder(self.tokenizer, self.forbidden, self.config.turn)
 
     def __call__(self, examples):
         """Encode and pack a list of `Example`.
@@ -241,14 +241,18 @@ class Collator:
         name = example.name if example.id is not None else f"example {place}"
         if example.rankings is not None:
             _check_ranks(example.rankings, self.config.loss, name)
-        prompts = PromptEncoder(self.processor, self.tokenizer, name)
+        with bad_record(name):
+            return self._encode(example, name)
+
+    def _encode(self, example, name):
+        prompts = PromptEncoder(self.processor, self.tokenizer, name, self.model_config)
         if self.config.format == "mr2rm":
             whole = ConversationEncoder(prompts, self.config.separator, self.separator_id, self.forbidden)(example)
             return self._encoded(whole.inputs, whole.responses, example.rankings, name)
-        responses = [self._plain_ids(text, i, name) for i, text in enumerate(example.responses)]
-        return self.from_processed(prompts(example), responses, rankings=example.rankings, name=name)
+        prompt, responses, leads = self.turns(prompts, example)
+        return self.from_processed(prompt, responses, rankings=example.rankings, name=name, leads=leads)
 
-    def from_processed(self, prompt, responses, *, rankings=None, name="example"):
+    def from_processed(self, prompt, responses, *, rankings=None, name="example", leads=None):
         """The same from what a processor has made already.
 
         Args:
@@ -259,6 +263,7 @@ class Collator:
                 separators are among them, and the template's end belongs to the last one.
             rankings: N numbers, or None.
             name: how errors name the example.
+            leads: N ints, how many ids at the beginning of each response are the chat template's; none by default.
 
         Returns:
             `Encoded`.
@@ -266,15 +271,19 @@ class Collator:
         closed = [[*ids, self.separator_id] for ids in responses]
         if self.config.format == "mr2rm":
             closed[-1] = closed[-1][:-1]
-        return self._encoded(prompt, closed, rankings, name)
+        return self._encoded(prompt, closed, rankings, name, leads)
 
-    def _encoded(self, prompt, responses, rankings, name):
+    def _encoded(self, prompt, responses, rankings, name, leads=None):
         prompt_ids = prompt["input_ids"][0]
         if self.window is not None and len(prompt_ids) > self.window:
             raise ValueError(
                 f"{name}: the prompt has {len(prompt_ids)} tokens, the model's sliding window {self.window}: "
                 f"{self.family.name} lets a prompt see itself beyond its window, which is not supported"
             )
+        try:
+            features.check(prompt, self.family, self.model_config)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         positions, next_position = self.positions(prompt)
         encoded = Encoded(
             name=name,
@@ -289,6 +298,7 @@ class Collator:
                 if key not in NOT_FOR_THE_MODEL and key not in families.TOKEN_TYPES
             },
             responses=responses,
+            leads=[0] * len(responses) if leads is None else list(leads),
             rankings=rankings,
             open_end=self.config.format == "mr2rm",
         )
@@ -329,7 +339,7 @@ class Collator:
                 blocks.append(torch.full((len(branch_ids),), -1))
                 for n in branch:
                     closed = not (item.open_end and n == len(item.responses) - 1)
-                    sample[n].append((row, row + len(item.responses[n]) - closed))
+                    sample[n].append((row + item.leads[n], row + len(item.responses[n]) - closed))
                     row += len(item.responses[n])
             branch_lengths.append([sum(len(item.responses[n]) for n in branch) for branch in branches])
             spans.append(sample)
@@ -364,12 +374,6 @@ class Collator:
                 )
             batch["rankings"] = _ranking_table([item.rankings for item in encoded], self.config.loss)
         return batch
-
-    def _plain_ids(self, text, i, name):
-        ids = plain_ids(self.tokenizer, text, self.forbidden)
-        if not ids:
-            raise ValueError(f"{name}: response {i} is empty: {text!r} has no tokens")
-        return ids
 
     def _token_types(self, encoded, branch_lengths, filling):
         names = dict.fromkeys(name for item in encoded for name in item.token_types)
@@ -414,18 +418,6 @@ def _branches(count, config):
     if config.mode == "isolated":
         return [(n,) for n in range(count)]
     return orders(count, config)
-
-
-def _special_ids(processor, tokenizer, config):
-    """Ids that plain text must never turn into: special tokens and the placeholders of images, videos, audio."""
-    ids = set(getattr(tokenizer, "all_special_ids", ()))
-    ids.update(i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special)
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    for source in (processor, config):
-        for key, value in vars(source).items() if hasattr(source, "__dict__") else ():
-            if key.endswith(("_token_id", "_token_ids")):
-                ids.update(i for i in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(i, int))
-    return ids - {unknown}
 
 
 def _check_ranks(rankings, loss, name):

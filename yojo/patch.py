@@ -1,6 +1,7 @@
 """`patch` turns a Hugging Face model into a reward model in place, `unpatch` undoes it."""
 
 import dataclasses
+import datetime
 import functools
 import logging
 import sys
@@ -9,7 +10,7 @@ import typing
 
 import torch
 
-from yojo import families, last_layer, media
+from yojo import dates, families, last_layer, media
 from yojo import fuse as fusing
 from yojo import graphs as row_graphs
 from yojo import separator as separators
@@ -36,6 +37,8 @@ class Patch:
         whole_last_layer: why the last layer computes rows that nobody reads; None where it does not. Setting it to
             some text makes it compute them all, for comparison.
         fusion: how the decoder layers are fused.
+        date: the `datetime.date` that the chat template prints for good (see `yojo.dates`); None where it prints none, or
+            no processor was given yet.
     """
 
     config: YojoConfig
@@ -47,6 +50,7 @@ class Patch:
     set_vocab_size: bool = False
     whole_last_layer: str | None = None
     fusion: fusing.Fusion | None = dataclasses.field(default=None, repr=False)
+    date: datetime.date | None = None
 
     @property
     def fuse(self):
@@ -115,6 +119,8 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
             )
         if processor is not None and base.yojo.separator_id is None:
             _add_separator(base, processor, base.yojo)
+        if processor is not None:
+            dates.agree(base.yojo, processor)
         wanted = (fuse or base.yojo.fuse, base.yojo.graphs if graphs is None else graphs)
         if wanted != (base.yojo.fuse, base.yojo.graphs):
             _replan_layers(base, *wanted)
@@ -128,6 +134,7 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
     state = Patch(config=config, separator_id=None, stock_attention=stock, fusion=fusion)
     if processor is not None:
         _add_separator(base, processor, state)
+        dates.agree(state, processor)
     _set_implementation(base, modules, _register(stock))
     _mark_sliding(base, modules)
     fusion.install()

@@ -1,60 +1,171 @@
-"""One prompt through a processor's chat template, images and videos in their places; responses as plain text."""
+"""One prompt through a processor's chat template, images and videos in their places."""
+
+import collections
+import contextlib
+import json
+import logging
+import re
+import threading
+import weakref
 
 import torch
 
+from yojo import dates
+from yojo.decoding import can_sample, sample_file, with_files
 from yojo.images import load_image
+from yojo.messages import KINDS, TAGS, count_tags, place, strings
+from yojo.processors import ImageOnly
 from yojo.videos import load_video
+
+logger = logging.getLogger(__name__)
 
 # Outputs of processors that are no input of a packed row: the row has no padding, labels are not for scoring, and
 # the rest has served its purpose once the positions are known.
 NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "labels", "second_per_grid_ts", "video_metadata")
 
 
-def plain_ids(tokenizer, text, forbidden):
-    """Tokenise text as plain text: nothing in it becomes a special token, a separator or an image placeholder.
+# Names of the attributes of processors, tokenizers and configs that hold placeholder tokens, as image_token, boi_token_id,
+# image_token_index, low_res_image_start_token_id, image_patch_id, video_start_id or fake_image_token.
+_MEDIA = {
+    "video": r"videos?|frames?",
+    "audio": r"audios?|boa|eoa|sound|speech",
+    "image": r"images?|img|vision|visual|boi|eoi|tile|slice",
+}
+_ENDS = "token|tag|patch|col|start|end|newline|break"
+_PLACEHOLDER = {
+    kind: re.compile(rf"(?!num_)(.*_)?({words})_(.*_)?({_ENDS})(_ids?|_index)?|{kind}_ids")
+    for kind, words in _MEDIA.items()
+}
+
+
+def placeholder_tokens(processor, config=None):
+    """Find the tokens that stand for images, videos and audio, their beginnings, ends and parts, in a prompt's ids.
+
+    In a text they would be taken for media that is not there.
 
     Args:
-        tokenizer: a fast tokenizer of transformers.
-        text: str.
-        forbidden: set of token ids that must not come out.
+        processor: the model's processor, or its tokenizer.
+        config: the model's config, which names some that no processor does (Molmo2's patches); or None.
 
     Returns:
-        list of ids.
-
-    Raises:
-        ValueError: a vocabulary that spells a forbidden token from text that does not contain it.
+        dict "image", "video", "audio" -> set of str. Ids of a config that are ordinary words of the vocabulary (a
+        default nobody set) are no placeholders.
     """
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    found = forbidden.intersection(ids)
-    if not found:
-        return ids
-    # An added token that is not flagged special is still matched as a whole: cut it in two, and tokenise the halves.
-    for token in sorted((tokenizer.convert_ids_to_tokens(i) for i in found), key=len, reverse=True):
-        at = text.find(token)
-        if at >= 0 and len(token) > 1:
-            cut = at + 1
-            return plain_ids(tokenizer, text[:cut], forbidden) + plain_ids(tokenizer, text[cut:], forbidden)
-    raise ValueError(
-        f"{text!r} cannot be tokenised as plain text: {tokenizer.convert_ids_to_tokens(sorted(found))} come out of it"
-    )
+    tokenizer = getattr(processor, "tokenizer", None) or processor
+    added = {i: str(token) for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
+    found = {kind: set() for kind in ("image", "video", "audio")}
+    for name, value in _named_tokens(processor, tokenizer, config):
+        kind = next((kind for kind, pattern in _PLACEHOLDER.items() if pattern.fullmatch(name)), None)
+        if kind is None:
+            continue
+        for item in value if isinstance(value, (list, tuple, set)) else [value]:
+            if isinstance(item, int) and not isinstance(item, bool):
+                item = added.get(item)
+            # The name of an unknown token stands for whatever is unknown, a line break for line breaks.
+            if isinstance(item, str) and item.strip() and item != getattr(tokenizer, "unk_token", None):
+                found[kind].add(item)
+    return found
+
+
+def _named_tokens(processor, tokenizer, config):
+    """(name, value) of all that may name a token; the tokenizer's own are those of `extra_special_tokens`."""
+    names = {**getattr(tokenizer, "_special_tokens_map", {})}
+    # Some processors have them as properties, and configs under the name their family knows them by.
+    common = [f"{kind}_{end}" for kind in ("image", "video", "audio") for end in ("token", "token_id", "token_ids")]
+    for source in (processor, tokenizer, config):
+        if source is not None:
+            yield from ((name, getattr(source, name, None)) for name in common)
+            yield from vars(source).items() if hasattr(source, "__dict__") else ()
+    yield from ((name, None if value is None else str(value)) for name, value in names.items())
+
+
+# What processors left out, over all prompts of this process; and the placeholders they have.
+_UNSEEN = weakref.WeakKeyDictionary()
+_PLACEHOLDERS = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def unseen(processor):
+    """What prompts held that the processor or its chat template left out, so that no model saw it.
+
+    Returns:
+        `collections.Counter`: what, as "the field 'name' of tool turns", "tools", "the text of system turns" or "the
+        fps of a video file (... takes more frames)" -> the number of prompts in this process.
+    """
+    with _LOCK:
+        return collections.Counter(_UNSEEN.get(processor))
+
+
+@contextlib.contextmanager
+def bad_record(name, doing="it cannot be encoded"):
+    """Make whatever goes wrong with one example a ValueError that names it.
+
+    Templates, decoders, processors and tokenizers raise what they like (jinja2.TemplateError, struct.error,
+    RecursionError, a panic of a Rust library). Running out of memory, and whatever ends a program, is no fault of an
+    example and passes; so does a TypeError or ValueError that begins with the name.
+
+    Args:
+        name: how errors name the example.
+        doing: what failed, as the message tells it.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if isinstance(error, (TypeError, ValueError)) and str(error).startswith(name):
+            raise
+        kind = "" if isinstance(error, (TypeError, ValueError)) else f"{type(error).__name__}: "
+        raise ValueError(f"{name}: {doing}: {kind}{error}") from error
+
+
+_MARK = "yojo-mark-"
+
+
+def _with_text(turn, text):
+    """A turn that says something else, its media as they are."""
+    media = [part for part in turn["content"] if part["type"] != "text"]
+    return {**turn, "content": [*media, {"type": "text", "text": text}]}
+
+
+def _stands_in(text, whole):
+    """As it is, or as a string of JSON, which is how some templates write the results of tools."""
+    return text in whole or any(json.dumps(text, ensure_ascii=ascii)[1:-1] in whole for ascii in (False, True))
 
 
 class PromptEncoder:
-    """One prompt through the processor's chat template, images and videos in their places."""
+    """One prompt through the processor's chat template, images and videos in their places.
 
-    def __init__(self, processor, tokenizer, name):
-        self.processor, self.tokenizer, self.name = processor, tokenizer, name
+    Args:
+        processor: the model's processor, or its tokenizer.
+        tokenizer: the processor's tokenizer.
+        name: how errors name the example.
+        config: the model's config, which names placeholders that no processor does; or None.
+
+    Attributes:
+        unseen: after a call, list of str: what of this prompt was left out (`unseen`).
+    """
+
+    def __init__(self, processor, tokenizer, name, config=None):
         self.is_multimodal = processor is not tokenizer
+        self.given, self.tokenizer, self.name, self.config = processor, tokenizer, name, config
+        self.processor = with_files(processor)
+        self.unseen, self.template_options = [], {}
 
     def __call__(self, example):
-        """The processor's outputs for the prompt: dict of tensors, `input_ids` [1, P] among them."""
-        messages, options = self.messages(example)
-        try:
-            return self.tensors(self._run(messages, options))
-        except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, StopIteration) as error:
-            raise ValueError(
-                f"{self.name}: {type(self.processor).__name__} could not process the prompt: {error}"
-            ) from error
+        """The processor's outputs for the prompt: dict of tensors, `input_ids` [1, P] among them.
+
+        Raises:
+            TypeError, ValueError: whatever is wrong with the prompt; the message names the example.
+        """
+        return self.process(*self.messages(example))
+
+    def process(self, messages, options, text=None):
+        """The same for what `messages` returns; or, with the same images and videos, for a text of one's own."""
+        with bad_record(self.name, f"{type(self.processor).__name__} could not process the prompt"):
+            return self.tensors(self._run(messages, options, text))
 
     def messages(self, example):
         """The prompt as the processor takes it.
@@ -63,76 +174,85 @@ class PromptEncoder:
             (messages, options): chat messages whose content is a list of parts, images and frames loaded and in their
             places; and what the processor must be told of the videos, keyword arguments.
         """
-        messages = [{"role": "user", "content": example.prompt}] if isinstance(example.prompt, str) else example.prompt
-        messages = [{**turn, "content": self._parts(turn["content"])} for turn in messages]
-        media = {"image": list(example.images), "video": list(example.videos)}
-        for kind in media:
-            self._place(messages, kind, media[kind])
-        self._check_text(messages)
+        self.unseen = []
+        self.template_options = {"tools": list(example.tools)} if example.tools else {}
+        with bad_record(self.name, "the prompt cannot be read"):
+            messages = self._placed(example)
+            self._check_text(messages, example.tools)
+            self._look_for_unseen(messages, example.tools)
+            videos = self._load(messages)
+            options = self._video_options(videos)
+        self._count_unseen()
+        return messages, options
+
+    def _placed(self, example):
+        try:
+            messages = place(example.prompt, example.images, example.videos, example.literal_tags)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{self.name}: {error}") from error
         for kind in ("image", "video"):
             found = sum(part["type"] == kind for turn in messages for part in turn["content"])
             if found and not self._takes(kind):
                 raise ValueError(f"{self.name}: the prompt has {found} {kind}s, but {self._why_not(kind)}")
+        if self.is_multimodal and not example.literal_tags:
+            self._check_tags(messages)
+        return messages
+
+    def _check_tags(self, messages):
+        """A tag without its medium: the image was lost on its way, or the characters are meant."""
+        for kind, tag in TAGS.items():
+            if count_tags(messages, kind):
+                lost = f"no {kind}s are given" if kind in KINDS else f"{kind} is not supported"
+                raise ValueError(
+                    f"{self.name}: the prompt's text has the tag {tag}, but {lost}: take it out, or keep it as text "
+                    "with literal_tags=True"
+                )
+
+    def _check_text(self, messages, tools):
+        placeholders = self.placeholders()
+        for text in strings(messages, tools):
+            for kind, tokens in placeholders.items():
+                for token in tokens:
+                    if token in text:
+                        raise ValueError(
+                            f"{self.name}: the prompt's text contains the placeholder {token!r}, for which there is no "
+                            f"{kind}: take it out, and pass {kind}s through {kind}s=...; the tokenizer cannot tell it "
+                            "from text"
+                        )
+
+    def placeholders(self):
+        """The tokens that stand for media: `placeholder_tokens` of the processor and the model's config."""
+        known = _PLACEHOLDERS.setdefault(self.given, {})
+        key = id(self.config)
+        if key not in known:
+            known[key] = placeholder_tokens(self.given, self.config)
+        return known[key]
+
+    def _load(self, messages):
+        """Read images and videos; returns (metadata, fps) of each video, as `_video_options` takes them."""
         images, videos = iter(range(10**9)), []
         for turn in messages:
             for part in turn["content"]:
                 if part["type"] == "image":
                     part["image"] = load_image(part["image"], f"{self.name}: image {next(images)}")
                 elif part["type"] == "video":
-                    part["video"], *sampling = load_video(part["video"], f"{self.name}: video {len(videos)}")
+                    part["video"], *sampling = self._video(part["video"], f"{self.name}: video {len(videos)}")
                     videos.append(sampling)
-        return messages, self._video_options(videos)
+        return videos
 
-    def _parts(self, content):
-        if isinstance(content, str):
-            return [{"type": "text", "text": content}]
-        parts = []
-        for part in content:
-            if isinstance(part, str):
-                part = {"type": "text", "text": part}
-            if not isinstance(part, dict) or part.get("type") not in ("text", "image", "video"):
-                raise ValueError(f"{self.name}: a content part must be of type text, image or video, got {part!r}")
-            if part["type"] == "text" and not isinstance(part.get("text"), str):
-                raise TypeError(f"{self.name}: a text part needs a string under 'text', got {part!r}")
-            parts.append(dict(part))
-        return parts
-
-    def _place(self, messages, kind, media):
-        """Put images (videos) into the parts that wait for one, or before the first user turn's text."""
-        own = [part for turn in messages for part in turn["content"] if part["type"] == kind]
-        waiting = []
-        for part in own:
-            source = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
-            part.clear()
-            part["type"] = kind
-            if source is None:
-                waiting.append(part)
-            else:
-                part[kind] = source
-        if not own and media:
-            turn = next((turn for turn in messages if turn["role"] == "user"), None)
-            if turn is None:
-                raise ValueError(f"{self.name}: {len(media)} {kind}s but no user turn to put them in")
-            at = sum(part["type"] == "image" for part in turn["content"]) if kind == "video" else 0
-            turn["content"][at:at] = [{"type": kind, kind: item} for item in media]
-        elif len(waiting) != len(media):
-            raise ValueError(
-                f"{self.name}: the prompt has {len(waiting)} {kind} placeholders to fill, but {len(media)} {kind}s are given"
-            )
-        else:
-            for part, item in zip(waiting, media, strict=True):
-                part[kind] = item
-
-    def _check_text(self, messages):
-        for kind in ("image", "video"):
-            token = getattr(self.processor, f"{kind}_token", None)
-            for turn in messages:
-                for part in turn["content"]:
-                    if isinstance(token, str) and part["type"] == "text" and token in part["text"]:
-                        raise ValueError(
-                            f"{self.name}: the prompt's text contains the placeholder {token!r}, for which there is no "
-                            f"{kind}: take it out, and pass {kind}s through {kind}s=..."
-                        )
+    def _video(self, source, name):
+        """Frames, metadata and None; or what the processor must read and sample itself, None, and the rate to do it at."""
+        video, metadata, fps = load_video(source, name)
+        part = self.processor.video_processor
+        if metadata is None and isinstance(video, str) and can_sample(part):
+            with bad_record(name, f"{video} cannot be decoded"):
+                video, metadata, bounded = sample_file(video, fps, part)
+            if bounded:
+                self.unseen.append(f"the fps of a video file ({type(part).__name__} takes {bounded})")
+            return video, metadata, None
+        if metadata is None and not isinstance(video, str) and getattr(part, "do_sample_frames", False):
+            self.unseen.append(f"frames of a decoded array ({type(part).__name__} takes some of them, as of a file)")
+        return video, metadata, fps
 
     def _takes(self, kind):
         return getattr(self.processor, f"{kind}_processor", None) is not None
@@ -141,7 +261,9 @@ class PromptEncoder:
         if not self.is_multimodal:
             return "a bare tokenizer was given: pass the model's processor, if it has one"
         reason = f"{type(self.processor).__name__} takes none"
-        return f"{reason} (video parts of processors need torchvision)" if kind == "video" else reason
+        if kind == "video" and isinstance(self.processor, ImageOnly):
+            return f"{reason} (it was loaded or saved without its video part, which needs torchvision)"
+        return reason
 
     def _video_options(self, videos):
         """What the processor must know about the videos, from their (metadata, fps): frames are taken as they are."""
@@ -153,29 +275,116 @@ class PromptEncoder:
         rates = {fps for _, fps in videos}
         if any(framed) or len(rates) > 1:
             what = (
-                "files and frames"
+                "files and frames, or decoded arrays and others"
                 if any(framed)
                 else f"files to sample at different fps ({', '.join(map(str, rates))})"
             )
             raise ValueError(f"{self.name}: the videos of one prompt are {what}: processors sample all of them alike")
         return {} if rates == {None} else {"fps": rates.pop(), "do_sample_frames": True}
 
-    def _run(self, messages, options):
+    # ---- what the template does not render ----
+
+    def _look_for_unseen(self, messages, tools):
+        """Note what changes nothing in the rendered prompt when it is taken out."""
+        fields = [
+            (at, key)
+            for at, turn in enumerate(messages)
+            for key, value in turn.items()
+            if key not in ("role", "content") and value not in ("", [], {}, ())
+        ]
+        if len(messages) == 1 and not fields and not tools:
+            return  # nothing that a template could leave out
+        with bad_record(self.name, "the chat template refuses the prompt"):
+            whole = self._rendered(messages, tools)
+        if tools and self._renders_the_same(whole, messages, None):
+            self.unseen.append("tools")
+        for at, key in fields:
+            less = [dict(turn) for turn in messages]
+            del less[at][key]
+            if self._renders_the_same(whole, less, tools):
+                self.unseen.append(f"the field {key!r} of {messages[at]['role']} turns")
+        if whole is not None:
+            self._look_for_text(whole, messages, tools)
+
+    def _look_for_text(self, whole, messages, tools):
+        """Note turns whose text is not in the rendered prompt, or not all of it."""
+        marked = self._rendered_or_none([_with_text(turn, f"{_MARK}{at}-") for at, turn in enumerate(messages)], tools)
+        for at, turn in enumerate(messages):
+            texts = [part["text"].strip() for part in turn["content"] if part["type"] == "text"]
+            there = all(_stands_in(text, whole) for text in texts)
+            if not any(texts) or (there and (marked is None or f"{_MARK}{at}-" in marked)):
+                continue
+            # Another text instead: where nothing changes, nobody reads it.
+            other = [*messages[:at], _with_text(turn, f"{_MARK}{at}-"), *messages[at + 1 :]]
+            if self._renders_the_same(whole, other, tools):
+                self.unseen.append(f"the text of {turn['role']} turns")
+            elif not there:
+                self.unseen.append(f"some text of {turn['role']} turns")
+
+    def _renders_the_same(self, whole, messages, tools):
+        if whole is None:
+            return True
+        return self._rendered_or_none(messages, tools) == whole
+
+    def _rendered_or_none(self, messages, tools):
+        try:
+            return self._rendered(messages, tools)
+        except Exception:  # a template that misses something looks at it
+            return None
+
+    def _rendered(self, messages, tools):
+        """The prompt's text before any token is made of it, or None without a chat template."""
+        if getattr(self.processor, "chat_template", None) is None:
+            return None
+        return self.apply_template(messages, tokenize=False, add_generation_prompt=True, tools=tools)
+
+    def _count_unseen(self):
+        self.unseen = list(dict.fromkeys(self.unseen))
+        for what in self.unseen:
+            with _LOCK:
+                counts = _UNSEEN.setdefault(self.given, collections.Counter())
+                counts[what] += 1
+                first = counts[what] == 1
+            if first:
+                logger.warning(
+                    "%s: not all of the prompt reaches the model through %s: %s is left out (said once; "
+                    "yojo.prompts.unseen(processor) counts the prompts)",
+                    self.name,
+                    type(self.processor).__name__,
+                    what,
+                )
+
+    # ---- through the processor ----
+
+    def _run(self, messages, options, text):
         if getattr(self.processor, "chat_template", None) is None:
             return self._run_without_template(messages, options)
-        if not self.is_multimodal:  # templates of text-only models expect strings
-            messages = [{**turn, "content": "".join(p["text"] for p in turn["content"])} for turn in messages]
         if options:
             options = {"processor_kwargs": options}
-        return self.processor.apply_chat_template(
+        if text is not None:  # through the template that prints nothing but its variable
+            options = {**options, "chat_template": "{{ yojo_text }}", "yojo_text": text}
+        return self.apply_template(
             messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt", **options
         )
+
+    def apply_template(self, messages, **how):
+        """`apply_chat_template` of the processor, for messages whose content is a list of parts."""
+        if not self.is_multimodal:  # templates of text-only models expect strings
+            messages = [{**turn, "content": "".join(p["text"] for p in turn["content"])} for turn in messages]
+        options = dates.template_options(self.given, self.template_options.get("tools"))
+        return self.processor.apply_chat_template(messages, **{**options, **self.template_options, **how})
 
     def _run_without_template(self, messages, options):
         """PaliGemma and base models: media placeholders, then the text of the only turn."""
         if len(messages) != 1:
             raise ValueError("it has no chat template, so the prompt must be a string or a single user turn")
         parts = messages[0]["content"]
+        order = [("image", "video", "text").index(part["type"]) for part in parts]
+        if order != sorted(order):
+            raise ValueError(
+                "it has no chat template and takes images, then videos, then text, but the prompt's parts are "
+                f"{', '.join(part['type'] for part in parts)}: put images (or their tags) in front of the text"
+            )
         media = {kind: [p[kind] for p in parts if p["type"] == kind] for kind in ("image", "video")}
         text = "".join(p["text"] for p in parts if p["type"] == "text")
         if not self.is_multimodal:

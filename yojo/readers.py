@@ -7,11 +7,18 @@ import codecs
 import collections
 import itertools
 import json
+import logging
 import os
 import re
 from pathlib import Path
 
+import torch
+
+logger = logging.getLogger(__name__)
+
 EXTENSIONS = (".jsonl", ".json", ".parquet")
+# What is wrong with the machine and not with a record, so that going on with the next one would not help.
+NOT_A_RECORDS_FAULT = (MemoryError, torch.OutOfMemoryError)
 _SAMPLE = 16  # records looked at to learn the columns of a file without a schema
 
 
@@ -43,10 +50,12 @@ class Reader(abc.ABC):
         name: how errors name the file.
         file: its path, or None.
         folder: where relative paths of images and videos start.
+        filled: its objects have the keys of all others, None where they lack one.
     """
 
     file = None
     folder = Path()
+    filled = False
 
     def __init__(self, name):
         self.name = name
@@ -112,6 +121,8 @@ class Table(Reader):
 class HubDataset(Reader):
     """A `datasets.Dataset`."""
 
+    filled = True
+
     def __init__(self, dataset):
         super().__init__(getattr(dataset.info, "dataset_name", None) or "dataset")
         self.dataset = dataset
@@ -122,8 +133,10 @@ class HubDataset(Reader):
     def read(self, index):
         try:
             return self.dataset[index]
-        except (OSError, SyntaxError, ValueError) as error:  # an image feature is decoded here
-            raise self.error(f"cannot be read: {error}", index) from error
+        except NOT_A_RECORDS_FAULT:
+            raise
+        except Exception as error:  # an image feature is decoded here, and decoders raise what they like
+            raise self.error(f"cannot be read: {what_it_says(error)}", index) from error
 
     def columns(self):
         return list(self.dataset.column_names)
@@ -180,7 +193,7 @@ class JsonLines(File):
                 index,
             ) from error
         try:
-            record = json.loads(text)
+            record = json.loads(text, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
             raise self.error(
                 f"not JSON: {error.msg} at column {error.colno}: {_short(text)}; a JSONL line is one whole object",
@@ -219,7 +232,7 @@ class Json(File):
     def _load(self):
         file = str(self.file)
         try:
-            content = json.loads(self.path.read_bytes().decode("utf-8-sig"))
+            content = json.loads(self.path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_object)
         except UnicodeDecodeError as error:
             raise DataError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8", file) from error
         except json.JSONDecodeError as error:
@@ -239,6 +252,9 @@ class Json(File):
                     f"{', '.join(content) or 'none'}",
                     file,
                 )
+            beside = [key for key, value in content.items() if not (key in self.KEYS and isinstance(value, list))]
+            if beside:
+                logger.warning("%s: not used beside the records: %s", file, ", ".join(beside))
             content = list(itertools.chain.from_iterable(lists))
         if not isinstance(content, list):
             raise DataError(f"{file}: a JSON file must hold a list of records, got {_short(content)}", file)
@@ -253,6 +269,7 @@ class Parquet(File):
     """
 
     CACHE_BYTES = 2**28
+    filled = True
 
     def __init__(self, path, name=None):
         super().__init__(path, name)
@@ -395,8 +412,28 @@ def _one_split(folder, files):
         )
 
 
+def what_it_says(error):
+    """The message of an exception; with its kind, where the message was not written for whoever reads it."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, (TypeError, ValueError, OSError)) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _object(pairs):
+    """A JSON object; of a key that stands twice, Python would take the last without a word."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(key for key, count in collections.Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object: keep the one that is meant")
+    return made
+
+
 def _refused(error):
-    return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return "a number has too many digits" if "digits" in str(error) else str(error)
 
 
 def _short(value, limit=80):

@@ -27,7 +27,8 @@ class RunArguments:
         train_weights: how many times each of them is seen in an epoch; 1 for all by default.
         eval_data: files to evaluate on.
         eval_fraction: share of the training data held out for evaluation instead, drawn with the data's seed.
-        data_format, columns, image_root, allow_urls, keep_tied, close_gaps: as `yojo.data.load` takes them.
+        data_format, columns, image_root, allow_urls, keep_tied, close_gaps, literal_tags, ignore_columns: as
+            `yojo.data.load` takes them.
         dtype: of the backbone: bfloat16, float16 or float32. By default bfloat16 on GPUs, float32 on CPUs and for
             tune=full.
         quantize: 4bit or 8bit: the frozen backbone through bitsandbytes (QLoRA).
@@ -51,6 +52,12 @@ class RunArguments:
     allow_urls: bool = dataclasses.field(default=False, metadata={"help": "Fetch images given by URL."})
     keep_tied: bool = dataclasses.field(default=False, metadata={"help": "Take records whose responses all tie."})
     close_gaps: bool = dataclasses.field(default=False, metadata={"help": "Close gaps in rankings (1, 3 -> 1, 2)."})
+    literal_tags: bool = dataclasses.field(
+        default=False, metadata={"help": "<image> and <video> in prompts are characters, not places."}
+    )
+    ignore_columns: list[str] | None = dataclasses.field(
+        default=None, metadata={"help": "Columns to leave out knowingly."}
+    )
     dtype: str | None = dataclasses.field(default=None, metadata={"help": "bfloat16, float16 or float32."})
     quantize: str | None = dataclasses.field(default=None, metadata={"help": "4bit or 8bit, through bitsandbytes."})
     attn_implementation: str | None = dataclasses.field(default=None, metadata={"help": "sdpa by default."})
@@ -210,7 +217,7 @@ def load_model(run, arguments):
         if cuda:
             options["device_map"] = {"": arguments.device}
     if _is_reward_model(run.model):
-        saved = YojoConfig.from_dict(read_description(local_folder(run.model))["config"]).to_dict()
+        saved = YojoConfig.from_saved(read_description(local_folder(run.model))["config"]).to_dict()
         for option, value in arguments.yojo_options().items():
             if value != saved[option]:
                 raise ValueError(
@@ -291,6 +298,8 @@ def load_data(run, seed):
         "allow_urls": run.allow_urls,
         "keep_tied": run.keep_tied,
         "close_gaps": run.close_gaps,
+        "literal_tags": run.literal_tags,
+        "ignore_columns": run.ignore_columns or (),
     }
     train = [data.load(path, **options) for path in run.train_data]
     if run.eval_data:

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from yojo import dates
 from yojo.config import YojoConfig
 from yojo.folders import flush, sync
 from yojo.patch import patched_base, unwrap
-from yojo.saved import read_description, read_head
+from yojo.saved import CONFIG_FILE, read_description, read_head
 
 STAGING = ".writing"  # in the output folder; never taken for a checkpoint
 SETTINGS_FILE = (
@@ -122,6 +123,7 @@ class WholeCheckpoints:
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         self._check_settings(resume_from_checkpoint)
+        adopt_date(self.model if model is None else model, self.processing_class, resume_from_checkpoint)
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
@@ -132,6 +134,14 @@ class WholeCheckpoints:
             super()._load_best_model()
         else:
             load_weights(self.model, self.state.best_model_checkpoint)
+
+
+def adopt_date(model, processor, path):
+    """Let a run that goes on print the date it began with, where the chat template prints one."""
+    file = Path(path) / CONFIG_FILE
+    date = json.loads(file.read_text()).get("date") if file.is_file() else None
+    if date is not None:
+        patched_base(model, "resume").yojo.date = dates.settle(processor, date)
 
 
 def load_weights(model, path):
@@ -149,7 +159,7 @@ def load_weights(model, path):
     path = Path(path)
     base = patched_base(model, "load_weights")
     description, head = read_description(path), read_head(path)
-    config = YojoConfig.from_dict(description["config"])
+    config = YojoConfig.from_saved(description["config"])
     if config != base.yojo.config:
         raise ValueError(f"{path} was saved with {config}, the model is patched with {base.yojo.config}")
     adapter = checkpoint.adapter_of(model)

@@ -2,11 +2,15 @@
 
 import dataclasses
 import fractions
-import math
+import json
 import re
 import typing
 
 from yojo import critic
+from yojo.columns import CONTENT, OF_A_RESPONSE, Row, given, one_of, reason, same
+from yojo.messages import clean
+
+TAG = re.compile("<(image|video)>")  # a place of an image or a video in text, as LLaVA's files have it
 
 
 @dataclasses.dataclass
@@ -20,6 +24,8 @@ class Fields:
         targets: list of floats that sum to 1, instead of rankings; or None.
         images, videos: lists of whatever the record holds.
         fps: frames per second of the videos, one number or one each; or None.
+        tools: list of dicts, or None.
+        tags: kind -> how many tags stood in text that is left out; empty where there is no such text.
     """
 
     prompt: typing.Any
@@ -29,104 +35,133 @@ class Fields:
     images: list = dataclasses.field(default_factory=list)
     videos: list = dataclasses.field(default_factory=list)
     fps: typing.Any = None
+    tools: list | None = None
+    tags: dict = dataclasses.field(default_factory=dict)
 
 
-# ---- the formats ----
+def read(record, format, ignore=(), used=()):
+    """What a record of a format says, and which of its columns are left.
+
+    A format reads prompt, responses and ranks; media, a system prompt and tools are the same in all of them.
+
+    Args:
+        record: dict, its column map applied.
+        format: name of the format.
+        ignore: paths that the user has said may be left.
+        used: columns that have been read already, as a column map does.
+
+    Returns:
+        (`Fields`, dict path -> why it may be left, or None where nobody knows it).
+
+    Raises:
+        TypeError, ValueError: a record that does not fit the format, or has a column that must not be left.
+    """
+    ignored = [name for name in record if name in ignore and given(record[name])]
+    row = Row({name: value for name, value in record.items() if name not in ignore})
+    for name in used:
+        row.get(name)
+    fields = FORMATS[format](row)
+    fields.images, fields.videos = _images(row), _videos(row)
+    fields.fps, fields.tools = _fps(row), _tools(row)
+    system = _system(row)
+    left = {name: "by ignore_columns" for name in ignored}
+    for name in row.own_left():
+        if name in CONTENT:
+            if not _says_again(row.values[name], fields):
+                raise ValueError(_must_not_be_left(name, format))
+            left[name] = "says again what other columns say"
+    for path in row.left():
+        if "." in path:
+            refuse_content(path, format, ignore)
+        left.setdefault(path, "by ignore_columns" if path in ignore else reason(format, path))
+    fields.prompt = _with_system(fields.prompt, system)
+    if fields.tags:
+        _check_tags(fields)
+    left |= _left_in_parts(row)
+    left |= dict.fromkeys(_rate_without_video(row, fields))
+    return fields, left
 
 
-def native(record):
-    """The paper's JSONL: prompt or question, responses, rankings (or targets), image(s), video(s), fps."""
-    responses = record.get("responses")
+# ---- the formats: prompt, responses, ranks ----
+
+
+def native(row):
+    """The paper's JSONL: prompt or question, responses, rankings (or targets)."""
+    responses = row.get("responses")
     if isinstance(responses, str) or not isinstance(responses, (list, tuple)):
-        raise ValueError(f"responses must be a list of strings, got {_kind(responses)}{_columns(record)}")
-    rankings, targets = record.get("rankings"), record.get("targets")
+        raise ValueError(f"responses must be a list of strings, got {_kind(responses)}{_columns(row)}")
+    rankings, targets = row.get("rankings"), row.get("targets")
     if rankings is not None and targets is not None:
         raise ValueError("both rankings and targets are given: keep the one that your loss needs")
     return Fields(
-        prompt=_prompt(record, "prompt", "question"),
+        prompt=_prompt(row, "prompt", "question"),
         responses=list(responses),
         rankings=_listed(rankings, "rankings"),
         targets=_listed(targets, "targets"),
-        images=_images(record),
-        videos=_videos(record),
-        fps=_fps(record),
     )
 
 
-def trl(record):
-    """TRL preference: prompt, chosen, rejected as strings or messages, with the prompt inside them or apart; images."""
-    chosen, rejected = record.get("chosen"), record.get("rejected")
+def trl(row):
+    """TRL preference: prompt, chosen, rejected as strings or messages, with the prompt inside them or apart."""
+    chosen, rejected = row.get("chosen"), row.get("rejected")
     for name, value in (("chosen", chosen), ("rejected", rejected)):
         if not isinstance(value, (str, list, tuple)):
-            raise ValueError(f"{name} must be a string or a list of messages, got {_kind(value)}{_columns(record)}")
+            raise ValueError(f"{name} must be a string or a list of messages, got {_kind(value)}{_columns(row)}")
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise ValueError("chosen and rejected must both be strings or both be lists of messages")
-    prompt = next((record[key] for key in ("prompt", "question") if record.get(key) is not None), None)
+    prompt = one_of(row, "prompt", "question", as_given=_turns)
     if isinstance(chosen, str):
         if prompt is None:
             prompt, chosen, rejected = _shared_wrapper(chosen, rejected)
         responses = [chosen, rejected]
     else:
         prompt, responses = _shared_turns(prompt, clean_messages(chosen), clean_messages(rejected))
-    return Fields(
-        prompt=clean_messages(prompt) if isinstance(prompt, (list, tuple)) else prompt,
-        responses=responses,
-        rankings=[1, 2],
-        images=_images(record),
-        videos=_videos(record),
-        fps=_fps(record),
-    )
+    prompt = clean_messages(prompt) if isinstance(prompt, (list, tuple)) else prompt
+    return Fields(prompt=prompt, responses=responses, rankings=[1, 2])
 
 
-def rewardbench2(record):
+def rewardbench2(row):
     """RewardBench 2: prompt, chosen[] (rank 1), rejected[] (rank 2)."""
-    chosen, rejected = _listed(record.get("chosen"), "chosen"), _listed(record.get("rejected"), "rejected")
+    chosen, rejected = _listed(row.get("chosen"), "chosen"), _listed(row.get("rejected"), "rejected")
     if chosen is None or rejected is None:
-        raise ValueError(f"chosen and rejected must be lists of strings{_columns(record)}")
+        raise ValueError(f"chosen and rejected must be lists of strings{_columns(row)}")
     if not chosen:
         raise ValueError("chosen is empty: no response has rank 1")
     return Fields(
-        prompt=_prompt(record, "prompt"),
+        prompt=_prompt(row, "prompt"),
         responses=[*chosen, *rejected],
         rankings=[1] * len(chosen) + [2] * len(rejected),
-        images=_images(record),
     )
 
 
-def nectar(record):
+def nectar(row):
     """Nectar: prompt in a Human/Assistant wrapper, answers[{answer, rank}]."""
-    answers = _rows(record.get("answers"), "answers")
+    answers = _inner_rows(row, "answers")
     return Fields(
-        prompt=unwrapped(_prompt(record, "prompt")),
+        prompt=unwrapped(_prompt(row, "prompt")),
         responses=[answer.get("answer") for answer in answers],
         rankings=[answer.get("rank") for answer in answers],
-        images=_images(record),
     )
 
 
-def ultrafeedback(record):
+def ultrafeedback(row):
     """UltraFeedback: instruction, completions[{response, annotations.<aspect>.Rating}]; ranked by the mean rating."""
-    return _rated(record, _prompt(record, "instruction"))
+    return _rated(row, _prompt(row, "instruction"))
 
 
-def vlfeedback(record):
+def vlfeedback(row):
     """VLFeedback: prompt, img_path, completions[{response, annotations.<aspect>.Rating}]; ranked by the mean rating."""
-    return _rated(record, _prompt(record, "prompt"))
+    return _rated(row, _prompt(row, "prompt"))
 
 
-def rlaifv(record):
+def rlaifv(row):
     """RLAIF-V: question, image, chosen, rejected."""
-    return Fields(
-        prompt=_prompt(record, "question"),
-        responses=[record.get("chosen"), record.get("rejected")],
-        rankings=[1, 2],
-        images=_images(record),
-    )
+    return Fields(prompt=_prompt(row, "question"), responses=[row.get("chosen"), row.get("rejected")], rankings=[1, 2])
 
 
-def nemo_rl(record):
+def nemo_rl(row):
     """NeMo-RL: context (string or messages), completions[{rank, completion}], a lower rank is better, 0 may be the best."""
-    completions = _rows(record.get("completions"), "completions")
+    completions = _inner_rows(row, "completions")
     ranks = [completion.get("rank") for completion in completions]
     if all(_is_number(rank) for rank in ranks) and ranks and min(ranks) == 0:
         ranks = [rank + 1 for rank in ranks]
@@ -136,18 +171,21 @@ def nemo_rl(record):
         if isinstance(answer, (list, tuple)):
             answer = _only_reply(clean_messages(answer), f"completion {i}")
         responses.append(answer)
-    return Fields(prompt=_prompt(record, "context"), responses=responses, rankings=ranks, images=_images(record))
+    return Fields(prompt=_prompt(row, "context"), responses=responses, rankings=ranks)
 
 
-def llava_critic(record):
-    """LLaVA-Critic-113k: a judge's prompt with a question and two responses, and its verdict, in `conversations`."""
-    turns = _rows(record.get("conversations"), "conversations")
-    if len(turns) != 2 or [turn.get("from") for turn in turns] != ["human", "gpt"]:
-        raise ValueError(
-            f"a LLaVA-Critic record has a human turn and a gpt turn, got {[turn.get('from') for turn in turns]}"
-        )
-    question, responses, rankings = critic.parse(*(turn.get("value") for turn in turns))
-    return Fields(prompt=question, responses=responses, rankings=rankings, images=_images(record))
+def llava_critic(row):
+    """LLaVA-Critic-113k: a judge's prompt with a question and two responses, and its verdict, in `conversations`.
+
+    The judge's instructions and reasons are left out, they are not the question's; a system prompt beside them is taken
+    for the question's.
+    """
+    turns = _inner_rows(row, "conversations")
+    said = [turn.get("from") for turn in turns]
+    if said != ["human", "gpt"]:
+        raise ValueError(f"a LLaVA-Critic record has a human turn and a gpt turn, got {said}")
+    question, responses, rankings, rest = critic.parse(*(turn.get("value") for turn in turns))
+    return Fields(prompt=question, responses=responses, rankings=rankings, tags=_tags(rest))
 
 
 FORMATS = {
@@ -176,7 +214,8 @@ COLUMNS = {
 # What a column map may fill.
 FIELDS = {
     "prompt", "question", "responses", "rankings", "targets", "image", "images", "img_path", "video", "videos", "fps",
-    "sampling_interval", "chosen", "rejected", "answers", "instruction", "completions", "conversations", "context",
+    "sampling_interval", "chosen", "rejected", "answers", "instruction", "completions", "conversations", "context", "system",
+    "tools",
 }  # fmt: skip
 
 
@@ -205,19 +244,8 @@ def detect(record, columns):
 
 
 def clean_messages(messages):
-    """Chat messages as `Example.prompt` takes them: without the empty fields that tables add to every part.
-
-    OpenAI's parts ({"type": "image_url", ...}) become {"type": "image", "image": ...}.
-    """
-    cleaned = []
-    for turn in messages:
-        if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
-            raise ValueError(f"a chat message must be a dict with role and content, got {turn!r}")
-        content = turn["content"]
-        if isinstance(content, (list, tuple)):
-            content = [_part(part) for part in content]
-        cleaned.append({"role": turn["role"], "content": content})
-    return cleaned
+    """Chat messages in the one form that `Example.prompt` has: see `yojo.messages.clean`."""
+    return clean(messages)
 
 
 def unwrapped(text):
@@ -255,41 +283,185 @@ def dense_ranks(scores):
 # ---- parts of records ----
 
 
-def _prompt(record, *names):
-    for name in names:
-        value = record.get(name)
-        if value is not None:
-            return clean_messages(value) if isinstance(value, (list, tuple)) else value
-    raise ValueError(f"no {' or '.join(names)}{_columns(record)}")
+def _prompt(row, *names):
+    value = one_of(row, *names, as_given=_turns)
+    if value is None:
+        raise ValueError(f"no {' or '.join(names)}{_columns(row)}")
+    return clean_messages(value) if isinstance(value, (list, tuple)) else value
 
 
-def _images(record):
-    found = [name for name in ("images", "image", "img_path") if _is_there(record.get(name))]
-    if not found:
-        return []
-    value = record[found[0]]
+def _turns(prompt):
+    """A prompt as messages: a string is what the user says."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def _images(row):
+    value = one_of(row, "images", "image", "img_path", as_given=_as_list)
+    return _as_list(value) if given(value) else []
+
+
+def _videos(row):
+    # A list under `video` is the frames of one.
+    video = row.get("video")
+    one = [video] if given(video) or isinstance(video, (list, tuple)) else []
+    several = _as_list(row.get("videos")) if given(row.get("videos")) else []
+    if given(video) and several and not same(one, several):
+        raise ValueError(
+            "both videos and video are given, and they differ: keep one, or leave one out with ignore_columns=['video'] "
+            "(--ignore-columns video)"
+        )
+    return several or one
+
+
+def _as_list(value):
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _videos(record):
-    if _is_there(record.get("videos")):
-        value = record["videos"]
-        return list(value) if isinstance(value, (list, tuple)) else [value]
-    value = record.get("video")
-    # A list under `video` is the frames of one.
-    return [value] if _is_there(value) or isinstance(value, (list, tuple)) else []
+def _system(row):
+    system = one_of(row, "system", "system_prompt")
+    if given(system) and not isinstance(system, str):
+        raise ValueError(f"system must be a string, what the system turn says, got {_kind(system)}")
+    return system if given(system) else None
 
 
-def _is_there(value):
-    return value is not None and not (isinstance(value, (str, list, tuple)) and not value)
+def _with_system(prompt, system):
+    """A system prompt in front, unless the prompt has it already."""
+    if system is None or not isinstance(prompt, (str, list, tuple)):
+        return prompt
+    turns = list(_turns(prompt))
+    if turns and turns[0].get("role") in ("system", "developer"):
+        if _text(turns[0]).strip() != system.strip():
+            raise ValueError(
+                f"system says {_end_of(system)!r} and the prompt's own system turn {_end_of(_text(turns[0]))!r}: keep one"
+            )
+        return prompt
+    return [{"role": "system", "content": system}, *turns]
 
 
-def _fps(record):
-    fps, interval = record.get("fps"), record.get("sampling_interval")
+def _tools(row):
+    """A list of dicts, which data sets may store as JSON, whole or tool by tool."""
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        tools = _from_json(tools, "tools")
+    if not given(tools):
+        return None
+    if not isinstance(tools, (list, tuple)):
+        raise ValueError(f"tools must be a list of objects, or that list as JSON, got {_kind(tools)}")
+    tools = [_from_json(tool, f"tool {i}") if isinstance(tool, str) else tool for i, tool in enumerate(tools)]
+    for i, tool in enumerate(tools):
+        if not isinstance(tool, dict):
+            raise ValueError(f"tool {i} must be an object, its description, got {_kind(tool)}")
+    return tools
+
+
+def _from_json(text, name):
+    if not text.strip():
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{name} is a string that is not JSON: {error}") from error
+
+
+def _says_again(value, fields):
+    """Whether a column repeats what others say, as `messages` does beside `chosen`."""
+    prompt, responses = fields.prompt, fields.responses
+    if same(value, fields.rankings) or same(value, prompt) or same(value, _turns(prompt)):
+        return True
+    if any(same(value, response) for response in responses):
+        return True
+    if not isinstance(value, (list, tuple)) or not value:
+        return False
+    if all(any(same(item, response) for response in responses) for item in value):
+        return True
+    try:
+        turns = clean_messages(value)
+    except (TypeError, ValueError):  # no messages
+        return False
+    asked = _turns(prompt)
+    whole = [[*asked, {"role": "assistant", "content": response}] for response in responses]
+    return same(turns, asked) or any(same(turns, one) for one in whole)
+
+
+def refuse_content(path, format, ignore):
+    """Raise ValueError where a field of an object, by its name, must not be left."""
+    if path.rpartition(".")[2] in CONTENT | OF_A_RESPONSE and path not in ignore and reason(format, path) is None:
+        raise ValueError(_must_not_be_left(path, format))
+
+
+def _must_not_be_left(name, format):
+    return (
+        f"the column {name!r} is not read by the format {format}, and what it says would be lost: put it into the prompt, map "
+        f"it to what it is (--map FIELD={name}), or leave it out knowingly with ignore_columns=[{name!r}] "
+        f"(--ignore-columns {name})"
+    )
+
+
+def _left_in_parts(row):
+    """Paths of what parts of messages hold and `yojo.messages.clean` leaves out, dict path -> why."""
+    left = {}
+    for value in row.values.values():
+        for turn in value if isinstance(value, (list, tuple)) else ():
+            content = turn.get("content") if isinstance(turn, dict) else None
+            for part in content if isinstance(content, (list, tuple)) else ():
+                left |= _left_in_part(part) if isinstance(part, dict) else {}
+    return left
+
+
+def _left_in_part(part):
+    inner = part.get("image_url")
+    fields = part | (inner if isinstance(inner, dict) else {})
+    left = {f"parts.{name}": "is for a server" for name in ("detail", "cache_control") if given(fields.get(name))}
+    if given(part.get("index")) and any(given(part.get(name)) for name in ("image", "video", "path", "url")):
+        left["parts.index"] = "the part brings its own"
+    return left
+
+
+def _video_parts(prompt):
+    """The video parts of messages that bring their own."""
+    for turn in prompt if isinstance(prompt, list) else ():
+        for part in turn["content"] if isinstance(turn["content"], list) else ():
+            if isinstance(part, dict) and part["type"] == "video" and part.get("video") is not None:
+                yield part
+
+
+def _rate_without_video(row, fields):
+    """Names of the columns that tell how fast videos go that are not there; those in parts take the record's rate."""
+    names = [name for name in ("fps", "sampling_interval") if given(row.get(name))]
+    if not names:
+        return []
+    own = list(_video_parts(fields.prompt))
+    if isinstance(fields.fps, (list, tuple)):
+        if not fields.videos:
+            raise ValueError(f"{len(fields.fps)} rates under {names[0]} for 0 videos: give one number, or one for each")
+        return []
+    for part in own:
+        part.setdefault("fps", fields.fps)
+    return [] if fields.videos or own else names
+
+
+def _check_tags(fields):
+    """The tags of a text that is left out stand for the media, unless the prompt has tags of its own."""
+    asked = _tags(fields.prompt if isinstance(fields.prompt, str) else "\n".join(map(_text, fields.prompt)))
+    for kind, media in (("image", fields.images), ("video", fields.videos)):
+        count = fields.tags.get(kind, 0)
+        if count and not asked[kind] and count != len(media):
+            raise ValueError(f"{count} <{kind}> in the text, but {len(media)} {kind}s are given")
+
+
+def _tags(text):
+    counts = {"image": 0, "video": 0}
+    for kind in TAG.findall(text):
+        counts[kind] += 1
+    return counts
+
+
+def _fps(row):
+    fps, interval = row.get("fps"), row.get("sampling_interval")
     for name, value in (("fps", fps), ("sampling_interval", interval)):
         for number in value if isinstance(value, (list, tuple)) else [value]:
-            if number is not None and not (_is_number(number) and 0 < number < math.inf):
-                raise ValueError(f"{name} must be a number above 0, got {number!r}")
+            if number is not None:
+                _check_rate(number, name)
     if fps is not None and interval is not None:
         raise ValueError(
             f"both fps ({fps}) and sampling_interval ({interval}) are given: keep one (fps = 1 / sampling_interval)"
@@ -299,6 +471,13 @@ def _fps(record):
     if isinstance(interval, (list, tuple)):
         return [None if seconds is None else 1 / seconds for seconds in interval]
     return 1 / interval
+
+
+def _check_rate(number, name):
+    if not (_is_number(number) and number > 0):
+        raise ValueError(f"{name} must be a number above 0, got {number!r}")
+    if not 1e-9 < number < 1e9:
+        raise ValueError(f"{name} must be a number of frames, or seconds, that videos have, got {_brief(number)}")
 
 
 def _listed(value, name):
@@ -323,19 +502,22 @@ def _rows(value, name):
     return list(value)
 
 
-def _rated(record, prompt):
-    completions = _rows(record.get("completions"), "completions")
-    means = []
+def _inner_rows(row, name):
+    """The objects of a list under `name`, each a `Row`."""
+    return [row.inside(values, name) for values in _rows(row.get(name), name)]
+
+
+def _rated(row, prompt):
+    means, completions = [], _inner_rows(row, "completions")
     for i, completion in enumerate(completions):
         annotations = completion.get("annotations")
         if not isinstance(annotations, dict):
             raise ValueError(f"completion {i} has no annotations to rank it by")
-        ratings = [
-            _rating(
-                annotation.get("Rating") if isinstance(annotation, dict) else annotation, f"completion {i}: {aspect}"
-            )
-            for aspect, annotation in annotations.items()
-        ]
+        ratings = []
+        for aspect, annotation in annotations.items():
+            if isinstance(annotation, dict):
+                annotation = completion.inside(annotation, "annotations").get("Rating")
+            ratings.append(_rating(annotation, f"completion {i}: {aspect}"))
         ratings = [rating for rating in ratings if rating is not None]
         if not ratings:
             raise ValueError(
@@ -343,12 +525,8 @@ def _rated(record, prompt):
                 "the record out, or the completion"
             )
         means.append(sum(ratings) / len(ratings))
-    return Fields(
-        prompt=prompt,
-        responses=[completion.get("response") for completion in completions],
-        rankings=dense_ranks(means),
-        images=_images(record),
-    )
+    responses = [completion.get("response") for completion in completions]
+    return Fields(prompt=prompt, responses=responses, rankings=dense_ranks(means))
 
 
 def _rating(value, name):
@@ -358,23 +536,21 @@ def _rating(value, name):
     try:
         if isinstance(value, bool) or (isinstance(value, str) and "/" in value):
             raise ValueError
+        if isinstance(value, str) and "e" in value.lower():
+            value = float(value)  # "1e-999999999" as a fraction would fill the memory
         return fractions.Fraction(value.strip() if isinstance(value, str) else value)
     except (TypeError, ValueError, OverflowError, ZeroDivisionError):
         raise ValueError(f"{name} is rated {value!r}, which is no number") from None
 
 
-def _part(part):
-    if not isinstance(part, dict):
-        return part
-    part = {key: value for key, value in part.items() if value is not None}
-    if part.get("type") == "image_url":
-        url = part.get("image_url")
-        part = {"type": "image", "image": url.get("url") if isinstance(url, dict) else url}
-    return part
-
-
 def _is_text(part):
     return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def _is_text_alone(part):
+    if isinstance(part, str):
+        return True
+    return _is_text(part) and not any(given(value) for name, value in part.items() if name not in ("type", "text"))
 
 
 def _only_reply(turns, name):
@@ -383,9 +559,15 @@ def _only_reply(turns, name):
             f"{name} must be one assistant message, got the roles {[turn['role'] for turn in turns]}: a response is one "
             "text"
         )
-    content = turns[0]["content"]
+    more = [field for field, value in turns[0].items() if field not in ("role", "content") and given(value)]
+    if more:
+        raise ValueError(
+            f"{name} has more than text ({', '.join(map(str, more))}), and a response is one text: write it into the text as the "
+            "model would say it, or leave the record out"
+        )
+    content = turns[0].get("content")
     if isinstance(content, list):
-        if not all(isinstance(part, str) or _is_text(part) for part in content):
+        if not all(map(_is_text_alone, content)):
             raise ValueError(f"{name} must be text alone, got {content!r}")
         content = "".join(part if isinstance(part, str) else part["text"] for part in content)
     return content
@@ -417,9 +599,9 @@ def _shared_turns(prompt, chosen, rejected):
 
 
 def _text(turn):
-    content = turn["content"]
-    if isinstance(content, str):
-        return content
+    content = turn.get("content")
+    if content is None or isinstance(content, str):
+        return content or ""
     return "".join(
         part if isinstance(part, str) else part["text"] for part in content if isinstance(part, str) or _is_text(part)
     )
@@ -445,8 +627,17 @@ def _kind(value):
     return "nothing" if value is None else type(value).__name__
 
 
-def _columns(record):
-    return f"; the record has {', '.join(map(str, record)) or 'no columns'}"
+def _columns(row):
+    return f"; the record has {row.names()}"
+
+
+def _brief(value, length=40):
+    text = (
+        str(value)
+        if not isinstance(value, int) or value.bit_length() < 200
+        else f"a number of {value.bit_length()} bits"
+    )
+    return text if len(text) <= length else text[:length] + "..."
 
 
 def _end_of(text, length=60):
