@@ -224,7 +224,7 @@ def data_check(
     if not console.is_terminal:
         console = Console(width=200)
     try:
-        processor = None
+        processor, settings = None, {}
         if model is not None:
             import transformers
 
@@ -232,6 +232,7 @@ def data_check(
 
             transformers.utils.logging.disable_progress_bar()
             processor = load_processor(model)
+            settings = checking.model_settings(model, processor)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             tasks = {}
@@ -244,6 +245,7 @@ def data_check(
             report = checking.check(
                 files,
                 processor=processor,
+                **settings,
                 progress=progress,
                 format=format,
                 columns=_column_map(column_map or []),
