@@ -75,10 +75,12 @@ def test_whatever_else_tokenises_changes_nothing(busy_threads):
             estimate(example)
         elif kind == 2:
             count_tokens(example, tokenizer)
-        else:
+        elif kind == 3:
             plain_ids(tokenizer, "<|im_start|>" * 5, set())
+        else:
+            tokenizer(["a", "a longer one"], padding=True)
 
-    in_threads(work, [0, 1, 2, 3], 800)
+    in_threads(work, [0, 1, 2, 3, 4], 600)
     tokenizer.backend_tokenizer.enable_padding(length=50)
     tokenizer.backend_tokenizer.enable_truncation(2)
     assert plain_ids(tokenizer, "a <|im_end|> cat", reward_model.collator.forbidden) == expected.responses[0][:-1]

@@ -15,7 +15,7 @@ import torch
 
 from yojo.data import draw_responses, take_responses
 from yojo.packing import Example, orders
-from yojo.plain import plain_ids
+from yojo.plain import private_copy
 from yojo.videos import Video, frame_files
 
 VIDEO_TOKENS = 2048  # what a video is taken to have where its frames cannot be counted without decoding it
@@ -160,7 +160,10 @@ class CostEstimate:
 
     def _text(self, text):
         try:
-            return len(plain_ids(self.collator.tokenizer, text, set()))
+            tokenizer = private_copy(self.collator.tokenizer, split_special=False)
+            if tokenizer is None:
+                return len(self.collator.tokenizer(text, add_special_tokens=False)["input_ids"])
+            return len(tokenizer.encode(text, add_special_tokens=False).ids)
         except Exception:  # whatever a tokenizer raises: encoding the example will say so, with its name
             return len(text)
 

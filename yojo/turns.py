@@ -19,7 +19,7 @@ the template would leave out of a response or rewrite in it, is taken whole and 
 import dataclasses
 import re
 
-from yojo.plain import named_errors, plain_ids, special_ids
+from yojo.plain import named_errors, plain_ids, private_copy, special_ids
 
 _END = 1000  # characters of a prompt's end in which an added token is looked for
 MARK = "\u2042yojo\u2042"  # stands for the assistant's text while the template is looked at; no template changes it
@@ -178,9 +178,12 @@ class TurnEncoder:
         return [(i, start + a, start + b) for i, a, b in self._tokens(text[start:])]
 
     def _tokens(self, text):
-        """[(id, start, end)] of a text of the template's."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return [(i, *place) for i, place in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)]
+        """[(id, start, end)] of a text of the template's, special tokens and all."""
+        encoded = self._encode(text)
+        return [(i, *place) for i, place in zip(encoded.ids, encoded.offsets, strict=True)]
+
+    def _encode(self, text):
+        return private_copy(self.tokenizer, split_special=False).encode(text, add_special_tokens=False)
 
     def _anchored(self, prompt, generation, head, tail, lead, other, tokens):
         opener = max((t for t in self.openers if generation.rstrip().endswith(t)), key=len, default="")
@@ -190,14 +193,12 @@ class TurnEncoder:
 
     def _joined(self, prompts, opening, prompt_ids, split):
         """Yield (ids, how many of them lead) of each response tokenised behind the prompt; None where that cannot be."""
-        leads = list(dict.fromkeys(lead for lead, _ in split))
-        texts = ["", *leads, *(lead + answer for lead, answer in split)]
         with named_errors(prompts.name):
-            rows = self.tokenizer([opening.context + text for text in texts], add_special_tokens=False, verbose=False)
-        context, *rows = rows["input_ids"]
-        leads = dict(zip(leads, rows, strict=False))
+            context = self._encode(opening.context).ids
+            leads = {lead: self._encode(opening.context + lead).ids for lead, _ in set(split)}
+            rows = [self._encode(opening.context + lead + answer).ids for lead, answer in split]
         known = bool(context) and prompt_ids[-len(context) :] == context
-        for (lead, text), ids in zip(split, rows[len(leads) :], strict=True):
+        for (lead, text), ids in zip(split, rows, strict=True):
             answer = ids[len(context) :]
             count = _shared(leads[lead][len(context) :], answer)
             if not known or ids[: len(context)] != context or self._is_foreign(answer, text):
@@ -229,7 +230,7 @@ class TurnEncoder:
             if lead == " " and alone and self.tokenizer.convert_ids_to_tokens(alone[0]).startswith("\u2581"):
                 return alone, 0  # the vocabulary writes the blank itself where a text begins
             return plain_ids(self.tokenizer, lead + answer, self.forbidden), 0
-        led = self.tokenizer(lead, add_special_tokens=False)["input_ids"]
+        led = self._encode(lead).ids
         return led + plain_ids(self.tokenizer, answer, self.forbidden), len(led)
 
 
