@@ -342,3 +342,26 @@ def test_the_shipped_model_keeps_its_rule():
     from yojo.demo.reward import load_reward_model
 
     assert load_reward_model().config.turn == "generation_prompt"
+
+
+def test_what_an_exported_template_cannot_say_is_refused(tmp_path):
+    """A template made of the generation prompt gives our tokens, or the model is not exported."""
+    from yojo.export import export_trl
+
+    for template, turn, works in (
+        ("smolvlm", "template", False),
+        ("smolvlm", "generation_prompt", True),
+        ("zephyr", "template", True),
+    ):
+        tokenizer = tokenizer_of_kind("bytes", template)
+        reward_model = text_model(tokenizer, mode="isolated", head="linear", turn=turn)
+        if works:
+            export_trl(reward_model, tmp_path / f"{template}-{turn}")
+            exported = transformers.AutoTokenizer.from_pretrained(tmp_path / f"{template}-{turn}")
+            turns = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "it is"}]
+            item = reward_model.collator.encode(yojo.Example(PROMPT, ["it is"]))
+            ids = exported.apply_chat_template(turns, tokenize=True, return_dict=False)
+            assert ids == [*item.prompt_ids.tolist(), *item.responses[0]]
+        else:
+            with pytest.raises(ValueError, match="train with turn='generation_prompt' to export to TRL"):
+                export_trl(reward_model, tmp_path / "refused")

@@ -118,7 +118,8 @@ class TurnEncoder:
             ValueError: a prompt or response that cannot be tokenised; the message names the example and the response.
         """
         messages, options = prompts.messages(example)
-        opening = self._opening(prompts, messages) if self.joins else None
+        with named_errors(prompts.name):
+            opening = self._opening(prompts, messages) if self.joins else None
         if opening is None:
             prompt = prompts.process(messages, options)
             found = [self._alone(prompts.name, i, text) for i, text in enumerate(example.responses)]
