@@ -175,6 +175,22 @@ def test_a_resumed_run_adopts_the_day_of_its_checkpoint(clock, tmp_path):
     assert json.loads((tmp_path / "again" / "yojo_config.json").read_text())["date"] == "2026-01-02"
 
 
+def test_a_processor_for_other_tools_prints_the_day_itself(clock, tmp_path):
+    for processor in (dated(MISTRAL), image_processor("chatml")):
+        processor.chat_template = MISTRAL + processor.chat_template
+        template = processor.chat_template
+        dates.settle(processor, "2026-01-02")
+        dates.pinned(processor).save_pretrained(tmp_path)
+        clock("2027-10-11")
+        turns = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+        loaded = load_processor(tmp_path)
+        text = loaded.apply_chat_template(turns, tokenize=False)
+        assert "2026-01-02" in text and "2027" not in text
+        assert processor.chat_template == template
+    tokenizer = tokenizer_of_kind("bytes", "chatml")
+    assert dates.pinned(tokenizer) is tokenizer
+
+
 def test_two_days_are_refused(clock):
     one = text_model(dated(MISTRAL), mode="isolated")
     clock("2027-10-11")
