@@ -9,7 +9,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|pad|>", "<end_of_utterance>"]
 THOUGHTS = ["<think>", "</think>"]  # added, not flagged special, as in Qwen3
 
-_TEXT = "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}"
+_TEXT = (
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}"
+)
 
 TEMPLATES = {
     "chatml": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -66,15 +68,21 @@ def _trained(kind):
         backend = tokenizers.Tokenizer(models.Unigram())
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
         backend.decoder = decoders.Metaspace(prepend_scheme="always")
-        trainer = trainers.UnigramTrainer(vocab_size=220, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False)
+        trainer = trainers.UnigramTrainer(
+            vocab_size=220, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
+        )
     else:
         backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
         if kind == "llama2":  # each stretch between special tokens begins with the marker
             backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         else:  # "first", Mistral and Llama 2 as converted later: the text's very first word alone
             backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-        trainer = trainers.BpeTrainer(vocab_size=220, special_tokens=["<unk>"], show_progress=False)
-    backend.train_from_iterator(CORPUS, trainer)
+        trainer = trainers.BpeTrainer(
+            vocab_size=220, special_tokens=["<unk>"], initial_alphabet=["\n"], show_progress=False
+        )
+    # As SentencePiece does, without tokens that hold a line break and something else.
+    lines = kind in ("llama2", "first")
+    backend.train_from_iterator([line for text in CORPUS for line in text.split("\n")] if lines else CORPUS, trainer)
     return backend.to_str()
 
 

@@ -15,7 +15,7 @@ import torch
 from yojo.data import draw_responses, take_responses
 from yojo.images import image_size, is_array
 from yojo.packing import Example, orders
-from yojo.plain import plain_ids
+from yojo.plain import private_copy
 from yojo.readers import NOT_A_RECORDS_FAULT, what_it_says
 from yojo.videos import Video, frame_files
 
@@ -169,7 +169,10 @@ class CostEstimate:
 
     def _text(self, text):
         try:
-            return len(plain_ids(self.collator.tokenizer, text, set()))
+            tokenizer = private_copy(self.collator.tokenizer, split_special=False)
+            if tokenizer is None:
+                return len(self.collator.tokenizer(text, add_special_tokens=False)["input_ids"])
+            return len(tokenizer.encode(text, add_special_tokens=False).ids)
         except Exception:  # whatever a tokenizer raises: encoding the example will say so, with its name
             return len(text)
 

@@ -2,17 +2,21 @@
 
 import collections
 import dataclasses
+import functools
 import os
 import statistics
 import weakref
 from pathlib import Path
 
+from yojo import dates
+from yojo.config import YojoConfig
 from yojo.data import Records
 from yojo.images import load_image
 from yojo.patch import tokenizer_of
 from yojo.plain import forbidden_ids
 from yojo.prompts import PromptEncoder, unseen
 from yojo.readers import NOT_A_RECORDS_FAULT, ColumnError, DataError, MediaError, open_source, what_it_says
+from yojo.saved import CONFIG_FILE, read_description
 from yojo.turns import TurnEncoder
 from yojo.videos import Video, decode_video
 
@@ -148,12 +152,13 @@ class Report:
         return {"files": [file.to_dict() for file in self.files], "total": self.total.to_dict()}
 
 
-def check(paths, *, processor=None, progress=None, **options):
+def check(paths, *, processor=None, config=None, turn="template", progress=None, **options):
     """Read every record of every file, decode every image, and say what is there.
 
     Args:
         paths: files or folders.
         processor: the model's processor or tokenizer, to count tokens; None counts characters alone.
+        config, turn: of the model, to count them as it does; see `count_tokens`.
         progress: function (path, done, total), called after every record; or None.
         **options: of `yojo.data.load`.
 
@@ -163,10 +168,13 @@ def check(paths, *, processor=None, progress=None, **options):
     Raises:
         ColumnError, ValueError: columns that fit no format, or bad options.
     """
-    return Report([_check_file(path, processor, progress, options) for path in paths])
+    count = (
+        None if processor is None else functools.partial(count_tokens, processor=processor, config=config, turn=turn)
+    )
+    return Report([_check_file(path, processor, count, progress, options) for path in paths])
 
 
-def _check_file(path, processor, progress, options):
+def _check_file(path, processor, count, progress, options):
     report = FileReport(os.fspath(path))
     try:
         records = Records(path, **options)
@@ -180,7 +188,7 @@ def _check_file(path, processor, progress, options):
         try:
             before = None if processor is None else unseen(processor)
             example, left = records.read(i)
-            _look_at(example, report, processor)
+            _look_at(example, report, count)
             if processor is not None:
                 report.unseen.update((unseen(processor) - before).keys())
             report.unused.update(path for path, why in left.items() if why is None)
@@ -215,7 +223,7 @@ def _unreadable(report, path, error):
                 report.bad.append(Bad(problem.file, problem.line, _reason(problem)))
 
 
-def _look_at(example, report, processor):
+def _look_at(example, report, count_of):
     """Decode an example's media, then add it to the report."""
     parts = [] if isinstance(example.prompt, str) else [p for turn in example.prompt for p in _parts(turn)]
     images = [*example.images, *(part["image"] for part in parts if part.get("image") is not None)]
@@ -229,7 +237,7 @@ def _look_at(example, report, processor):
         raise
     except Exception as error:
         raise MediaError(what_it_says(error)) from error
-    tokens = None if processor is None else count_tokens(example, processor)
+    tokens = None if count_of is None else count_of(example)
     count, rankings = len(example.responses), example.rankings
     report.responses[count] += 1
     report.duplicates += len(set(example.responses)) < count
@@ -268,29 +276,57 @@ def _is_untimed(video):
     return not isinstance(video.source, (str, os.PathLike)) or os.path.isdir(video.source)
 
 
-def count_tokens(example, processor):
-    """Tokens of an example: its prompt once, and every response with its separator.
+def count_tokens(example, processor, config=None, turn="template"):
+    """Tokens of an example: its prompt once, and every response with its separator, as `yojo.Collator` makes them.
 
     Args:
         example: `Example`.
         processor: a processor or tokenizer.
+        config: the model's config, which names placeholders that no processor does; or None.
+        turn: see `YojoConfig`.
 
     Raises:
         ValueError: a prompt or a response that cannot be tokenised.
     """
     prompts = PromptEncoder(processor, tokenizer_of(processor), example.name)
-    prompt, responses, _ = _turns_of(processor)(prompts, example)
+    prompt, responses, _ = _turns_of(processor, config, turn)(prompts, example)
     return prompt["input_ids"].shape[1] + sum(len(ids) + 1 for ids in responses)
 
 
-_turns = weakref.WeakKeyDictionary()  # processor -> its `TurnEncoder`, which is the same for every record
+_turns = weakref.WeakKeyDictionary()  # processor -> (what it was made for, `TurnEncoder`), the same for every record
 
 
-def _turns_of(processor):
+def _turns_of(processor, config, turn):
     tokenizer = tokenizer_of(processor)
-    if processor not in _turns or _turns[processor].tokenizer is not tokenizer:
-        _turns[processor] = TurnEncoder(tokenizer, forbidden_ids(processor, tokenizer), "template")
-    return _turns[processor]
+    made_for = (tokenizer, config, turn, len(tokenizer))
+    if processor not in _turns or not all(
+        a is b or a == b for a, b in zip(_turns[processor][0], made_for, strict=True)
+    ):
+        _turns[processor] = made_for, TurnEncoder(tokenizer, forbidden_ids(processor, tokenizer, config), turn)
+    return _turns[processor][1]
+
+
+def model_settings(path, processor):
+    """What counting a model's tokens needs besides its processor: keyword arguments of `check`.
+
+    Args:
+        path: folder or hub name of a model, a saved reward model or not.
+        processor: its processor, which is given the date that the saved model prints.
+    """
+    import transformers
+
+    settings, source = {}, path
+    file = Path(path) / CONFIG_FILE
+    if file.is_file():
+        description = read_description(Path(path))
+        dates.settle_saved(processor, description, path)
+        settings["turn"] = YojoConfig.from_saved(description["config"]).turn
+        source = description["base_model"] if description["adapter"] else path
+    try:
+        settings["config"] = transformers.AutoConfig.from_pretrained(source)
+    except (OSError, ValueError):  # a processor alone, or an adapter's base that is elsewhere
+        pass
+    return settings
 
 
 def _reason(error):

@@ -230,7 +230,7 @@ def data_check(
     if not console.is_terminal:
         console = Console(width=200)
     try:
-        processor = None
+        processor, settings = None, {}
         if model is not None:
             import transformers
 
@@ -238,6 +238,7 @@ def data_check(
 
             transformers.utils.logging.disable_progress_bar()
             processor = load_processor(model)
+            settings = checking.model_settings(model, processor)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             tasks = {}
@@ -250,6 +251,7 @@ def data_check(
             report = checking.check(
                 files,
                 processor=processor,
+                **settings,
                 progress=progress,
                 format=format,
                 columns=_column_map(column_map or []),

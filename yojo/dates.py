@@ -4,6 +4,7 @@ Mistral Small, Llama 3.2, Granite and others ask `strftime_now` for the date. Th
 patched with such a processor, goes with the processor from then on, and is saved with the model.
 """
 
+import copy
 import datetime
 import functools
 import logging
@@ -105,6 +106,16 @@ def template_options(processor, tools=None):
     if not isinstance(template, str):
         return {}
     return {"chat_template": _pinned(template, date)}
+
+
+def pinned(processor):
+    """The processor for tools that know nothing of settled days: a shallow copy whose template prints it itself."""
+    options = template_options(processor)
+    if not options:
+        return processor
+    twin = copy.copy(processor)
+    twin.chat_template = options["chat_template"]
+    return twin
 
 
 @functools.lru_cache(maxsize=64)

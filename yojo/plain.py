@@ -11,7 +11,7 @@ import weakref
 
 from yojo.prompts import placeholder_tokens
 
-_copies = weakref.WeakKeyDictionary()  # tokenizer -> (what it was copied from, copy)
+_copies = weakref.WeakKeyDictionary()  # tokenizer -> {split special tokens: (what was copied, its size, the copy)}
 _lock = threading.Lock()
 
 
@@ -64,7 +64,7 @@ def plain_ids(tokenizer, text, forbidden):
     Raises:
         ValueError: a vocabulary that spells a forbidden token from text that does not contain it.
     """
-    backend = _copy(tokenizer)
+    backend = private_copy(tokenizer, split_special=True)
     ids, pieces = [], [text]  # the pieces that are left, the next one last
     while pieces:
         piece = pieces.pop()
@@ -118,22 +118,31 @@ def _refuse(text, tokens):
     )
 
 
-def _copy(tokenizer):
-    """The tokenizer's own Rust tokenizer, copied, with special tokens split; None for one in Python, which has no state."""
+def private_copy(tokenizer, split_special):
+    """A copy of a tokenizer's Rust tokenizer, without truncation and padding, which are state of all threads, too.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+        split_special: whether special tokens in a text are split as its other words are.
+
+    Returns:
+        `tokenizers.Tokenizer`; None for a tokenizer in Python, which has no such state.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None) if getattr(tokenizer, "is_fast", False) else None
     if backend is None:
         return None
-    source = (backend, backend.get_vocab_size(with_added_tokens=True))
+    size = backend.get_vocab_size(with_added_tokens=True)
     with _lock:
-        known, copy = _copies.get(tokenizer, (None, None))
-        if known is None or known[0] is not backend or known[1] != source[1]:
+        copies = _copies.setdefault(tokenizer, {})
+        source, known, copy = copies.get(split_special, (None, None, None))
+        if source is not backend or known != size:
             import tokenizers
 
             copy = tokenizers.Tokenizer.from_str(backend.to_str())
             copy.no_truncation()
             copy.no_padding()
-            copy.encode_special_tokens = True
-            _copies[tokenizer] = (source, copy)
+            copy.encode_special_tokens = split_special
+            copies[split_special] = backend, size, copy
     return copy
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from yojo import dates
 from yojo.config import CHOICES
 from yojo.folders import replaced_folder
 from yojo.patch import patch, patched_base, separator_id_of, tokenizer_of
@@ -381,7 +382,7 @@ def export_mr2rm(reward_model, out):
             save_model(base, base.state_dict() | {f"{_embedding_name(base)}.weight": embedding}, staging)
         else:
             _write_adapter(adapter, base, embedding, staging)
-        reward_model.processor.save_pretrained(staging)
+        dates.pinned(reward_model.processor).save_pretrained(staging)
         state = {theirs: head[ours].detach().cpu().clone() for theirs, ours in HEADS[config.head].items()}
         torch.save(state, staging / HEAD_FILE)
         settings = {

@@ -17,9 +17,11 @@ the template would leave out of a response or rewrite in it, is taken whole and 
 """
 
 import dataclasses
+import re
 
-from yojo.plain import named_errors, plain_ids, special_ids
+from yojo.plain import named_errors, plain_ids, private_copy, special_ids
 
+_END = 1000  # characters of a prompt's end in which an added token is looked for
 MARK = "\u2042yojo\u2042"  # stands for the assistant's text while the template is looked at; no template changes it
 
 
@@ -96,6 +98,8 @@ class TurnEncoder:
         self.joins = turn == "template" and bool(getattr(tokenizer, "is_fast", False))
         added = tokenizer.added_tokens_decoder if self.joins else {}
         self.added, self.special = set(added), special_ids(tokenizer) if self.joins else set()
+        longest_first = sorted((str(token) for token in added.values()), key=len, reverse=True)
+        self.splits = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self.openers = [str(token) for i, token in added.items() if i not in self.special]
         self.unknown, self.unknown_id = getattr(tokenizer, "unk_token", None), getattr(tokenizer, "unk_token_id", None)
 
@@ -114,7 +118,8 @@ class TurnEncoder:
             ValueError: a prompt or response that cannot be tokenised; the message names the example and the response.
         """
         messages, options = prompts.messages(example)
-        opening = self._opening(prompts, messages) if self.joins else None
+        with named_errors(prompts.name):
+            opening = self._opening(prompts, messages) if self.joins else None
         if opening is None:
             prompt = prompts.process(messages, options)
             found = [self._alone(prompts.name, i, text) for i, text in enumerate(example.responses)]
@@ -152,8 +157,8 @@ class TurnEncoder:
             return None
         head, found, tail = (marked or "").rpartition(MARK)
         if not found:
-            return self._anchored(generation, generation, None, "", "", "", self._tokens(generation))
-        tokens = self._tokens(head)
+            return self._anchored(generation, generation, None, "", "", "", self._last_tokens(generation))
+        tokens = self._last_tokens(head)
         lead = head[len(generation) :] if head.startswith(generation) else None
         if lead is not None and not any(i in self.special and end > len(generation) for i, _, end in tokens):
             prompt, other = generation, ""
@@ -167,10 +172,19 @@ class TurnEncoder:
                 prompt, other = prompt[:cut], prompt[cut:] + other
         return self._anchored(prompt, generation, head, tail, head[len(prompt) :], other, tokens)
 
+    def _last_tokens(self, text):
+        """[(id, start, end)] of the end of a text, from an added token on: fast tokenizers split there."""
+        found = self.splits.search(text, max(0, len(text) - _END)) if self.splits is not None else None
+        start = found.start() if found else 0
+        return [(i, start + a, start + b) for i, a, b in self._tokens(text[start:])]
+
     def _tokens(self, text):
-        """[(id, start, end)] of a text of the template's."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return [(i, *place) for i, place in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)]
+        """[(id, start, end)] of a text of the template's, special tokens and all."""
+        encoded = self._encode(text)
+        return [(i, *place) for i, place in zip(encoded.ids, encoded.offsets, strict=True)]
+
+    def _encode(self, text):
+        return private_copy(self.tokenizer, split_special=False).encode(text, add_special_tokens=False)
 
     def _anchored(self, prompt, generation, head, tail, lead, other, tokens):
         opener = max((t for t in self.openers if generation.rstrip().endswith(t)), key=len, default="")
@@ -180,17 +194,14 @@ class TurnEncoder:
 
     def _joined(self, prompts, opening, prompt_ids, split):
         """Yield (ids, how many of them lead) of each response tokenised behind the prompt; None where that cannot be."""
-        texts = [opening.context + lead + answer for lead, answer in split]
-        leads = [opening.context + lead for lead, _ in split]
         with named_errors(prompts.name):
-            rows = self.tokenizer([opening.context, *leads, *texts], add_special_tokens=False, verbose=False)[
-                "input_ids"
-            ]
-        context, leads, texts = rows[0], rows[1 : 1 + len(split)], rows[1 + len(split) :]
+            context = self._encode(opening.context).ids
+            leads = {lead: self._encode(opening.context + lead).ids for lead, _ in set(split)}
+            rows = [self._encode(opening.context + lead + answer).ids for lead, answer in split]
         known = bool(context) and prompt_ids[-len(context) :] == context
-        for (_, text), lead, ids in zip(split, leads, texts, strict=True):
+        for (lead, text), ids in zip(split, rows, strict=True):
             answer = ids[len(context) :]
-            count = _shared(lead[len(context) :], answer)
+            count = _shared(leads[lead][len(context) :], answer)
             if not known or ids[: len(context)] != context or self._is_foreign(answer, text):
                 yield None, 0
             else:
@@ -220,7 +231,7 @@ class TurnEncoder:
             if lead == " " and alone and self.tokenizer.convert_ids_to_tokens(alone[0]).startswith("\u2581"):
                 return alone, 0  # the vocabulary writes the blank itself where a text begins
             return plain_ids(self.tokenizer, lead + answer, self.forbidden), 0
-        led = self.tokenizer(lead, add_special_tokens=False)["input_ids"]
+        led = self._encode(lead).ids
         return led + plain_ids(self.tokenizer, answer, self.forbidden), len(led)
 
 
