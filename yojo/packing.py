@@ -30,9 +30,8 @@ class Example:
         images: PIL images, paths, bytes of an image file, or [height, width, 3] uint8 arrays. They fill the image
             parts of the messages, or the tags `<image>` in the text of all turns but the assistant's, in order; where
             the prompt has neither they stand before the text of the first user turn.
-        videos: `yojo.videos.Video`s; or paths of video files or of folders of frames, lists of frames, or decoded
-            arrays as the processor's video part takes them; placed like images, after them. Decoded arrays do not mix
-            with the others in one prompt.
+        videos: `yojo.videos.Video`s, or their sources: paths of video files or of folders of frames, lists or arrays of
+            frames; placed like images, after them.
         rankings: N ranks, 1 = best, ties allowed; N targets that sum to 1 for the loss "soft"; or None.
         id: how errors name the example.
         tools: descriptions of the tools the assistant may call, a list of dicts (JSON schemas), for the chat template;
