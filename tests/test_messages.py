@@ -384,6 +384,16 @@ def test_tools_reach_the_template_of_a_processor():
     assert encoder.unseen == ["tools"] and same(outputs, encode(processor, "<image>Weather?", images=[A])[1])
 
 
+def test_a_template_that_takes_one_text_of_a_turn():
+    processor = real.processor_of("Qwen3-VL")
+    processor.chat_template = (
+        "{% for m in messages %}{% for c in m.content if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+        "{% endfor %}{{ (m.content | selectattr('type', 'equalto', 'text') | first).text }}{% endfor %}"
+    )
+    assert encode(processor, "One <image> two", images=[A])[0].unseen == ["some text of user turns"]
+    assert encode(processor, "<image>One two", images=[A])[0].unseen == []
+
+
 def test_prompts_of_one_plain_turn_are_rendered_no_second_time(monkeypatch):
     tokenizer = text_only(PLAIN)
     renderings = []

@@ -297,7 +297,8 @@ class PromptEncoder:
             for key, value in turn.items()
             if key not in ("role", "content") and value not in ("", [], {}, ())
         ]
-        if len(messages) == 1 and not fields and not tools:
+        texts = sum(part["type"] == "text" for turn in messages for part in turn["content"])
+        if len(messages) == 1 and texts < 2 and not fields and not tools:
             return  # nothing that a template could leave out
         with bad_record(self.name, "the chat template refuses the prompt"):
             whole = self._rendered(messages, tools)
