@@ -110,7 +110,7 @@ def test_files_without_frames_are_errors_of_their_example(tmp_path, clip, no_dec
     encoder = PromptEncoder(processor, processor.tokenizer, "example 'v'")
     path = tmp_path / "noise.webm"
     path.write_bytes(b"\x1aE\xdf\xa3 no video at all" * 40)
-    with pytest.raises(ValueError, match=r"example 'v': .*noise\.webm cannot be decoded"):
+    with pytest.raises(ValueError, match=r"example 'v': .*noise\.webm"):
         encoder(yojo.Example("What happens?", ["a"], videos=[str(path)]))
     sound = tmp_path / "sound.mkv"
     with av.open(str(sound), "w") as container:

@@ -1,7 +1,9 @@
 """Prompts as chat messages: parts in every form, tags and places, what templates leave out, errors that name the record."""
 
+import base64
 import json
 import logging
+import re
 import struct
 
 import hypothesis
@@ -261,6 +263,56 @@ def test_scores_and_files_take_tags_alike(tmp_path):
     assert literal.shape == (1,) and not torch.equal(literal, made.score("An image?", ["It is a seven."]))
 
 
+def test_openai_messages_are_taken_as_they_are(tmp_path):
+    processor = real.processor_of("Qwen3-VL")
+    A.save(tmp_path / "a.png")
+    url = "data:image/png;base64," + base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
+    sent = [user({"type": "input_text", "text": "Which?"}, {"type": "image_url", "image_url": {"url": url}})]
+    expected = encode(processor, [user("Which?", {"type": "image", "image": A})])[1]
+    assert same(encode(processor, sent)[1], expected)
+    with pytest.raises(ValueError, match="example 'x': image 0: the data URL .* cannot be read"):
+        encode(processor, [user({"type": "image_url", "image_url": "data:image/png;base64,?"})])
+
+
+def test_parts_that_tables_fill_up_are_the_same(tmp_path):
+    """What `datasets` makes of parts with different keys: all of them, None where there is nothing."""
+    processor = real.processor_of("Qwen2.5-VL")
+    processor.chat_template = (  # as released: whatever has an image is one
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}{% if c.type == 'image' or 'image' in c %}"
+        "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    )
+    filled = [
+        {"type": "image", "text": None, "image": None, "index": 1, "fps": None},
+        {"type": "text", "text": "or", "image": None, "index": None, "fps": None},
+        {"type": "image", "text": None, "image": None, "index": 0, "fps": None},
+    ]
+    expected = encode(processor, [user({"type": "image", "image": B}, "or", {"type": "image", "image": A})])[1]
+    assert same(encode(processor, [user(*filled)], images=[A, B])[1], expected)
+
+
+def test_mr2rm_has_the_same_net(monkeypatch):
+    model, processor = real.build("Qwen2.5-VL")
+    collator = yojo.RewardModel(
+        yojo.patch(model, processor, format="mr2rm", pooling="last", head_dim=16), processor
+    ).collator
+    assert collator.encode(yojo.Example("<image>\nWhich?", ["a"], images=[A])).vision
+    for options, message in (
+        ({"prompt": "What is <|vision_end|>?"}, "contains the placeholder '<|vision_end|>'"),
+        ({"prompt": "Which <image>?", "images": [A]}, "images come first, then videos, then one text"),
+        ({"prompt": "Which <image>?"}, "has the tag <image>, but no images are given"),
+        ({"prompt": "Which?", "tools": SCHEMA}, "format='mr2rm' knows no tools"),
+    ):
+        with pytest.raises(ValueError, match=f"example 'x': .*{re.escape(message)}"):
+            collator.encode(yojo.Example(**options, responses=["a"], id="x"))
+
+    def fail(*args, **kwargs):
+        raise jinja2.TemplateError("no")
+
+    monkeypatch.setattr(processor, "apply_chat_template", fail)
+    with pytest.raises(ValueError, match="^example 'x': .*TemplateError: no"):
+        collator.encode(yojo.Example("Which?", ["a"], id="x"))
+
+
 # ---- what templates leave out ----
 
 STRINGS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
@@ -321,6 +373,25 @@ def test_what_a_template_leaves_out_is_said():
     quoted = text_only("{% for m in messages %}{{ m.role }}{{ m.content | tojson }}{% endfor %}")
     conversation[2] = {"role": "assistant", "content": 'é "quoted"\nlines'}
     assert encode(quoted, conversation)[0].unseen == []
+
+
+def test_tools_reach_the_template_of_a_processor():
+    processor = real.processor_of("Qwen3-VL")
+    processor.chat_template = "{% if tools %}{{ tools | tojson }}{% endif %}" + processor.chat_template
+    encoder, outputs = encode(processor, "<image>Weather?", images=[A], tools=SCHEMA)
+    assert '"name": "weather"' in processor.tokenizer.decode(outputs["input_ids"][0]) and encoder.unseen == []
+    encoder, outputs = encode(real.processor_of("Qwen3-VL"), "<image>Weather?", images=[A], tools=SCHEMA)
+    assert encoder.unseen == ["tools"] and same(outputs, encode(processor, "<image>Weather?", images=[A])[1])
+
+
+def test_a_template_that_takes_one_text_of_a_turn():
+    processor = real.processor_of("Qwen3-VL")
+    processor.chat_template = (
+        "{% for m in messages %}{% for c in m.content if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+        "{% endfor %}{{ (m.content | selectattr('type', 'equalto', 'text') | first).text }}{% endfor %}"
+    )
+    assert encode(processor, "One <image> two", images=[A])[0].unseen == ["some text of user turns"]
+    assert encode(processor, "<image>One two", images=[A])[0].unseen == []
 
 
 def test_prompts_of_one_plain_turn_are_rendered_no_second_time(monkeypatch):
@@ -542,8 +613,6 @@ def test_a_rate_that_a_family_does_not_keep_is_said(clip, tmp_path):
     encoder, _ = encode(processor, "What?", videos=[Video(clip, 1)])
     assert encoder.unseen == ["the fps of a video file (Qwen3VLVideoProcessor takes more frames)"]
     assert encode(processor, "What?", videos=[Video(clip, 4)])[0].unseen == []
-    encoder, _ = encode(processor, "What?", videos=[np.zeros((16, 16, 20, 3), np.uint8)])
-    assert encoder.unseen == ["frames of a decoded array (Qwen3VLVideoProcessor takes some of them, as of a file)"]
 
 
 def test_a_file_that_no_decoder_takes_names_the_record(tmp_path):

@@ -1,6 +1,5 @@
 """What a prompt says before any template sees it: chat messages in one form, every image and video in its place."""
 
-import os
 import re
 
 from yojo.videos import Video
@@ -292,9 +291,4 @@ def _at_rate(source, fps):
     rate = source.fps if isinstance(source, Video) else None
     if rate is not None and rate != fps:
         raise ValueError(f"a video part has fps={fps}, its video another: {rate}; keep one of them")
-    source = source.source if isinstance(source, Video) else source
-    if not isinstance(source, (str, os.PathLike, list, tuple)):
-        raise ValueError(
-            f"a video part has fps={fps}, but decoded frames ({type(source).__name__}) are taken as they are"
-        )
-    return Video(source, fps)
+    return Video(source.source if isinstance(source, Video) else source, fps)

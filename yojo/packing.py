@@ -30,8 +30,8 @@ class Example:
         images: PIL images, paths, bytes of an image file, or arrays (see `yojo.images`). They fill the image parts of
             the messages, or the tags `<image>` in the text of all turns but the assistant's, in order; where the prompt
             has neither they stand before the text of the first user turn.
-        videos: `yojo.videos.Video`s; or paths of video files or of folders of frames, lists of frames, or arrays of
-            them, [frames, height, width, 3]; placed like images, after them.
+        videos: `yojo.videos.Video`s, or their sources: paths of video files or of folders of frames, lists or arrays of
+            frames, [frames, height, width, 3]; placed like images, after them.
         rankings: N ranks, 1 = best, ties allowed; N targets that sum to 1 for the loss "soft"; or None.
         id: how errors name the example.
         tools: descriptions of the tools the assistant may call, a list of dicts (JSON schemas), for the chat template;

@@ -13,6 +13,7 @@ import torch
 from yojo import dates
 from yojo.decoding import can_sample, sample_file, with_files
 from yojo.images import load_image
+from yojo.lookup import find_image
 from yojo.messages import KINDS, TAGS, count_tags, place, strings
 from yojo.processors import ImageOnly
 from yojo.videos import load_video
@@ -121,6 +122,12 @@ def bad_record(name, doing="it cannot be encoded"):
         raise ValueError(f"{name}: {doing}: {kind}{error}") from error
 
 
+def _image(source, name):
+    if isinstance(source, str) and source.startswith("data:"):  # OpenAI's way to send one
+        source = find_image(source, "", False, name)
+    return load_image(source, name)
+
+
 _MARK = "yojo-mark-"
 
 
@@ -224,9 +231,9 @@ class PromptEncoder:
         """The tokens that stand for media: `placeholder_tokens` of the processor and the model's config."""
         known = _PLACEHOLDERS.setdefault(self.given, {})
         key = id(self.config)
-        if key not in known:
-            known[key] = placeholder_tokens(self.given, self.config)
-        return known[key]
+        if key not in known:  # beside the config, whose id nothing else may get then
+            known[key] = self.config, placeholder_tokens(self.given, self.config)
+        return known[key][1]
 
     def _load(self, messages):
         """Read images and videos; returns (metadata, fps) of each video, as `_video_options` takes them."""
@@ -234,7 +241,7 @@ class PromptEncoder:
         for turn in messages:
             for part in turn["content"]:
                 if part["type"] == "image":
-                    part["image"] = load_image(part["image"], f"{self.name}: image {next(images)}")
+                    part["image"] = _image(part["image"], f"{self.name}: image {next(images)}")
                 elif part["type"] == "video":
                     part["video"], *sampling = self._video(part["video"], f"{self.name}: video {len(videos)}")
                     videos.append(sampling)
@@ -244,14 +251,12 @@ class PromptEncoder:
         """Frames, metadata and None; or what the processor must read and sample itself, None, and the rate to do it at."""
         video, metadata, fps = load_video(source, name)
         part = self.processor.video_processor
-        if metadata is None and isinstance(video, str) and can_sample(part):
+        if metadata is None and can_sample(part):
             with bad_record(name, f"{video} cannot be decoded"):
                 video, metadata, bounded = sample_file(video, fps, part)
             if bounded:
                 self.unseen.append(f"the fps of a video file ({type(part).__name__} takes {bounded})")
             return video, metadata, None
-        if metadata is None and not isinstance(video, str) and getattr(part, "do_sample_frames", False):
-            self.unseen.append(f"frames of a decoded array ({type(part).__name__} takes some of them, as of a file)")
         return video, metadata, fps
 
     def _takes(self, kind):
@@ -275,7 +280,7 @@ class PromptEncoder:
         rates = {fps for _, fps in videos}
         if any(framed) or len(rates) > 1:
             what = (
-                "files and frames, or decoded arrays and others"
+                "files and frames"
                 if any(framed)
                 else f"files to sample at different fps ({', '.join(map(str, rates))})"
             )
@@ -292,7 +297,8 @@ class PromptEncoder:
             for key, value in turn.items()
             if key not in ("role", "content") and value not in ("", [], {}, ())
         ]
-        if len(messages) == 1 and not fields and not tools:
+        texts = sum(part["type"] == "text" for turn in messages for part in turn["content"])
+        if len(messages) == 1 and texts < 2 and not fields and not tools:
             return  # nothing that a template could leave out
         with bad_record(self.name, "the chat template refuses the prompt"):
             whole = self._rendered(messages, tools)
