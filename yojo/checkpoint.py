@@ -95,9 +95,9 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
             # The one row that the separator may have added is in our own file; PEFT would save the whole embedding.
             save_adapter(adapter, name, staging, None if state_dict is None else state)
         reward_model.processor.save_pretrained(staging)
-        _write(head, staging / HEAD_FILE)
+        _write_tensors(head, staging / HEAD_FILE)
         if beside:
-            _write(beside, staging / BESIDE_FILE)
+            _write_tensors(beside, staging / BESIDE_FILE)
         saved.refuse_strangers(path, files_of(staging))
         description = _description(reward_model, base, adapter)
         weights = fingerprints.take(own) if adapter is None else base.yojo.weights
@@ -133,20 +133,33 @@ def save_model(base, state, folder):
 
 @contextlib.contextmanager
 def _unchecked_generation(base):
-    """transformers writes no generation_config.json that it calls invalid, but loads one: a reward model never generates."""
+    """transformers loads a generation_config.json that it calls invalid, but writes none: a reward model never generates."""
     settings = getattr(base, "generation_config", None)
     if settings is None:
         yield
         return
-
-    def write(folder, *args, **kwargs):
-        settings.to_json_file(Path(folder) / GENERATION_FILE, use_diff=True)
-
-    settings.save_pretrained = write  # the instance's own, in front of the class's
+    base.generation_config = _AsItIs(settings)
     try:
         yield
     finally:
-        del settings.save_pretrained
+        base.generation_config = settings
+
+
+class _AsItIs:
+    """Generation settings that are written although they make no sense."""
+
+    def __init__(self, settings):
+        self._settings = settings
+
+    def __getattr__(self, name):
+        return getattr(self._settings, name)
+
+    def save_pretrained(self, folder, *args, **kwargs):
+        try:
+            self._settings.save_pretrained(folder, *args, **kwargs)
+        except ValueError as error:
+            logger.debug("generation_config.json is written as it is: %s", error)
+            self._settings.to_json_file(Path(folder) / GENERATION_FILE, use_diff=True)
 
 
 def save_adapter(adapter, name, staging, state=None):
@@ -159,7 +172,7 @@ def save_adapter(adapter, name, staging, state=None):
         below.rmdir()
 
 
-def _write(tensors, file):
+def _write_tensors(tensors, file):
     from safetensors.torch import save_file
 
     save_file({name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}, file)
