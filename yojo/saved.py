@@ -112,6 +112,16 @@ def local_folder(path):
 
 def read_description(path):
     file = path / CONFIG_FILE
+    if not file.is_file() and (path / "reward_model_config.json").is_file():
+        raise ValueError(
+            f"{path} is a checkpoint of the paper's released code: `yojo import {path} --out FOLDER` makes one of ours"
+        )
+    if not file.is_file() and (path / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{path} is an adapter that PEFT saved, which says nothing of how its base model was patched (it has no {CONFIG_FILE}): "
+            "yojo.patch the base model with the options of the training run, put the adapter on it "
+            "(PeftModel.from_pretrained), and save it with yojo.RewardModel(model, processor).save_pretrained"
+        )
     if not file.is_file():
         raise ValueError(
             f"{path} is no YOJO reward model: it has no {CONFIG_FILE} (RewardModel.save_pretrained makes one)"
