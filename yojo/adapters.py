@@ -123,7 +123,7 @@ def trained_summary(model):
 
 def scoring_adapter(model):
     """The name of the adapter that a PEFT model scores with; a ValueError where it is not one and a whole one."""
-    from peft.tuners.tuners_utils import BaseTuner
+    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 
     if not isinstance(model.base_model, BaseTuner):
         config = model.peft_config[model.active_adapter]
@@ -132,7 +132,7 @@ def scoring_adapter(model):
             f"an adapter of kind {kind} puts tokens of its own before the prompt: packed rows have no place for them"
         )
     status = model.get_model_status()
-    active, merged = status.active_adapters, status.merged_adapters
+    active = status.active_adapters
     if status.num_adapter_layers and status.enabled is not True:
         raise ValueError(
             "the model's adapter is disabled, in some layers at least, and its scores are not the adapter's: "
@@ -145,9 +145,11 @@ def scoring_adapter(model):
             f"the model scores with {'other adapters in some layers' if active == 'irregular' else f'{len(active)} adapters at once'}"
             ", and a saved reward model has one: model.set_adapter(name), or merge them (add_weighted_adapter)"
         )
-    if merged == "irregular" or list(merged) not in ([], list(active)):
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    merged = sorted({name for layer in layers for name in layer.merged_adapters})
+    if merged not in ([], list(active)):
         raise ValueError(
-            f"adapters are merged into the weights ({merged}) that are not the active one, {active[0]}: "
+            f"adapters are merged into the weights ({', '.join(merged)}) that are not the active one, {active[0]}: "
             "model.unmerge_adapter() first"
         )
     embedding = patched_base(model, "saving").get_input_embeddings()

@@ -339,6 +339,8 @@ def _load(
 
     config = YojoConfig.from_dict(description["config"])
     head = saved.read_head(path)
+    if checks.files:
+        saved.check_whole(path, description)
     processor = load_processor(path, **(processor_options or {}))
     model_class = getattr(transformers, description["model_class"], None)
     if model_class is None:

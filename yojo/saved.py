@@ -156,14 +156,17 @@ def read_head(path):
     return head
 
 
-def check_sizes(path, description):
+def check_whole(path, description):
+    """A ValueError where a file that a score depends on is missing: transformers would do without, or ask the hub for it."""
     for name, known in (description.get("files") or {}).items():
-        if not _is_weights(name):
-            continue
-        size = (path / name).stat().st_size if (path / name).is_file() else None
-        if size is None:
+        if (_is_weights(name) or "sha256" in known) and not (path / name).is_file():
             raise ValueError(f"{path} is not whole: {name} is missing")
-        if size != known["size"]:
+
+
+def check_sizes(path, description):
+    """A ValueError where a file of weights has another size than was saved."""
+    for name, known in (description.get("files") or {}).items():
+        if _is_weights(name) and (size := (path / name).stat().st_size) != known["size"]:
             raise ValueError(
                 f"{path / name} is damaged or of another save: it has {size} bytes, {CONFIG_FILE} names {known['size']}"
             )
@@ -171,13 +174,10 @@ def check_sizes(path, description):
 
 def check_hashes(path, description):
     """A ValueError where a file that a score depends on is missing, changed, or not of this save."""
+    check_whole(path, description)
     files = description.get("files") or {}
     for name, known in files.items():
-        if "sha256" not in known:
-            continue
-        if not (path / name).is_file():
-            raise ValueError(f"{path} is not whole: {name} is missing ({_ALL_THE_SAME})")
-        if _sha256(path / name) != known["sha256"]:
+        if "sha256" in known and _sha256(path / name) != known["sha256"]:
             raise ValueError(
                 f"{path / name} is not the file that {CONFIG_FILE} was written with: it was changed, or the folder holds "
                 f"files of two different saves ({_ALL_THE_SAME})"
