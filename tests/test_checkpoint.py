@@ -261,7 +261,7 @@ def test_a_full_disk_leaves_the_old_model_whole(make_reward_model, tmp_path, exa
     if where == "processor":
         monkeypatch.setattr(new.processor, "save_pretrained", full)
     else:
-        monkeypatch.setattr(checkpoint, f"_write_{'head' if where == 'head' else 'description'}", full)
+        monkeypatch.setattr(checkpoint, f"_write_{'tensors' if where == 'head' else 'description'}", full)
     with pytest.raises(OSError, match="No space left"):
         new.save_pretrained(tmp_path / "m")
     assert os.listdir(tmp_path) == ["m"] and same(load(tmp_path / "m"), old, examples)

@@ -1,5 +1,7 @@
 """Save a reward model with everything that changes its scores, and load it back exactly or not at all."""
 
+import contextlib
+import dataclasses
 import json
 import logging
 import tempfile
@@ -8,8 +10,8 @@ from pathlib import Path
 import torch
 
 import yojo
+from yojo import adapters, dates, fingerprints, saved, stock
 from yojo import card as cards
-from yojo import dates, saved
 from yojo.config import YojoConfig
 from yojo.folders import files_of, replaced_folder
 from yojo.patch import patch, patched_base
@@ -17,6 +19,7 @@ from yojo.processors import load_processor
 from yojo.saved import (
     ADAPTER_FILE,
     ADAPTERS,
+    BESIDE_FILE,
     CONFIG_FILE,
     HEAD_FILE,
     SEPARATOR_ROW,
@@ -29,6 +32,7 @@ __all__ = ["import_mr2rm", "load_pretrained", "merge", "push_to_hub", "replaced_
 
 logger = logging.getLogger(__name__)
 
+GENERATION_FILE = "generation_config.json"
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
@@ -38,8 +42,11 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
     The folder holds the full model, or the adapter alone when PEFT wraps the model; the value head and the separator's
     embedding (`score_head.safetensors`); the processor with its chat template; a model card; and `yojo_config.json`:
     the `YojoConfig`, the backbone's class, dtype, quantization and origin, the separator's id, the date that its chat
-    template prints, the versions it was made with, and size or checksum of the other files. An older model in the folder is replaced, also one of the other
-    kind; files of others stay.
+    template prints, the versions it was made with, size or checksum of the other files, and fingerprints of the backbone's
+    weights (see `yojo.fingerprints`): those of an adapter's base model as it was patched, those of a full model as it is.
+    An adapter is the one that is active, under whatever name; weights that were trained beside it (an unfrozen norm,
+    vision tower, embedding) are saved with it, in `beside_adapter.safetensors`. An older model in the folder is replaced,
+    also one of the other kind; files of others stay.
 
     Args:
         reward_model: a `yojo.RewardModel`.
@@ -53,7 +60,8 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
 
     Raises:
         TypeError, ValueError: an argument that does not fit; a state dict that lacks the head or the embedding; a
-            folder in which another adapter would be loaded with the model.
+            folder in which another adapter, or a processor's file, would be loaded with the model; an adapter that is
+            disabled, one of several active ones, or of a kind that adds tokens to the prompt.
         OSError: what the file system says; the folder is then as before.
     """
     path = Path(path)
@@ -65,7 +73,13 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
     if state_dict is not None and adapter is None and getattr(base, "hf_quantizer", None) is not None:
         raise ValueError("a quantized model without an adapter is saved from its own weights: leave state_dict out")
     state = _plain_names((base if adapter is None else adapter).state_dict() if state_dict is None else state_dict)
+    name = None if adapter is None else adapters.scoring_adapter(adapter)
     head = _head_tensors(reward_model, base, adapter, state)
+    own = fingerprints.tensors_of(base)
+    if state_dict is not None:
+        given = {fingerprints.plain_name(key): tensor for key, tensor in state.items()}
+        own = {key: given[key] for key in own if key in given}
+    beside = {} if adapter is None else adapters.weights_beside(base, own)
     known = (path / CONFIG_FILE).is_file()
     foreign = [name for name in ADAPTERS if not known and path.is_dir() and list(path.glob(name))]
     if foreign and adapter is None:
@@ -79,14 +93,18 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
             save_model(base, state, staging)
         else:
             # The one row that the separator may have added is in our own file; PEFT would save the whole embedding.
-            adapter.save_pretrained(
-                staging, state_dict=None if state_dict is None else state, save_embedding_layers=False
-            )
+            save_adapter(adapter, name, staging, None if state_dict is None else state)
         reward_model.processor.save_pretrained(staging)
-        _write_head(head, staging)
+        _write_tensors(head, staging / HEAD_FILE)
+        if beside:
+            _write_tensors(beside, staging / BESIDE_FILE)
+        saved.refuse_strangers(path, files_of(staging))
         description = _description(reward_model, base, adapter)
         if base.yojo.date is not None:
             dates.say(description["date"])
+        weights = fingerprints.take(own) if adapter is None else base.yojo.weights
+        description["weights"] = fingerprints.describe(weights, left_out=len(own) - len(own.keys() & weights))
+        description["beside"] = sorted(beside)
         cards.write(staging, path, description, provenance) if card else cards.leave_out(staging)
         _write_description(description, staging)
 
@@ -109,15 +127,57 @@ def save_model(base, state, folder):
         *(name for name in base.state_dict() if name.startswith("score.")),
     }
     try:
-        base.save_pretrained(folder, state_dict=dict(state))
+        with _unchecked_generation(base):
+            base.save_pretrained(folder, state_dict=dict(state))
     finally:
         base._keys_to_ignore_on_save = ignored
 
 
-def _write_head(head, staging):
+@contextlib.contextmanager
+def _unchecked_generation(base):
+    """transformers loads a generation_config.json that it calls invalid, but writes none: a reward model never generates."""
+    settings = getattr(base, "generation_config", None)
+    if settings is None:
+        yield
+        return
+    base.generation_config = _AsItIs(settings)
+    try:
+        yield
+    finally:
+        base.generation_config = settings
+
+
+class _AsItIs:
+    """Generation settings that are written although they make no sense."""
+
+    def __init__(self, settings):
+        self._settings = settings
+
+    def __getattr__(self, name):
+        return getattr(self._settings, name)
+
+    def save_pretrained(self, folder, *args, **kwargs):
+        try:
+            self._settings.save_pretrained(folder, *args, **kwargs)
+        except ValueError as error:
+            logger.debug("generation_config.json is written as it is: %s", error)
+            self._settings.to_json_file(Path(folder) / GENERATION_FILE, use_diff=True)
+
+
+def save_adapter(adapter, name, staging, state=None):
+    """Write one adapter into a folder as PEFT's "default" one, which is what loads without its name."""
+    adapter.save_pretrained(staging, selected_adapters=[name], state_dict=state, save_embedding_layers=False)
+    below = staging / name
+    if name != "default":
+        for file in below.iterdir():
+            file.rename(staging / file.name)
+        below.rmdir()
+
+
+def _write_tensors(tensors, file):
     from safetensors.torch import save_file
 
-    save_file({name: t.detach().to("cpu", copy=True).contiguous() for name, t in head.items()}, staging / HEAD_FILE)
+    save_file({name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}, file)
 
 
 def _write_description(description, staging):
@@ -196,8 +256,20 @@ def _head_tensors(reward_model, base, adapter, state):
     return tensors
 
 
-def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None, trainable=False, **kwargs):
-    """Load a folder that `save_pretrained` wrote.
+def load_pretrained(
+    path,
+    *,
+    base_model=None,
+    dtype=None,
+    device=None,
+    fuse=None,
+    trainable=False,
+    check_base=True,
+    check_files=True,
+    processor_options=None,
+    **kwargs,
+):
+    """Load a folder that `save_pretrained` wrote, or a checkpoint of transformers' own Trainer with a patched model.
 
     Args:
         path: folder, or a hub name whose files are then downloaded.
@@ -206,6 +278,12 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None
         device: where the model goes; where transformers puts it (the CPU) by default.
         fuse: how the decoder layers run, as for `yojo.patch`; "auto" by default.
         trainable: load an adapter to train it further; its weights take gradients.
+        check_base: refuse a base model with other weights than the adapter was trained on. False loads it, says so in a
+            warning, and scores are then another model's.
+        check_files: refuse files, and a full model's weights, that are not those that were saved. False takes them as
+            they are, a chat template that was changed by hand, say.
+        processor_options: dict of keyword arguments for the processor, such as {"max_pixels": 1003520}; scores are then
+            not those of the model as it was saved.
         **kwargs: handed to the model class's `from_pretrained`, such as attn_implementation, device_map or
             quantization_config. An adapter's base model is quantized as it was in training; quantization_config=None
             loads it as it is.
@@ -215,20 +293,58 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None
 
     Raises:
         ValueError: a missing, damaged, mismatched or non-finite head or adapter; files of two different saves;
-            settings this version does not know; files that are not a YOJO reward model. Nothing is ever filled with
-            random weights.
+            settings this version does not know; another base model than the adapter's; files that are not a YOJO reward
+            model. Nothing is ever filled with random weights.
     """
     path = local_folder(path)
-    return _load(path, read_description(path), base_model, dtype, device, fuse, kwargs, trainable=trainable)
+    if not (path / CONFIG_FILE).is_file() and stock.is_checkpoint(path):
+        if base_model is not None:
+            raise ValueError(f"base_model is given, but {path} holds a full model")
+        options = {"dtype": dtype, "device": device, "fuse": fuse, "processor_options": processor_options}
+        return stock.load(path, **options, **kwargs)
+    return _load(
+        path,
+        read_description(path),
+        base_model,
+        dtype,
+        device,
+        fuse,
+        kwargs,
+        trainable=trainable,
+        checks=Checks(check_base, check_files),
+        processor_options=processor_options,
+    )
 
 
-def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=None, trainable=False):
+@dataclasses.dataclass(frozen=True)
+class Checks:
+    """What is compared with what was saved: an adapter's base model, and the folder's own files."""
+
+    base: bool = True
+    files: bool = True
+
+
+def _load(
+    path,
+    description,
+    base_model,
+    dtype,
+    device,
+    fuse,
+    kwargs,
+    prepare=None,
+    trainable=False,
+    checks=Checks(),  # noqa: B008, it is frozen
+    processor_options=None,
+):
     """`prepare` may change the base model before the adapter is put on it."""
     import transformers
 
     config = YojoConfig.from_saved(description["config"])
     head = saved.read_head(path)
-    processor = load_processor(path)
+    if checks.files:
+        saved.check_whole(path, description)
+    processor = load_processor(path, **(processor_options or {}))
     model_class = getattr(transformers, description["model_class"], None)
     if model_class is None:
         raise ValueError(
@@ -250,7 +366,8 @@ def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=No
             raise ValueError(f"{path} holds a full model and {stale}, which is not its own: it would change the scores")
     if kwargs.get("quantization_config", ...) is None:
         kwargs = {name: value for name, value in kwargs.items() if name != "quantization_config"}
-    saved.check_sizes(path, description)
+    if checks.files:
+        saved.check_sizes(path, description)
     dtype = dtype or getattr(torch, description["dtype"])
     try:
         base = model_class.from_pretrained(source, dtype=dtype, **kwargs)
@@ -268,9 +385,11 @@ def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=No
     hidden_size = base.config.get_text_config().hidden_size
     if hidden_size != description["hidden_size"]:
         raise ValueError(f"the head was made for hidden size {description['hidden_size']}, {source} has {hidden_size}")
+    check_weights(base, path, description, source, checks)
     if prepare is not None:
         base = prepare(base)
     dates.settle_saved(processor, description, path)
+    stock.forget(base)  # the head is in a file of ours
     patch(base, processor, fuse=fuse, **config.to_dict())
     if base.yojo.separator_id != description["separator_id"]:
         raise ValueError(
@@ -278,14 +397,81 @@ def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=No
             f"{path / CONFIG_FILE}: the tokenizer is not the one the model was saved with"
         )
     load_head(base, head, path / HEAD_FILE)
-    saved.check_hashes(path, description)
+    if checks.files:
+        saved.check_hashes(path, description)
     model = base
     if description["adapter"]:
         model = _with_adapter(base, path, trainable)
         _check_adapter_head(base, head, path)
+        load_beside(base, path, description)  # behind the adapter, which may begin by changing what it is put on
     if device is not None:
         model.to(device)
     return model.eval(), processor
+
+
+def check_weights(base, path, description, source, checks=Checks()):  # noqa: B008
+    """Compare a backbone, as it was loaded, with the fingerprints that were saved."""
+    described = description.get("weights")
+    if not described:
+        logger.debug("%s was saved without fingerprints of its weights: they are not checked", path)
+        return
+    own = fingerprints.tensors_of(base)
+    differ, unknown = fingerprints.compare(described, fingerprints.take(own), own, _same_transformers(description))
+    if differ:
+        some = f"{len(differ)} of {len(described['tensors'])} weights differ: {', '.join(differ[:3])}"
+        if description["adapter"]:
+            text = (
+                f"{path} is an adapter trained on other weights than {source} holds ({some}): with them it would score "
+                "otherwise. Say where its base model lies (base_model=...), or load it all the same with check_base=False"
+            )
+        else:
+            text = (
+                f"{path} does not hold the weights it was saved with ({some}): the folder holds files of two different "
+                "saves, or they were changed. Load it all the same with check_files=False"
+            )
+        if checks.base if description["adapter"] else checks.files:
+            raise ValueError(text)
+        logger.warning("%s", text)
+    if unknown:
+        logger.warning(
+            "%s: %d of %d weights of %s cannot be compared with those it was saved with (quantized otherwise, offloaded, or "
+            "named otherwise), %s among them",
+            path,
+            len(unknown),
+            len(own),
+            source,
+            unknown[0],
+        )
+
+
+def _same_transformers(description):
+    import transformers
+
+    return description.get("made_with", {}).get("transformers") == transformers.__version__
+
+
+def load_beside(base, path, description):
+    """Put the weights that were trained beside an adapter into the model."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    names = description.get("beside") or []
+    if not names:
+        return
+    file = path / BESIDE_FILE
+    try:
+        weights = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is missing or damaged: {error}") from error
+    own = fingerprints.tensors_of(base)
+    wrong = sorted(set(names) ^ set(weights)) or sorted(
+        name for name in names if name not in own or own[name].shape != weights[name].shape
+    )
+    if wrong:
+        raise ValueError(f"{file} does not fit the base model and {CONFIG_FILE}: {', '.join(wrong[:3])}")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            own[name].copy_(tensor)
 
 
 def _quantization(settings):
@@ -334,11 +520,12 @@ def load_adapter(model, path):
         weights = load_file(path / ADAPTER_FILE)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path / ADAPTER_FILE} is missing or damaged: {error}") from error
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    name = adapters.scoring_adapter(model)
+    own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     wrong = sorted(set(own) ^ set(weights)) or sorted(n for n in own if own[n].shape != weights[n].shape)
     if wrong:
         raise ValueError(f"{path / ADAPTER_FILE} does not fit the model's adapter: {', '.join(wrong[:3])}")
-    set_peft_model_state_dict(model, weights)
+    set_peft_model_state_dict(model, weights, adapter_name=name)
 
 
 def _check_adapter_head(base, head, path):
@@ -380,7 +567,7 @@ def push_to_hub(reward_model, repo_id, *, private=None, token=None, commit_messa
         )
 
 
-def merge(path, out, *, base_model=None, device=None):
+def merge(path, out, *, base_model=None, device=None, check_base=True, check_files=True):
     """Make a full model out of a saved adapter: the same scores within rounding, and no adapter needed to load it.
 
     Weights are merged in float32 and then cast to the dtype the model was saved in. A quantized base model is
@@ -391,6 +578,7 @@ def merge(path, out, *, base_model=None, device=None):
         out: folder for the full model.
         base_model: where the base model lies, if not where it was when the adapter was saved.
         device: where to merge; the CPU by default.
+        check_base, check_files: as for `load_pretrained`.
 
     Returns:
         The merged `yojo.RewardModel`.
@@ -398,12 +586,12 @@ def merge(path, out, *, base_model=None, device=None):
     Raises:
         ValueError: a folder that holds no adapter, or none that fits (see `load_pretrained`).
     """
-    reward_model = merged(path, base_model=base_model, device=device)
+    reward_model = merged(path, base_model=base_model, device=device, check_base=check_base, check_files=check_files)
     save_pretrained(reward_model, out, provenance={"merged from": Path(path).name})
     return reward_model
 
 
-def merged(path, *, base_model=None, device=None):
+def merged(path, *, base_model=None, device=None, check_base=True, check_files=True):
     """What `merge` saves, in memory alone."""
     path = local_folder(path)
     description = read_description(path)
@@ -417,7 +605,8 @@ def merged(path, *, base_model=None, device=None):
         logger.warning("the base model is dequantized from %s to be merged", quantized.get("quant_method"))
         return base.dequantize().float()
 
-    model, processor = _load(path, description, base_model, torch.float32, device, None, {}, prepare)
+    checks = Checks(check_base, check_files)
+    model, processor = _load(path, description, base_model, torch.float32, device, None, {}, prepare, checks=checks)
     base = model.merge_and_unload(safe_merge=True)
     dtype = getattr(torch, description["dtype"])
     for name, parameter in base.named_parameters():

@@ -48,38 +48,58 @@ def demo(
     run(out=out, json_file=json_file, steps=steps, seed=seed, save=save)
 
 
+BaseModel = Annotated[str | None, typer.Option(help="For an adapter: where its base model lies, if not where it was.")]
+CheckBase = Annotated[
+    bool, typer.Option(help="Refuse a base model with other weights than the adapter was trained on.")
+]
+CheckFiles = Annotated[bool, typer.Option(help="Refuse files that are not those the model was saved with.")]
+
+
 @app.command()
 def score(
-    image: Annotated[Path, typer.Argument(help="Image file.")],
-    prompt: Annotated[str, typer.Option(help="What is asked about the image.")],
+    prompt: Annotated[str, typer.Option(help="What is asked.")],
     response: Annotated[list[str], typer.Option(help="A candidate response; give it once per candidate.")],
+    files: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Image files, if any.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="An image file, behind those; once per image.")] = None,
+    video: Annotated[list[Path] | None, typer.Option(help="A video file; once per video.")] = None,
     model: Annotated[
         str | None, typer.Option(help="Folder or hub name of a reward model; the digits demonstration's by default.")
     ] = None,
+    base_model: BaseModel = None,
+    check_base: CheckBase = True,
+    check_files: CheckFiles = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ):
-    """Score responses to a prompt about an image; higher is better."""
-    import transformers
-
+    """Score responses to a prompt, about images or videos or neither; higher is better."""
     import yojo
 
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        example = yojo.Example(prompt, response, images=[image])
+    images, videos = [*(files or ()), *(image or ())], list(video or ())
+    with _errors():
+        for file in (*images, *videos):
+            if not file.is_file():
+                raise ValueError(f"no such file: {file}")
+        example = yojo.Example(prompt, response, images=images, videos=videos)
         if model is None:
+            if base_model is not None:
+                raise ValueError("--base-model is given without --model: the demonstration's model has its own")
+            if len(images) != 1 or videos:
+                raise ValueError(
+                    "without --model the digits demonstration's model scores, which wants one image of a digit: give an "
+                    "IMAGE, or --model FOLDER for a model of yours"
+                )
             from yojo.demo.reward import load_reward_model
 
             reward_model = load_reward_model()
         else:
-            reward_model = yojo.RewardModel.from_pretrained(model)
+            reward_model = yojo.RewardModel.from_pretrained(
+                model, base_model=base_model, check_base=check_base, check_files=check_files
+            )
         scores = reward_model.score_many([example])[0].tolist()
-    except (TypeError, ValueError, OSError, ImportError) as error:
-        _fail(str(error))
     if as_json:
         rows = [{"response": text, "score": value} for text, value in zip(response, scores, strict=True)]
-        typer.echo(
-            json.dumps({"prompt": prompt, "image": str(image), "mode": reward_model.config.mode, "scores": rows})
-        )
+        media = {"image": str(images[0])} if len(images) == 1 else {}
+        media |= {"images": [str(file) for file in images], "videos": [str(file) for file in videos]}
+        typer.echo(json.dumps({"prompt": prompt, **media, "mode": reward_model.config.mode, "scores": rows}))
         return
     for text, value in sorted(zip(response, scores, strict=True), key=lambda pair: -pair[1]):
         typer.echo(f"{value:+.4f}  {text}")
@@ -345,15 +365,17 @@ def export(
         str,
         typer.Option(help="mr2rm, the layout of the paper's released code; or trl, a stock sequence classifier."),
     ],
-    base_model: Annotated[
-        str | None, typer.Option(help="For an adapter: its base model, if not the one it names.")
-    ] = None,
+    base_model: BaseModel = None,
+    check_base: CheckBase = True,
+    check_files: CheckFiles = True,
 ):
     """Write a reward model in the format of another tool."""
     from yojo import export as exporting
 
     with _errors():
-        exported = exporting.export(path, out, format=format, base_model=base_model)
+        exported = exporting.export(
+            path, out, format=format, base_model=base_model, check_base=check_base, check_files=check_files
+        )
     typer.echo(f"{out}: {exported.format}")
     if exported.format == "trl":
         typer.echo(f"scores are those of the reward model minus its constant bias: add {exported.bias!r} to get them")
@@ -363,13 +385,15 @@ def export(
 def merge(
     path: Annotated[str, typer.Argument(help="Folder or hub name of a reward model that is an adapter.")],
     out: Annotated[Path, typer.Option(help="Folder for the full model.")],
-    base_model: Annotated[str | None, typer.Option(help="Its base model, if not the one it names.")] = None,
+    base_model: BaseModel = None,
+    check_base: CheckBase = True,
+    check_files: CheckFiles = True,
 ):
     """Merge a reward model's adapter into its base model."""
     from yojo import checkpoint
 
     with _errors():
-        checkpoint.merge(path, out, base_model=base_model)
+        checkpoint.merge(path, out, base_model=base_model, check_base=check_base, check_files=check_files)
     typer.echo(f"{out}: a full model")
 
 

@@ -39,7 +39,7 @@ class Exported:
     bias: float = 0.0
 
 
-def export(path, out, *, format, base_model=None):
+def export(path, out, *, format, base_model=None, check_base=True, check_files=True):
     """Write a saved reward model in the format of another tool.
 
     Args:
@@ -47,6 +47,7 @@ def export(path, out, *, format, base_model=None):
         out: folder.
         format: "mr2rm" (see `yojo.released.export_mr2rm`) or "trl" (see `export_trl`; an adapter is merged first).
         base_model: for an adapter, where its base model lies if not where it was when the adapter was saved.
+        check_base, check_files: as for `yojo.checkpoint.load_pretrained`.
 
     Returns:
         `Exported`.
@@ -59,16 +60,17 @@ def export(path, out, *, format, base_model=None):
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     path = checkpoint.local_folder(path)
+    options = {"base_model": base_model, "check_base": check_base, "check_files": check_files}
     description = checkpoint.read_description(path)
     if format == "mr2rm":
-        reward_model = yojo.RewardModel(*checkpoint.load_pretrained(path, base_model=base_model))
+        reward_model = yojo.RewardModel(*checkpoint.load_pretrained(path, **options))
         released.export_mr2rm(reward_model, out)
         return Exported(format)
     _check_settings(yojo.YojoConfig.from_saved(description["config"]))
     if description["adapter"]:
-        reward_model = checkpoint.merged(path, base_model=base_model)
+        reward_model = checkpoint.merged(path, **options)
     else:
-        reward_model = yojo.RewardModel(*checkpoint.load_pretrained(path, base_model=base_model))
+        reward_model = yojo.RewardModel(*checkpoint.load_pretrained(path, **options))
     return Exported(format, export_trl(reward_model, out))
 
 

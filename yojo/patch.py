@@ -10,7 +10,7 @@ import typing
 
 import torch
 
-from yojo import dates, families, last_layer, media
+from yojo import dates, families, fingerprints, last_layer, media, stock
 from yojo import fuse as fusing
 from yojo import graphs as row_graphs
 from yojo import separator as separators
@@ -39,6 +39,8 @@ class Patch:
         fusion: how the decoder layers are fused.
         date: the `datetime.date` that the chat template prints for good (see `yojo.dates`); None where it prints none, or
             no processor was given yet.
+        weights: samples of the backbone's weights as they were patched (see `yojo.fingerprints`).
+        came_with: what a checkpoint of a patched model said of it (see `yojo.stock`), or None.
     """
 
     config: YojoConfig
@@ -51,6 +53,8 @@ class Patch:
     whole_last_layer: str | None = None
     fusion: fusing.Fusion | None = dataclasses.field(default=None, repr=False)
     date: datetime.date | None = None
+    weights: dict = dataclasses.field(default_factory=dict, repr=False)
+    came_with: stock.Recorded | None = dataclasses.field(default=None, repr=False)
 
     @property
     def fuse(self):
@@ -65,6 +69,9 @@ class Patch:
 
 def patch(model, processor=None, *, fuse=None, graphs=None, **options):
     """Turn a vision-language (or text-only) model into a reward model, in place.
+
+    A model that was loaded from a checkpoint of a patched one (its `config.yojo` says so) gets the head and the settings
+    back that it was saved with; to begin anew, `del model.config.yojo` first.
 
     Afterwards `model(**batch)` with a batch of `yojo.Collator` returns `.scores` [S, Nmax] and, when rankings are
     there, `.loss`. Ordinary inputs go through the model as before, `generate()` included. Patch before the
@@ -99,7 +106,8 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
     Raises:
         TypeError: not a transformers model.
         ValueError: an unknown option or value, a model that cannot be patched (the reason is named), a model that
-            was patched before with other options, a `fuse` that this model cannot have.
+            was patched before with other options, a `fuse` that this model cannot have, a checkpoint of a patched model
+            that was saved with other options, or whose head cannot be found.
 
     Example:
         >>> model = yojo.patch(model, processor, mode="isolated")
@@ -119,6 +127,7 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
             )
         if processor is not None and base.yojo.separator_id is None:
             _add_separator(base, processor, base.yojo)
+            base.config.yojo = stock.record(base.yojo)
         if processor is not None:
             dates.agree(base.yojo, processor)
         wanted = (fuse or base.yojo.fuse, base.yojo.graphs if graphs is None else graphs)
@@ -126,26 +135,32 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
             _replan_layers(base, *wanted)
         return model
     modules = _check_model(base)
+    came_with = stock.recorded(base, options)
+    config = config if came_with is None else came_with.config
     fusion = fusing.plan(base, modules, fuse or "auto", graphs or 0)
 
     from yojo.model import ScoreHead, scoring_forward_of
 
-    stock = _common_implementation(modules)
-    state = Patch(config=config, separator_id=None, stock_attention=stock, fusion=fusion)
+    own = _common_implementation(modules)
+    state = Patch(config=config, separator_id=None, stock_attention=own, fusion=fusion, came_with=came_with)
+    state.weights = fingerprints.take(fingerprints.tensors_of(base))
+    state.date = None if came_with is None else came_with.date
     if processor is not None:
         _add_separator(base, processor, state)
         dates.agree(state, processor)
-    _set_implementation(base, modules, _register(stock))
+    _set_implementation(base, modules, _register(own))
     _mark_sliding(base, modules)
     fusion.install()
     reference_parameter = list(base.get_decoder().parameters())[-1]
     base.score = ScoreHead(base.config.get_text_config().hidden_size, config).to(reference_parameter.device)
+    if came_with is not None:
+        came_with.put_into(base.score)
     state.stock_forward = base.__dict__.get("forward")
     base.forward = types.MethodType(scoring_forward_of(type(base)), base)
     state.whole_last_layer = last_layer.install(base)
     media.install(base, families.family_of(base.config))
     base.yojo = state
-    base.config.yojo = config.to_dict()
+    base.config.yojo = stock.record(state)
     separators.install(base)
     return model
 
@@ -389,6 +404,7 @@ def _add_separator(base, processor, state):
     known = separator_id_of(tokenizer, separator)
     embedding = base.get_input_embeddings()
     rows = embedding.weight.shape[0]
+    trained = state.came_with is not None and state.came_with.check_separator(known, tokenizer, rows)
     if known is not None and known < rows:
         state.separator_id = known  # it was trained, or reserved, by whoever made the tokenizer
         return
@@ -409,6 +425,8 @@ def _add_separator(base, processor, state):
 
         tokenizer.add_tokens([AddedToken(separator, special=True, normalized=False)], special_tokens=True)
     state.separator_id = separator_id_of(tokenizer, separator)
+    if trained:
+        return
     # Sorted: the order of a tokenizer's vocabulary is another one each time, and so would be the mean's last bits.
     used = sorted(i for i in tokenizer.get_vocab().values() if i != state.separator_id and i < rows)
     with torch.no_grad():

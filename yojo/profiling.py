@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import yojo
-from yojo import families
+from yojo import families, stock
 from yojo.checkpoint import CONFIG_FILE, local_folder
 from yojo.flops import batch_flops
 from yojo.patch import is_patched, patch, unwrap
@@ -157,7 +157,9 @@ def load(path, *, mode=None, device="cpu", dtype=None, processor=False):
         from yojo.processors import load_processor
 
         found = load_processor(path)
-    patch(model, found, mode=mode or "comparative")
+    mode = mode or (getattr(model.config, "yojo", None) or {}).get("mode", "comparative")
+    stock.forget(model)
+    patch(model, found, mode=mode)
     notes.append("the value head is random: its scores mean nothing, its speed does")
     return model.to(device).eval(), found, notes
 

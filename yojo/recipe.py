@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import inspect
 import json
 import os
 import sys
@@ -33,7 +34,9 @@ class RunArguments:
             tune=full.
         quantize: 4bit or 8bit: the frozen backbone through bitsandbytes (QLoRA).
         attn_implementation: of the parts that YOJO leaves alone (vision tower); sdpa by default.
-        processor_options: keyword arguments of the processor, such as {"max_pixels": 1003520}.
+        processor_options: keyword arguments of the processor, such as {"max_pixels": 1003520}; of a reward model that is
+            trained further, too.
+        check_base: of a reward model that is an adapter: refuse a base model with other weights than it was trained on.
         plots: draw training.png from the log, where matplotlib is installed.
     """
 
@@ -64,6 +67,9 @@ class RunArguments:
     processor_options: str | None = dataclasses.field(
         default=None, metadata={"help": 'JSON of keyword arguments of the processor: {"max_pixels": 1003520}.'}
     )
+    check_base: bool = dataclasses.field(
+        default=True, metadata={"help": "Refuse a base model with other weights than a saved adapter was trained on."}
+    )
     plots: bool = dataclasses.field(default=True, metadata={"help": "Draw training.png."})
 
     def __post_init__(self):
@@ -74,6 +80,7 @@ class RunArguments:
             raise ValueError(f"eval_fraction must be at least 0 and less than 1, got {self.eval_fraction}")
         if self.eval_fraction and self.eval_data:
             raise ValueError("eval_data and eval_fraction are both given: take one")
+        self.options_of_processor()
         if self.train_weights is not None and len(self.train_weights) != len(self.train_data):
             raise ValueError(f"{len(self.train_weights)} train_weights for {len(self.train_data)} train_data files")
 
@@ -86,6 +93,16 @@ class RunArguments:
         if wrong:
             raise ValueError(f"columns must be field=column pairs with commas between, got {self.columns!r}")
         return {field.strip(): column.strip() for field, _, column in pairs}
+
+    def options_of_processor(self):
+        """dict: the processor's keyword arguments."""
+        try:
+            options = json.loads(self.processor_options or "{}")
+        except ValueError as error:
+            raise ValueError(f"processor_options must be JSON, got {self.processor_options!r}: {error}") from error
+        if not isinstance(options, dict):
+            raise ValueError(f'processor_options must be an object such as {{"max_pixels": 1003520}}, got {options!r}')
+        return options
 
 
 class Parser(HfArgumentParser):
@@ -207,6 +224,7 @@ def load_model(run, arguments):
     from yojo.processors import load_processor
     from yojo.saved import read_description
 
+    processor_options = run.options_of_processor()
     cuda = torch.cuda.is_available() and not arguments.use_cpu
     name = run.dtype or ("bfloat16" if cuda and arguments.tune != "full" else "float32")
     options = {"dtype": getattr(torch, name)}
@@ -224,11 +242,37 @@ def load_model(run, arguments):
                     f"{run.model} was saved with {option}={saved[option]!r}: it cannot be trained further with "
                     f"{option}={value!r}; leave the option out, or start from its base model"
                 )
-        model, processor = load_pretrained(run.model, trainable=True, **options)
+        model, processor = load_pretrained(
+            run.model, trainable=True, check_base=run.check_base, processor_options=processor_options, **options
+        )
+        _check_processor_options(processor, processor_options)
         return model, processor
-    processor_options = json.loads(run.processor_options) if run.processor_options else {}
     processor = load_processor(run.model, **processor_options)
+    _check_processor_options(processor, processor_options)
     return _model_class(run.model).from_pretrained(run.model, **options), processor
+
+
+# Keyword arguments that say where and how a processor is loaded, rather than what it does.
+_LOADING = {"revision", "token", "cache_dir", "local_files_only", "force_download", "trust_remote_code", "use_fast"}
+_TOKENIZER = {"padding_side", "truncation_side", "model_max_length", "chat_template", "backend", "add_prefix_space"}
+_TOKENIZER |= {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "add_bos_token", "add_eos_token"}
+_TOKENIZER |= {"extra_special_tokens", "clean_up_tokenization_spaces", "split_special_tokens", "legacy"}
+
+
+def _check_processor_options(processor, options):
+    """Refuse options that the processor would take and never look at."""
+    known = _LOADING | _TOKENIZER
+    for part in (processor, *(getattr(processor, name, None) for name in ("image_processor", "video_processor"))):
+        if part is None:
+            continue
+        known |= set(inspect.signature(type(part).__init__).parameters)
+        known |= set(getattr(getattr(part, "valid_kwargs", None), "__annotations__", ()))
+        known |= set(part.to_dict()) if hasattr(part, "to_dict") else set()
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise ValueError(f"processor_options: {type(processor).__name__} knows no option {name!r}{hint}")
 
 
 def _is_reward_model(path):

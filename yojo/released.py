@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from yojo import dates
+from yojo import dates, stock
 from yojo.config import CHOICES
 from yojo.folders import replaced_folder
 from yojo.patch import patch, patched_base, separator_id_of, tokenizer_of
@@ -102,6 +102,7 @@ def import_mr2rm(path, out=None, *, base_model=None, scale_scores=True, dtype=No
             f"{model.get_input_embeddings().weight.shape[0]} rows"
         )
     row = _separator_row(model, separator_id, rows, path)
+    stock.forget(model)
     patch(model, processor, format="mr2rm", scale_scores=scale_scores, **options)
     with torch.no_grad():
         model.get_input_embeddings().weight[separator_id] = row

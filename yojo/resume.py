@@ -1,6 +1,7 @@
 """Checkpoints of a training run: written aside and then given their name, read back to the bit."""
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -8,11 +9,15 @@ from pathlib import Path
 import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from yojo import dates
+from yojo import dates, fingerprints
+from yojo.adapters import scoring_adapter
+from yojo.checkpoint import adapter_of
 from yojo.config import YojoConfig
 from yojo.folders import flush, sync
 from yojo.patch import patched_base, unwrap
-from yojo.saved import CONFIG_FILE, read_description, read_head
+from yojo.saved import CONFIG_FILE, check_hashes, check_sizes, read_description, read_head
+
+logger = logging.getLogger(__name__)
 
 STAGING = ".writing"  # in the output folder; never taken for a checkpoint
 SETTINGS_FILE = (
@@ -54,7 +59,9 @@ class WholeCheckpoints:
                 self.state.best_model_checkpoint = str(run / best.name)
         if self.args.should_save:
             self.state.save_to_json(str(staging / name / "trainer_state.json"))
-            (staging / name / SETTINGS_FILE).write_text(json.dumps(self._settings(), indent=2) + "\n")
+            (staging / name / SETTINGS_FILE).write_text(
+                json.dumps(self._settings() | {"free": self._free_settings()}, indent=2) + "\n"
+            )
             _publish(staging / name, run / name)
             shutil.rmtree(staging, ignore_errors=True)
             _rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
@@ -78,7 +85,23 @@ class WholeCheckpoints:
             "head_learning_rate": args.head_learning_rate is not None,
             "optim": str(getattr(args.optim, "value", args.optim)),
             "quantized": quantized is not None,
+            # An optimizer that is read back keeps these as they were, whatever is asked for.
+            "learning_rate": args.learning_rate,
+            "rate_of_the_head": args.head_learning_rate,
+            "weight_decay": args.weight_decay,
+            "adam": [args.adam_beta1, args.adam_beta2, args.adam_epsilon],
+            "trained_tensors": sum(parameter.requires_grad for parameter in self.model.parameters()),
         }
+
+    def _free_settings(self):
+        """What a resumed run may have otherwise: it goes on with the new ones, and says so."""
+        args = self.args
+        names = ("num_train_epochs", "max_steps", "warmup_steps", "max_grad_norm", "center_scores", "max_length")
+        free = {name: getattr(args, name) for name in (*names, "row_tokens", "skip_bad", "bf16", "fp16")}
+        free["lr_scheduler_type"] = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+        if (adapter := adapter_of(self.model)) is not None:
+            free["lora_dropout"] = getattr(adapter.peft_config[adapter.active_adapter], "lora_dropout", None)
+        return free
 
     def _check_settings(self, checkpoint):
         """Refuse to go on from a checkpoint with settings that would make another run of it."""
@@ -86,10 +109,10 @@ class WholeCheckpoints:
         if not file.is_file():
             return
         saved, own = json.loads(file.read_text()), self._settings()
-        other = [
-            f"{name} {saved[name]!r}, now {own[name]!r}" for name in own if saved.get(name, own[name]) != own[name]
-        ]
-        if other:
+        free = _differing(saved.get("free", {}), self._free_settings())
+        if free and self.is_world_process_zero():
+            logger.warning("%s is resumed with other settings: %s", checkpoint, "; ".join(free))
+        if other := _differing(saved, own):
             raise ValueError(
                 f"{checkpoint} cannot be resumed with other settings than it was made with: {'; '.join(other)}. To train "
                 "its weights further in another way, start from it as a model"
@@ -124,6 +147,8 @@ class WholeCheckpoints:
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         self._check_settings(resume_from_checkpoint)
         adopt_date(self.model if model is None else model, self.processing_class, resume_from_checkpoint)
+        if (Path(resume_from_checkpoint) / CONFIG_FILE).is_file():
+            check_resumable(self.model if model is None else model, resume_from_checkpoint)
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
@@ -144,6 +169,64 @@ def adopt_date(model, processor, path):
         patched_base(model, "resume").yojo.date = dates.settle(processor, date)
 
 
+def _differing(saved, own):
+    """Text of each setting that was saved and is another one now."""
+    return [f"{name} {saved[name]!r}, now {own[name]!r}" for name in own if saved.get(name, own[name]) != own[name]]
+
+
+def check_resumable(model, path):
+    """A ValueError where a saved reward model is not of the same make as a live one, with what differs.
+
+    Args:
+        model: a patched model, with an adapter if the saved one has one.
+        path: folder that `RewardModel.save_pretrained`, or a checkpoint of `RewardTrainer`, wrote.
+    """
+    path = Path(path)
+    base, adapter, description = patched_base(model, "resuming"), adapter_of(model), read_description(path)
+    config = YojoConfig.from_saved(description["config"])
+    if config != base.yojo.config:
+        raise ValueError(f"{path} was saved with {config}, the model is patched with {base.yojo.config}")
+    if description["adapter"] != (adapter is not None):
+        have, lacks = ("an adapter", "none") if description["adapter"] else ("a full model", "an adapter")
+        raise ValueError(f"{path} holds {have}, the model to resume has {lacks}: tune must be what it was")
+    check_hashes(path, description)
+    if adapter is None:
+        return
+    _check_adapter_settings(adapter, path)
+    if description.get("weights"):
+        differ, _ = fingerprints.compare(description["weights"], base.yojo.weights, base.yojo.weights)
+        if differ:
+            raise ValueError(
+                f"{path} was trained on another base model ({description['base_model']}; {len(differ)} weights differ: "
+                f"{', '.join(differ[:3])}) than the one to resume ({base.config.name_or_path or 'made here'})"
+            )
+
+
+# Of an adapter's settings, those that its scores do not depend on.
+_ADAPTER_FREE = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "lora_dropout",
+    "peft_version",
+    "revision",
+}
+
+
+def _check_adapter_settings(adapter, path):
+    """The saved adapter must be of the live one's make: its weights are of the same shape with another alpha, too."""
+    saved = json.loads((path / "adapter_config.json").read_text())
+    own = adapter.peft_config[scoring_adapter(adapter)].to_dict()
+    own = json.loads(json.dumps(own, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
+    other = []
+    for name in sorted((saved.keys() & own.keys()) - _ADAPTER_FREE):
+        pair = [sorted(value) if isinstance(value, list) else value for value in (saved[name], own[name])]
+        if pair[0] != pair[1]:
+            other.append(f"{name} {saved[name]!r}, now {own[name]!r}")
+    if other:
+        raise ValueError(f"{path} was saved with another adapter than the model to resume has: {'; '.join(other)}")
+
+
 def load_weights(model, path):
     """Put the weights of a saved reward model into a live one of the same make: what resuming does.
 
@@ -158,18 +241,16 @@ def load_weights(model, path):
 
     path = Path(path)
     base = patched_base(model, "load_weights")
+    check_resumable(model, path)
     description, head = read_description(path), read_head(path)
-    config = YojoConfig.from_saved(description["config"])
-    if config != base.yojo.config:
-        raise ValueError(f"{path} was saved with {config}, the model is patched with {base.yojo.config}")
-    adapter = checkpoint.adapter_of(model)
-    if description["adapter"] != (adapter is not None):
-        have, lacks = ("an adapter", "none") if description["adapter"] else ("a full model", "an adapter")
-        raise ValueError(f"{path} holds {have}, the model to resume has {lacks}: tune must be what it was")
+    adapter = adapter_of(model)
     if adapter is not None:
         checkpoint.load_adapter(adapter, path)
+        checkpoint.load_beside(base, path, description)
     else:
+        check_sizes(path, description)
         saved = type(base).from_pretrained(path, dtype=base.dtype)
+        checkpoint.check_weights(saved, path, description, path)
         missing, unknown = base.load_state_dict(saved.state_dict(), strict=False)
         missing = [name for name in missing if not name.startswith("score.")]
         if missing or unknown:

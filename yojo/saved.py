@@ -12,6 +12,7 @@ from yojo import card
 CONFIG_FILE = "yojo_config.json"
 HEAD_FILE = "score_head.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
+BESIDE_FILE = "beside_adapter.safetensors"  # weights that were trained beside the adapter
 SEPARATOR_ROW = "separator_embedding"
 VERSION = 1
 
@@ -19,8 +20,29 @@ VERSION = 1
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "*.safetensors.index.json", "pytorch_model*")
 ADAPTERS = ("adapter_model*", "adapter_config.json")
 _OURS = (CONFIG_FILE, HEAD_FILE, *_WEIGHTS, *ADAPTERS, "config.json", "generation_config.json")
-# Files that must not have been changed since: with another one a score means nothing.
-_HASHED = (HEAD_FILE, ADAPTER_FILE, "tokenizer.json", "chat_template.jinja")
+_ALL_THE_SAME = "if that is meant, load it with check_files=False"
+# Files that may be changed: no score depends on them. All others may not, since with another one a score means nothing;
+# of a model's weights the size is checked here, and the values once they are loaded (see `yojo.fingerprints`).
+_FREE = (card.FILE, "generation_config.json")
+# Files that transformers would read beside those that were saved.
+_READ = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
+    *(
+        "chat_template.jinja",
+        "chat_template.json",
+        "additional_chat_templates/*",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+    ),
+    *(
+        "processor_config.json",
+        "preprocessor_config.json",
+        "video_preprocessor_config.json",
+        "spiece.model",
+        "tekken.json",
+    ),
+)
 
 
 def owned(path):
@@ -44,13 +66,37 @@ def owned(path):
 def fingerprint(file):
     """Size of a file, and its SHA-256 where no other content would do."""
     found = {"size": file.stat().st_size}
-    if file.name in _HASHED:
-        digest = hashlib.sha256()
-        with file.open("rb") as handle:
-            while chunk := handle.read(1 << 20):
-                digest.update(chunk)
-        found["sha256"] = digest.hexdigest()
+    if not _is_weights(file.name) and file.name not in _FREE:
+        found["sha256"] = _sha256(file)
     return found
+
+
+def _sha256(file):
+    digest = hashlib.sha256()
+    with file.open("rb") as handle:
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _is_weights(name):
+    return any(fnmatch.fnmatch(name, pattern) for pattern in _WEIGHTS if not pattern.endswith(".json"))
+
+
+def strangers(path, names):
+    """Files of a folder that a processor would be read from, but for those of these names."""
+    found = {file.relative_to(path).as_posix() for pattern in _READ for file in path.glob(pattern)}
+    return sorted(found - set(names))
+
+
+def refuse_strangers(path, names):
+    """A ValueError where a folder holds processor files of others that a save of these names would leave there."""
+    was_saved = owned(path)
+    left = [name for name in strangers(path, names) if not was_saved(name)] if path.is_dir() else []
+    if left:
+        raise ValueError(
+            f"{path} holds {left[0]} of another model, which would be read with this one: save into a folder of its own"
+        )
 
 
 def local_folder(path):
@@ -66,6 +112,16 @@ def local_folder(path):
 
 def read_description(path):
     file = path / CONFIG_FILE
+    if not file.is_file() and (path / "reward_model_config.json").is_file():
+        raise ValueError(
+            f"{path} is a checkpoint of the paper's released code: `yojo import {path} --out FOLDER` makes one of ours"
+        )
+    if not file.is_file() and (path / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{path} is an adapter that PEFT saved, which says nothing of how its base model was patched (it has no {CONFIG_FILE}): "
+            "yojo.patch the base model with the options of the training run, put the adapter on it "
+            "(PeftModel.from_pretrained), and save it with yojo.RewardModel(model, processor).save_pretrained"
+        )
     if not file.is_file():
         raise ValueError(
             f"{path} is no YOJO reward model: it has no {CONFIG_FILE} (RewardModel.save_pretrained makes one)"
@@ -100,23 +156,32 @@ def read_head(path):
     return head
 
 
-def check_sizes(path, description):
+def check_whole(path, description):
+    """A ValueError where a file that a score depends on is missing: transformers would do without, or ask the hub for it."""
     for name, known in (description.get("files") or {}).items():
-        if not any(fnmatch.fnmatch(name, pattern) for pattern in _WEIGHTS):
-            continue
-        size = (path / name).stat().st_size if (path / name).is_file() else None
-        if size is None:
+        if (_is_weights(name) or "sha256" in known) and not (path / name).is_file():
             raise ValueError(f"{path} is not whole: {name} is missing")
-        if size != known["size"]:
+
+
+def check_sizes(path, description):
+    """A ValueError where a file of weights has another size than was saved."""
+    for name, known in (description.get("files") or {}).items():
+        if _is_weights(name) and (size := (path / name).stat().st_size) != known["size"]:
             raise ValueError(
                 f"{path / name} is damaged or of another save: it has {size} bytes, {CONFIG_FILE} names {known['size']}"
             )
 
 
 def check_hashes(path, description):
-    for name, known in (description.get("files") or {}).items():
-        if "sha256" in known and (path / name).is_file() and fingerprint(path / name) != known:
+    """A ValueError where a file that a score depends on is missing, changed, or not of this save."""
+    check_whole(path, description)
+    files = description.get("files") or {}
+    for name, known in files.items():
+        if "sha256" in known and _sha256(path / name) != known["sha256"]:
             raise ValueError(
                 f"{path / name} is not the file that {CONFIG_FILE} was written with: it was changed, or the folder holds "
-                "files of two different saves"
+                f"files of two different saves ({_ALL_THE_SAME})"
             )
+    extra = strangers(path, files) if files else []
+    if extra:
+        raise ValueError(f"{path / extra[0]} was not there when the model was saved ({_ALL_THE_SAME})")
