@@ -66,6 +66,12 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
         raise ValueError("a quantized model without an adapter is saved from its own weights: leave state_dict out")
     state = _plain_names((base if adapter is None else adapter).state_dict() if state_dict is None else state_dict)
     head = _head_tensors(reward_model, base, adapter, state)
+    absent = [name for name, tensor in (head if adapter else state | head).items() if tensor.is_meta]
+    if absent:
+        raise ValueError(
+            f"{absent[0]} and {len(absent) - 1} other weights are offloaded and cannot be saved from the model: load it "
+            "without offloading (device_map=None) to save it, or pass state_dict"
+        )
     known = (path / CONFIG_FILE).is_file()
     foreign = [name for name in ADAPTERS if not known and path.is_dir() and list(path.glob(name))]
     if foreign and adapter is None:
@@ -449,6 +455,16 @@ def load_head(base, head, file):
             )
         with torch.no_grad():
             parameter.copy_(head[name])
+    if row.is_meta:  # offloaded: the copy went nowhere
+        from accelerate.utils import align_module_device
+
+        with align_module_device(base.get_input_embeddings()):
+            row = embedding_weight(base)[base.yojo.separator_id]
+            if not torch.equal(row.cpu(), head[SEPARATOR_ROW].to(row.dtype)):
+                raise ValueError(
+                    f"{file}: the separator's embedding must be written into the model's, which is offloaded: give the "
+                    "embedding a device of its own in device_map ('cpu' will do)"
+                )
 
 
 def embedding_weight(base):

@@ -1,14 +1,13 @@
 """The patched forward, its value head and output, and `RewardModel`."""
 
 import dataclasses
-import functools
 import inspect
 import math
 
 import torch
 from transformers.utils import ModelOutput
 
-from yojo import families, graphs, last_layer, media, separator
+from yojo import devices, families, graphs, last_layer, media, methods, separator
 from yojo import pooling as poolings
 from yojo.patch import unwrap
 from yojo_kernels import listwise_loss, score_head
@@ -200,23 +199,18 @@ def scoring_forward(self, *args, layout=None, separators=None, placeholders=None
 NEW_ARGUMENTS = ("layout", "separators", "placeholders", "rankings")
 
 
-@functools.cache
-def scoring_forward_of(cls):
-    """`scoring_forward` under the signature of the model class's own forward.
+def install(base):
+    """Make `scoring_forward` the forward of a model, under the signature of its class's own.
 
-    Trainer keeps the columns it finds in that signature, and generate() checks arguments against it.
+    Trainer keeps the columns it finds in that signature, and generate() checks arguments against it. Annotations are left
+    out: not all of them can be pickled.
     """
-    function = type(scoring_forward)(
-        scoring_forward.__code__, scoring_forward.__globals__, "scoring_forward", scoring_forward.__defaults__
-    )
-    function.__kwdefaults__ = scoring_forward.__kwdefaults__
-    function.__doc__ = scoring_forward.__doc__
-    own = inspect.signature(cls.forward)
+    methods.put(base, "forward", scoring_forward)
     extra = [inspect.signature(scoring_forward).parameters[name] for name in NEW_ARGUMENTS]
-    parameters = list(own.parameters.values())
+    _, *parameters = inspect.signature(type(base).forward).parameters.values()
     at = len(parameters) - 1 if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)
-    function.__signature__ = own.replace(parameters=parameters[:at] + extra + parameters[at:])
-    return function
+    parameters = [p.replace(annotation=inspect.Parameter.empty) for p in (*parameters[:at], *extra, *parameters[at:])]
+    base.forward.__signature__ = inspect.Signature(parameters)
 
 
 def _score_packed(self, layout, separators, placeholders, rankings, args, kwargs):
@@ -254,6 +248,8 @@ def _score_packed(self, layout, separators, placeholders, rankings, args, kwargs
             hidden = _fused_hidden_states(self, layout, inputs, placeholders)
     if hidden.shape[0] != layout.num_tokens:  # the rows that are read, and no others
         rows = torch.arange(rows.shape[0], device=rows.device)
+    if hidden.device != rows.device:  # a model over several devices ends on another than it began
+        rows, separators = rows.to(hidden.device), separators.to(hidden.device)
     readings = self.score(hidden, rows, separators.lengths).view(separators.weights.shape)
     scores = (readings * separators.weights).sum(dim=1)
     return _output(self, scores, separators, rankings, num_items)
@@ -375,7 +371,11 @@ def _output(self, scores, separators, rankings, num_items=None):
 
 
 class RewardModel:
-    """A patched model and its processor, ready to score.
+    """A patched model and its processor, ready to score, from any number of threads.
+
+    A model that is in training mode is put into eval mode while any thread scores with it, and back behind the last. Train
+    it meanwhile and the training passes run without dropout; where training mode is set under a pass that scores, that
+    pass raises a RuntimeError rather than returning a score with dropout in it.
 
     Args:
         model: a model that `yojo.patch` has patched, bare or wrapped by PEFT.
@@ -458,16 +458,11 @@ class RewardModel:
             multiple = graphs.BUCKET if graphs.bucket_of(tokens, limit) else None
         batch = self.collator.pack(encoded, pad_to_multiple_of=multiple)
         batch.pop("rankings", None)
-        device = next(self.model.parameters()).device
+        base = unwrap(self.model)
+        device = devices.input_device(base)
         batch = {name: value.to(device) for name, value in batch.items()}
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                scores = self.model(**batch).scores
-        finally:
-            for module in training:
-                module.training = True
+        with base.yojo.eval_mode.of(self.model), torch.inference_mode():
+            scores = self.model(**batch).scores
         scores = scores.float().cpu()
         return [row[: len(item.responses)].clone() for row, item in zip(scores, encoded, strict=True)]
 

@@ -4,16 +4,16 @@ import dataclasses
 import functools
 import logging
 import sys
-import types
 import typing
 
 import torch
 
-from yojo import families, last_layer, media
+from yojo import devices, families, last_layer, media
 from yojo import fuse as fusing
 from yojo import graphs as row_graphs
 from yojo import separator as separators
 from yojo.config import YojoConfig
+from yojo.eval_mode import EvalMode
 from yojo_kernels import multi_response_attention
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class Patch:
         whole_last_layer: why the last layer computes rows that nobody reads; None where it does not. Setting it to
             some text makes it compute them all, for comparison.
         fusion: how the decoder layers are fused.
+        eval_mode: keeps the model in eval mode while threads score with it.
     """
 
     config: YojoConfig
@@ -47,6 +48,11 @@ class Patch:
     set_vocab_size: bool = False
     whole_last_layer: str | None = None
     fusion: fusing.Fusion | None = dataclasses.field(default=None, repr=False)
+    eval_mode: EvalMode = dataclasses.field(default_factory=EvalMode, repr=False)
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        _register(self.stock_attention)  # a process that only unpickles the model has not patched any
 
     @property
     def fuse(self):
@@ -70,8 +76,10 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
         model: a `transformers` model with a language-model head (`...ForConditionalGeneration`, `...ForCausalLM`),
             bare or wrapped by PEFT, DistributedDataParallel or torch.compile.
         processor: its processor, or its tokenizer for a text-only model. The separator token is taken from it, or
-            added to it and to the model's embedding, starting from the mean embedding. Without one, packed batches
-            are still scored, but ordinary [B, L] inputs with separators are not recognised.
+            added to it and to the model's embedding, starting from the mean embedding: so it does with every fresh
+            model that is patched with this processor, or with a copy of it, while a token that the tokenizer came with
+            keeps its row. Without a processor, packed batches are still scored, but ordinary [B, L] inputs with
+            separators are not recognised.
         fuse: how the decoder layers run while a packed row is scored; scores agree within the precision's error, and
             ordinary inputs never notice. It is no field of the config and is not saved.
             "auto" (None on a model not patched yet) fuses on CUDA devices, by Liger-Kernel where it is installed and
@@ -120,9 +128,10 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
             _replan_layers(base, *wanted)
         return model
     modules = _check_model(base)
+    device = devices.output_device(base)
     fusion = fusing.plan(base, modules, fuse or "auto", graphs or 0)
 
-    from yojo.model import ScoreHead, scoring_forward_of
+    from yojo.model import ScoreHead, install
 
     stock = _common_implementation(modules)
     state = Patch(config=config, separator_id=None, stock_attention=stock, fusion=fusion)
@@ -131,10 +140,9 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
     _set_implementation(base, modules, _register(stock))
     _mark_sliding(base, modules)
     fusion.install()
-    reference_parameter = list(base.get_decoder().parameters())[-1]
-    base.score = ScoreHead(base.config.get_text_config().hidden_size, config).to(reference_parameter.device)
+    base.score = ScoreHead(base.config.get_text_config().hidden_size, config).to(device)
     state.stock_forward = base.__dict__.get("forward")
-    base.forward = types.MethodType(scoring_forward_of(type(base)), base)
+    install(base)
     state.whole_last_layer = last_layer.install(base)
     media.install(base, families.family_of(base.config))
     base.yojo = state
@@ -373,8 +381,17 @@ def _mark_sliding(base, modules):
 # ---- separator ----
 
 
+# Among the settings that a tokenizer is saved and copied with: the token that `patch` has added to it. A model that has not
+# been patched never saw this token, whatever its embedding has in that row.
+ADDED = "yojo_separator"
+
+
 def _add_separator(base, processor, state):
-    """Give tokenizer and model the separator, starting its embedding from the mean of the tokenizer's others."""
+    """Give tokenizer and model the separator, starting its embedding from the mean of the tokenizer's others.
+
+    A row that is there already is taken as it is only where somebody may have trained or reserved it: the tokenizer came
+    with the token, or the model was saved as a patched one (its config says so).
+    """
     tokenizer = tokenizer_of(processor)
     if not hasattr(tokenizer, "get_vocab"):
         raise TypeError(f"processor must be a processor or a tokenizer, got {type(processor).__name__}")
@@ -382,8 +399,9 @@ def _add_separator(base, processor, state):
     known = separator_id_of(tokenizer, separator)
     embedding = base.get_input_embeddings()
     rows = embedding.weight.shape[0]
-    if known is not None and known < rows:
-        state.separator_id = known  # it was trained, or reserved, by whoever made the tokenizer
+    ours = getattr(tokenizer, "init_kwargs", {}).get(ADDED) == separator
+    if known is not None and known < rows and not (ours and getattr(base.config, "yojo", None) is None):
+        state.separator_id = known
         return
     if not isinstance(embedding, torch.nn.Embedding):
         raise ValueError(
@@ -391,6 +409,12 @@ def _add_separator(base, processor, state):
             "call yojo.patch before PEFT wraps the model"
         )
     needed = len(tokenizer) if known is None else known
+    resized = (embedding, base.get_output_embeddings()) if needed >= rows else (embedding,)
+    if any(map(devices.is_offloaded, resized)):
+        raise ValueError(
+            f"the separator {separator!r} must be written into the embedding, which is offloaded: give the embeddings of "
+            "input and output devices of their own in device_map ('cpu' will do)"
+        )
     outputs = base.get_output_embeddings().weight.shape[0]
     if needed >= rows and outputs != rows:
         raise ValueError(
@@ -401,6 +425,7 @@ def _add_separator(base, processor, state):
         from tokenizers import AddedToken
 
         tokenizer.add_tokens([AddedToken(separator, special=True, normalized=False)], special_tokens=True)
+        tokenizer.init_kwargs[ADDED] = separator
     state.separator_id = separator_id_of(tokenizer, separator)
     # Sorted: the order of a tokenizer's vocabulary is another one each time, and so would be the mean's last bits.
     used = sorted(i for i in tokenizer.get_vocab().values() if i != state.separator_id and i < rows)
