@@ -1,6 +1,7 @@
 """Decoder layers that run fused while a packed row is scored: Liger-Kernel's kernels, or regional `torch.compile`."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import importlib.util
@@ -129,6 +130,13 @@ class Fusion:
 
     def __setstate__(self, state):
         self.__dict__.update(state, _passes=weakref.WeakKeyDictionary())
+
+    def __deepcopy__(self, memo):
+        # Compiled code takes any layer of its kind, those of a copy in the same process, too.
+        memo[id(self)] = twin = Fusion.__new__(Fusion)
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        twin.compiled, twin.last = dict(self.compiled), dict(self.last)
+        return twin
 
     def choose(self, device):
         """("none", "liger" or "compile", the reason) for layers on this device.
@@ -427,15 +435,15 @@ def _inner_forward(layer_class):
 
 def _copy(function):
     """The same function with a code object of its own."""
-    copy = types.FunctionType(
+    twin = types.FunctionType(
         function.__code__.replace(),
         function.__globals__,
         function.__name__,
         function.__defaults__,
         function.__closure__,
     )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
+    twin.__kwdefaults__ = function.__kwdefaults__
+    return twin
 
 
 # ---- sizes that vary ----

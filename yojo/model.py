@@ -285,6 +285,8 @@ def _score_plain(self, is_separator, rankings, args, kwargs):
             f"pooling={config.pooling!r} reads a response from its first token on, and ordinary [B, L] inputs do not "
             f"say where the first one begins: use yojo.Collator, or {' or '.join(map(repr, poolings.BY_END))}"
         )
+    if self.yojo.rope is not None:
+        self.yojo.rope.check(is_separator.shape[1], "the batch", "its longest row")
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     num_items = kwargs.pop("num_items_in_batch", None)
     if args:

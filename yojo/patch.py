@@ -8,7 +8,7 @@ import typing
 
 import torch
 
-from yojo import devices, families, last_layer, media
+from yojo import devices, families, last_layer, media, ropes
 from yojo import fuse as fusing
 from yojo import graphs as row_graphs
 from yojo import separator as separators
@@ -36,6 +36,7 @@ class Patch:
         whole_last_layer: why the last layer computes rows that nobody reads; None where it does not. Setting it to
             some text makes it compute them all, for comparison.
         fusion: how the decoder layers are fused.
+        rope: where the frequencies of the model's rope depend on the length of a pass; None where they do not.
         eval_mode: keeps the model in eval mode while threads score with it.
     """
 
@@ -48,6 +49,7 @@ class Patch:
     set_vocab_size: bool = False
     whole_last_layer: str | None = None
     fusion: fusing.Fusion | None = dataclasses.field(default=None, repr=False)
+    rope: ropes.Switch | None = None
     eval_mode: EvalMode = dataclasses.field(default_factory=EvalMode, repr=False)
 
     def __setstate__(self, state):
@@ -134,7 +136,14 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
     from yojo.model import ScoreHead, install
 
     stock = _common_implementation(modules)
-    state = Patch(config=config, separator_id=None, stock_attention=stock, fusion=fusion)
+    state = Patch(config=config, separator_id=None, stock_attention=stock, fusion=fusion, rope=ropes.switch_of(base))
+    if state.rope is not None:
+        logger.warning(
+            "examples of more than %d positions will be refused: beyond them this model's rope (%s) changes its "
+            "frequencies for a whole row",
+            state.rope.limit,
+            state.rope.kind,
+        )
     if processor is not None:
         _add_separator(base, processor, state)
     _set_implementation(base, modules, _register(stock))
