@@ -199,7 +199,9 @@ def _head_tensors(reward_model, base, adapter, state):
     return tensors
 
 
-def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None, trainable=False, **kwargs):
+def load_pretrained(
+    path, *, base_model=None, dtype=None, device=None, fuse=None, probe=True, trainable=False, **kwargs
+):
     """Load a folder that `save_pretrained` wrote.
 
     Args:
@@ -208,6 +210,7 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None
         dtype: torch dtype of the backbone; the one it was saved in by default. The head stays float32.
         device: where the model goes; where transformers puts it (the CPU) by default.
         fuse: how the decoder layers run, as for `yojo.patch`; "auto" by default.
+        probe: whether a model of a family that is not listed is tried first, as for `yojo.patch`.
         trainable: load an adapter to train it further; its weights take gradients.
         **kwargs: handed to the model class's `from_pretrained`, such as attn_implementation, device_map or
             quantization_config. An adapter's base model is quantized as it was in training; quantization_config=None
@@ -222,10 +225,12 @@ def load_pretrained(path, *, base_model=None, dtype=None, device=None, fuse=None
             random weights.
     """
     path = local_folder(path)
-    return _load(path, read_description(path), base_model, dtype, device, fuse, kwargs, trainable=trainable)
+    return _load(
+        path, read_description(path), base_model, dtype, device, fuse, kwargs, trainable=trainable, probe=probe
+    )
 
 
-def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=None, trainable=False):
+def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=None, trainable=False, probe=True):
     """`prepare` may change the base model before the adapter is put on it."""
     import transformers
 
@@ -273,7 +278,7 @@ def _load(path, description, base_model, dtype, device, fuse, kwargs, prepare=No
         raise ValueError(f"the head was made for hidden size {description['hidden_size']}, {source} has {hidden_size}")
     if prepare is not None:
         base = prepare(base)
-    patch(base, processor, fuse=fuse, **config.to_dict())
+    patch(base, processor, fuse=fuse, probe=probe, **config.to_dict())
     if base.yojo.separator_id != description["separator_id"]:
         raise ValueError(
             f"the separator has id {base.yojo.separator_id} in the processor and {description['separator_id']} in "

@@ -1,5 +1,6 @@
 """`patch` turns a Hugging Face model into a reward model in place, `unpatch` undoes it."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -11,6 +12,7 @@ import torch
 from yojo import devices, families, last_layer, media, ropes
 from yojo import fuse as fusing
 from yojo import graphs as row_graphs
+from yojo import probe as probing
 from yojo import separator as separators
 from yojo.config import YojoConfig
 from yojo.eval_mode import EvalMode
@@ -67,7 +69,7 @@ class Patch:
         return 0 if self.fusion.graphs is None else self.fusion.graphs.limit
 
 
-def patch(model, processor=None, *, fuse=None, graphs=None, **options):
+def patch(model, processor=None, *, fuse=None, graphs=None, probe=True, **options):
     """Turn a vision-language (or text-only) model into a reward model, in place.
 
     Afterwards `model(**batch)` with a batch of `yojo.Collator` returns `.scores` [S, Nmax] and, when rankings are
@@ -97,6 +99,9 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
             graphs need; with `yojo.Collator` it is `pad_to_multiple_of=256`. Layers with adapters that are not merged,
             with hooks or in training mode run as they are; where "auto" would compile, rows that graphs take are
             replayed instead. Like fuse it is not saved.
+        probe: a model whose family is not listed in `yojo.families` is tried first: a packed row of a few random tokens
+            must give what the model's own forward gives, or the model is refused. It costs about one short forward and
+            leaves no trace. False skips it.
         **options: fields of `YojoConfig`.
 
     Returns:
@@ -115,6 +120,8 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
         fusing.check_choice(fuse)
     if graphs is not None:
         row_graphs.check_limit(graphs)
+    if not isinstance(probe, bool):
+        raise TypeError(f"probe must be a bool, got {probe!r}")
     base = unwrap(model)
     if is_patched(base):
         differing = {name: value for name, value in options.items() if getattr(base.yojo.config, name) != value}
@@ -136,7 +143,10 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
     from yojo.model import ScoreHead, install
 
     stock = _common_implementation(modules)
-    state = Patch(config=config, separator_id=None, stock_attention=stock, fusion=fusion, rope=ropes.switch_of(base))
+    rope = ropes.switch_of(base)
+    if probe and probing.is_needed(base):
+        probing.check(base, modules, rope, functools.partial(_packed_attention, base, modules))
+    state = Patch(config=config, separator_id=None, stock_attention=stock, fusion=fusion, rope=rope)
     if state.rope is not None:
         logger.warning(
             "examples of more than %d positions will be refused: beyond them this model's rope (%s) changes its "
@@ -367,6 +377,20 @@ def _set_implementation(base, modules, name):
             raise RuntimeError(
                 f"{type(base).__name__}: setting the decoder's attention changed {type(config).__name__}"
             )
+
+
+@contextlib.contextmanager
+def _packed_attention(base, modules):
+    """Within it, the attention of a model that is not patched takes packed rows."""
+    stock = _common_implementation(modules)
+    _set_implementation(base, modules, _register(stock))
+    _mark_sliding(base, modules)
+    try:
+        yield
+    finally:
+        _set_implementation(base, modules, stock)
+        for module in modules:
+            module.__dict__.pop(families.SLIDES, None)
 
 
 def _replan_layers(base, fuse, graphs):
