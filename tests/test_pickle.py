@@ -84,7 +84,9 @@ def test_a_fresh_process_takes_a_patched_model(tmp_path, how):
         expected = reward_model.model(**batch).scores, reward_model.model(input_ids=ids).logits
     scores, logits, unpatched = torch.load(back)
     assert (scores - expected[0]).nan_to_num(0.0).abs().max() <= PARITY
-    assert torch.equal(logits, expected[1]) and torch.equal(unpatched[..., : tiny.VOCABULARY], logits[..., : tiny.VOCABULARY])
+    assert torch.equal(logits, expected[1]) and torch.equal(
+        unpatched[..., : tiny.VOCABULARY], logits[..., : tiny.VOCABULARY]
+    )
 
 
 def score_into(reward_model, batch, queue):

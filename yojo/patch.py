@@ -356,7 +356,8 @@ def _common_implementation(modules):
     names = {module.config._attn_implementation for module in modules}
     if len(names) != 1:
         raise ValueError(f"the decoder's layers have different attention implementations: {sorted(map(str, names))}")
-    return names.pop() or "eager"
+    # Ours where the config is a copy of a patched model's.
+    return (names.pop() or "eager").removeprefix(PREFIX)
 
 
 def _set_implementation(base, modules, name):
