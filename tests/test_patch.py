@@ -146,6 +146,17 @@ def test_unpatch_leaves_nothing_behind(fresh, samples):
     assert yojo.unpatch(model) is model  # nothing to do
 
 
+def test_a_model_made_of_a_patched_models_config_is_an_ordinary_one(backbone):
+    model = yojo.patch(copy.deepcopy(backbone[0]))
+    config = copy.deepcopy(model.config)
+    del config.yojo
+    other = transformers.AutoModelForImageTextToText.from_config(config)
+    yojo.patch(other)
+    assert other.yojo.stock_attention == model.yojo.stock_attention == "sdpa"
+    assert other.config.text_config._attn_implementation == "yojo_sdpa"
+    assert yojo.unpatch(other).config.text_config._attn_implementation == "sdpa"
+
+
 def test_wrapped_models_are_unwrapped(fresh, examples):
     from peft import LoraConfig, get_peft_model
 

@@ -166,6 +166,36 @@ def test_what_cannot_be_probed_is_said(caplog):
     assert "is on the meta device: it cannot be probed" in caplog.text
 
 
+@pytest.mark.parametrize("decoder", ["Qwen3Moe", "Phimoe"])
+def test_a_listed_tower_does_not_vouch_for_any_decoder(decoder):
+    config = getattr(transformers, f"{decoder}Config")
+    mixture = {"num_experts": 4, "head_dim": 8} | MIXTURE if decoder == "Qwen3Moe" else {"num_local_experts": 4}
+    mixture.pop("shared_expert_intermediate_size", None)
+    window = {"sliding_window": 100} if decoder == "Phimoe" else {}
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    tower |= {"image_size": [16, 16], "patch_size": [8, 8]}
+    config = transformers.InternVLConfig(
+        vision_config=tower, text_config=config(**tiny.TEXT, **mixture, **window), image_token_id=tiny.IMAGE
+    )
+    model = tiny.finished(transformers.InternVLForConditionalGeneration(config))
+    if decoder == "Qwen3Moe":
+        assert probe.is_needed(model) and is_patched(yojo.patch(model, tiny.tokenizer(), head_dim=16))
+    else:
+        with pytest.raises(ValueError, match=r"InternVL.* \(internvl\): a packed row .*sliding window \(100\)"):
+            yojo.patch(model, tiny.tokenizer(), head_dim=16)
+
+
+def test_loading_takes_the_option(monkeypatch, tmp_path):
+    model = yojo.patch(tiny.build("mistral"), tokenizer := tiny.tokenizer(), head_dim=16)
+    yojo.RewardModel(model, tokenizer).save_pretrained(tmp_path, card=False)
+    probed = []
+    monkeypatch.setattr(probe, "check", lambda *args: probed.append(args))
+    yojo.RewardModel.from_pretrained(tmp_path, probe=False)
+    assert not probed
+    yojo.RewardModel.from_pretrained(tmp_path)
+    assert len(probed) == 1
+
+
 # ---- ropes whose frequencies change with the length of a pass ----
 
 ROPES = {
