@@ -121,6 +121,22 @@ def test_ray_takes_a_patched_model():
         assert torch.equal(twin.model(**batch).scores, reward_model.model(**batch).scores)
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_accelerate_wraps_and_unwraps_the_forward(keep):
+    accelerate = pytest.importorskip("accelerate")
+    reward_model = trained("llama")
+    batch = packed(reward_model, "llama")
+    accelerator = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
+    model = accelerator.prepare(reward_model.model)
+    with torch.no_grad():
+        wrapped = model(**batch).scores
+        unwrapped = accelerator.unwrap_model(model, keep_fp32_wrapper=keep)(**batch).scores
+    assert wrapped.isfinite().any() and torch.equal(unwrapped.isfinite(), wrapped.isfinite())
+    if not keep:
+        twin = pickle.loads(pickle.dumps(reward_model))
+        assert torch.equal(twin.model(**batch).scores, unwrapped)
+
+
 # ---- threads ----
 
 

@@ -181,6 +181,8 @@ def unpatch(model):
     Returns:
         The same model object.
     """
+    from yojo.model import remove
+
     base = unwrap(model)
     if not is_patched(base):
         return model
@@ -200,9 +202,8 @@ def unpatch(model):
         if state.set_vocab_size:
             base.__dict__.pop("vocab_size", None)
     del base.score, base.yojo, base.config.yojo
-    if state.stock_forward is None:
-        del base.forward
-    else:
+    remove(base)
+    if state.stock_forward is not None:
         base.forward = state.stock_forward
     return model
 
