@@ -23,7 +23,7 @@ from test_families import (
 from torch.utils.flop_counter import FlopCounterMode
 
 import yojo
-from yojo import last_layer
+from yojo import last_layer, methods
 from yojo.patch import unwrap
 
 MODES = {
@@ -151,7 +151,7 @@ def test_a_deep_copy_has_a_last_layer_of_its_own(family):
     with Widths(duplicate) as few:
         assert torch.equal(duplicate(**batch).scores, expected)
     assert few == [batch["separators"].rows.numel()]
-    assert last_layer.last_layer(duplicate).forward.__self__ is last_layer.last_layer(duplicate)
+    assert last_layer.last_layer(duplicate).forward.args == (last_layer.last_layer(duplicate),)
 
 
 def test_in_bfloat16_and_under_autocast():
@@ -192,7 +192,7 @@ def test_a_decoder_that_is_not_listed_runs_whole():
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     yojo.patch(tiny.finished(model), tiny.tokenizer(), head_dim=16)
     assert "mixtral decoders are not known" in model.yojo.whole_last_layer
-    assert last_layer.last_layer(model).__dict__["forward"].__func__ is not last_layer.forward
+    assert methods.on(last_layer.last_layer(model)) is not last_layer.forward
     collator = yojo.Collator(tiny.tokenizer(with_separator=True), model)
     with Widths(model) as rows:
         score(model, collator, [samples_of("llama")["text"]])

@@ -1,11 +1,13 @@
 """patch and unpatch as such: options, tokens, wrappers, and the plain forward (families are in test_families.py)."""
 
 import copy
+import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
+import transformers
 
 import yojo
 from yojo.model import NEW_ARGUMENTS
@@ -89,6 +91,35 @@ def test_a_separator_the_tokenizer_has_is_reused(fresh):
     assert torch.equal(model.get_input_embeddings().weight, before)
 
 
+def test_a_separator_that_patch_added_starts_every_fresh_model_from_the_mean(backbone, tmp_path):
+    """Whoever has the processor of an earlier model: the same object, a copy, one that was saved."""
+    model, processor = copy.deepcopy(backbone)
+    size = model.get_input_embeddings().weight.shape[0]
+
+    def fresh():
+        model = copy.deepcopy(backbone[0])
+        model.resize_token_embeddings(size + 8, mean_resizing=False)  # spare rows with noise in them, as Qwen's
+        return model
+
+    first = yojo.patch(fresh(), processor).get_input_embeddings().weight[size].clone()
+    processor.tokenizer.save_pretrained(tmp_path)
+    saved = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for again in (processor, copy.deepcopy(processor), saved, pickle.loads(pickle.dumps(processor.tokenizer))):
+        model = fresh()
+        noise = model.get_input_embeddings().weight.detach().clone()
+        for _ in range(2):  # and patched again
+            yojo.patch(model, again)
+            assert model.yojo.separator_id == size
+            assert torch.equal(model.get_input_embeddings().weight[size], first)
+            yojo.unpatch(model)
+            assert torch.equal(model.get_input_embeddings().weight, noise)
+    trained = fresh()
+    trained.config.yojo = yojo.YojoConfig().to_dict()  # as transformers loads a model that was saved patched
+    with torch.no_grad():
+        trained.get_input_embeddings().weight[size] = 1.0
+    assert (yojo.patch(trained, processor).get_input_embeddings().weight[size] == 1.0).all()
+
+
 def test_a_spare_row_of_the_embedding_is_used_and_given_back(fresh):
     model, processor = fresh
     size = model.get_input_embeddings().weight.shape[0]
@@ -113,6 +144,17 @@ def test_unpatch_leaves_nothing_behind(fresh, samples):
     ours, theirs = model.state_dict(), reference.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert yojo.unpatch(model) is model  # nothing to do
+
+
+def test_a_model_made_of_a_patched_models_config_is_an_ordinary_one(backbone):
+    model = yojo.patch(copy.deepcopy(backbone[0]))
+    config = copy.deepcopy(model.config)
+    del config.yojo
+    other = transformers.AutoModelForImageTextToText.from_config(config)
+    yojo.patch(other)
+    assert other.yojo.stock_attention == model.yojo.stock_attention == "sdpa"
+    assert other.config.text_config._attn_implementation == "yojo_sdpa"
+    assert yojo.unpatch(other).config.text_config._attn_implementation == "sdpa"
 
 
 def test_wrapped_models_are_unwrapped(fresh, examples):

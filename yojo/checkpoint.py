@@ -14,7 +14,7 @@ from yojo import adapters, dates, fingerprints, saved, stock
 from yojo import card as cards
 from yojo.config import YojoConfig
 from yojo.folders import files_of, replaced_folder
-from yojo.patch import patch, patched_base
+from yojo.patch import patch_loaded, patched_base
 from yojo.processors import load_processor
 from yojo.saved import (
     ADAPTER_FILE,
@@ -80,6 +80,12 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
         given = {fingerprints.plain_name(key): tensor for key, tensor in state.items()}
         own = {key: given[key] for key in own if key in given}
     beside = {} if adapter is None else adapters.weights_beside(base, own)
+    absent = [name for name, tensor in (head if adapter else state | head).items() if tensor.is_meta]
+    if absent:
+        raise ValueError(
+            f"{absent[0]} and {len(absent) - 1} other weights are offloaded and cannot be saved from the model: load it "
+            "without offloading (device_map=None) to save it, or pass state_dict"
+        )
     known = (path / CONFIG_FILE).is_file()
     foreign = [name for name in ADAPTERS if not known and path.is_dir() and list(path.glob(name))]
     if foreign and adapter is None:
@@ -263,6 +269,7 @@ def load_pretrained(
     dtype=None,
     device=None,
     fuse=None,
+    probe=True,
     trainable=False,
     check_base=True,
     check_files=True,
@@ -277,6 +284,7 @@ def load_pretrained(
         dtype: torch dtype of the backbone; the one it was saved in by default. The head stays float32.
         device: where the model goes; where transformers puts it (the CPU) by default.
         fuse: how the decoder layers run, as for `yojo.patch`; "auto" by default.
+        probe: whether a model of a family that is not listed is tried first, as for `yojo.patch`.
         trainable: load an adapter to train it further; its weights take gradients.
         check_base: refuse a base model with other weights than the adapter was trained on. False loads it, says so in a
             warning, and scores are then another model's.
@@ -300,7 +308,13 @@ def load_pretrained(
     if not (path / CONFIG_FILE).is_file() and stock.is_checkpoint(path):
         if base_model is not None:
             raise ValueError(f"base_model is given, but {path} holds a full model")
-        options = {"dtype": dtype, "device": device, "fuse": fuse, "processor_options": processor_options}
+        options = {
+            "dtype": dtype,
+            "device": device,
+            "fuse": fuse,
+            "probe": probe,
+            "processor_options": processor_options,
+        }
         return stock.load(path, **options, **kwargs)
     return _load(
         path,
@@ -311,6 +325,7 @@ def load_pretrained(
         fuse,
         kwargs,
         trainable=trainable,
+        probe=probe,
         checks=Checks(check_base, check_files),
         processor_options=processor_options,
     )
@@ -334,6 +349,7 @@ def _load(
     kwargs,
     prepare=None,
     trainable=False,
+    probe=True,
     checks=Checks(),  # noqa: B008, it is frozen
     processor_options=None,
 ):
@@ -389,8 +405,7 @@ def _load(
     if prepare is not None:
         base = prepare(base)
     dates.settle_saved(processor, description, path)
-    stock.forget(base)  # the head is in a file of ours
-    patch(base, processor, fuse=fuse, **config.to_dict())
+    patch_loaded(base, processor, fuse=fuse, probe=probe, **config.to_dict())
     if base.yojo.separator_id != description["separator_id"]:
         raise ValueError(
             f"the separator has id {base.yojo.separator_id} in the processor and {description['separator_id']} in "
@@ -642,6 +657,16 @@ def load_head(base, head, file):
             )
         with torch.no_grad():
             parameter.copy_(head[name])
+    if row.is_meta:  # offloaded: the copy went nowhere
+        from accelerate.utils import align_module_device
+
+        with align_module_device(base.get_input_embeddings()):
+            row = embedding_weight(base)[base.yojo.separator_id]
+            if not torch.equal(row.cpu(), head[SEPARATOR_ROW].to(row.dtype)):
+                raise ValueError(
+                    f"{file}: the separator's embedding must be written into the model's, which is offloaded: give the "
+                    "embedding a device of its own in device_map ('cpu' will do)"
+                )
 
 
 def embedding_weight(base):

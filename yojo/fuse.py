@@ -1,6 +1,7 @@
 """Decoder layers that run fused while a packed row is scored: Liger-Kernel's kernels, or regional `torch.compile`."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import importlib.util
@@ -11,6 +12,7 @@ import weakref
 
 import torch
 
+from yojo import methods
 from yojo.families import SLIDES
 from yojo.graphs import RowGraphs
 from yojo_kernels import Layout
@@ -122,6 +124,20 @@ class Fusion:
         self.failure = None  # why torch.compile gave up, under "auto"
         self._passes = weakref.WeakKeyDictionary()  # layout of a pass -> _Pass
 
+    def __getstate__(self):
+        # What has been compiled, and what a pass has seen, belongs to this process and these weights.
+        return {**self.__dict__, "compiled": {}, "last": {}, "_passes": None}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _passes=weakref.WeakKeyDictionary())
+
+    def __deepcopy__(self, memo):
+        # Compiled code takes any layer of its kind, those of a copy in the same process, too.
+        memo[id(self)] = twin = Fusion.__new__(Fusion)
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        twin.compiled, twin.last = dict(self.compiled), dict(self.last)
+        return twin
+
     def choose(self, device):
         """("none", "liger" or "compile", the reason) for layers on this device.
 
@@ -193,13 +209,13 @@ class Fusion:
             return
         for layer in self.layers:
             layer.yojo_fusion = self
-            layer.forward = types.MethodType(layer_forward, layer)
+            methods.put(layer, "forward", layer_forward)
             if self.fuse in ("none", "compile") or self.liger_obstacle is not None:
                 continue
             for module in layer.modules():
                 function = liger_forward(module)
                 if function is not None:
-                    module.forward = types.MethodType(function, module)
+                    methods.put(module, "forward", function)
 
     def remove(self):
         """Undo `install`, and what an earlier one did to the same layers."""
@@ -310,7 +326,7 @@ def liger_forward(module):
 
 def _is_ours(module):
     ours = (layer_forward, norm_forward, mlp_forward, attention_forward)
-    return getattr(module.__dict__.get("forward"), "__func__", None) in ours
+    return methods.on(module) in ours
 
 
 # ---- the forwards, instance methods of the layers and of what is in them ----
@@ -419,15 +435,15 @@ def _inner_forward(layer_class):
 
 def _copy(function):
     """The same function with a code object of its own."""
-    copy = types.FunctionType(
+    twin = types.FunctionType(
         function.__code__.replace(),
         function.__globals__,
         function.__name__,
         function.__defaults__,
         function.__closure__,
     )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
+    twin.__kwdefaults__ = function.__kwdefaults__
+    return twin
 
 
 # ---- sizes that vary ----

@@ -10,7 +10,6 @@ layer needs while it runs, as large as the longest row asks for.
 """
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import threading
@@ -49,9 +48,11 @@ class RowGraphs:
 
     def __init__(self, layers, limit, capture=None):
         self.limit = limit
-        self.capture = capture or self._cuda_graph
-        self.places = {id(layer): place for place, layer in enumerate(layers)}
         self.layers = list(layers)
+        self._begin(capture)
+
+    def _begin(self, capture=None):
+        self.capture = capture or self._cuda_graph
         self.frames = {}
         self.plain = None  # (module, name, child) of every part of the layers when the first graph was captured
         self.pool = None
@@ -59,9 +60,13 @@ class RowGraphs:
         self.frame = None
         self.thread = None  # the one whose pass is in `row`
 
-    def __deepcopy__(self, memo):
-        # Graphs hold the addresses of one model's weights: a copy of the model starts without any.
-        return RowGraphs(copy.deepcopy(self.layers, memo), self.limit)
+    def __getstate__(self):
+        # Graphs hold the addresses of one model's weights: a copy of the model, here or elsewhere, starts without any.
+        return {"layers": self.layers, "limit": self.limit}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._begin()
 
     @contextlib.contextmanager
     def row(self, layout):
@@ -100,7 +105,8 @@ class RowGraphs:
 
     def run(self, layer, forward, hidden, **kwargs):
         """What `forward(layer, hidden, **kwargs)` gives, from a graph."""
-        return self.frame.run(self.places[id(layer)], functools.partial(forward, layer), hidden, kwargs, self.capture)
+        place = next(place for place, own in enumerate(self.layers) if own is layer)
+        return self.frame.run(place, functools.partial(forward, layer), hidden, kwargs, self.capture)
 
     def _takes(self, layout):
         tokens = layout.num_tokens

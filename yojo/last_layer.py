@@ -8,11 +8,10 @@ the family's own code.
 
 import dataclasses
 import functools
-import types
 
 import torch
 
-from yojo import fuse
+from yojo import fuse, methods
 from yojo_kernels import Layout
 
 # Decoders whose layers treat every token alone but for their attention, and whose final norm does: tested one by one.
@@ -102,13 +101,12 @@ def install(base):
     if name not in DECODERS:
         return f"{name} decoders are not known to treat every token of a layer alone but for its attention"
     layer = last_layer(base)
-    replaced = layer.__dict__.get("forward")
-    if replaced is not None and getattr(replaced, "__func__", None) is not fuse.layer_forward:
+    if methods.on(layer) not in (None, fuse.layer_forward):
         return "something else has replaced the forward of the last layer"
     deepstack = getattr(getattr(base.config, "vision_config", None), "deepstack_visual_indexes", None) or ()
     if len(deepstack) >= len(decoder.layers):
         return "vision features are added behind the last layer"
-    layer.forward = types.MethodType(forward, layer)
+    methods.put(layer, "forward", forward)
     return None
 
 
@@ -116,7 +114,7 @@ def remove(base):
     """Undo `install`, where it did anything."""
     if base.get_decoder().config.model_type in DECODERS:
         layer = last_layer(base)
-        if getattr(layer.__dict__.get("forward"), "__func__", None) is forward:
+        if methods.on(layer) is forward:
             del layer.forward  # `yojo.fuse` puts its own back where it is to stay
 
 

@@ -7,9 +7,10 @@ the indices of the vision tower come from the collator; features are the family'
 
 import dataclasses
 import inspect
-import types
 
 import torch
+
+from yojo import methods
 
 MODALITIES = {"image": "pixel_values", "video": "pixel_values_videos"}
 
@@ -86,7 +87,7 @@ def install(base, family):
     """Let a decoder that adds vision features to its first layers take rows instead of a mask."""
     decoder = base.get_decoder()
     if family.features is not None and hasattr(type(decoder), "_deepstack_process"):
-        decoder._deepstack_process = types.MethodType(_add_at_rows, decoder)
+        methods.put(decoder, "_deepstack_process", _add_at_rows)
 
 
 def remove(base):

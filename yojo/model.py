@@ -4,11 +4,12 @@ import dataclasses
 import functools
 import inspect
 import math
+import types
 
 import torch
 from transformers.utils import ModelOutput
 
-from yojo import families, graphs, last_layer, media, separator
+from yojo import devices, families, graphs, last_layer, media, methods, separator
 from yojo import pooling as poolings
 from yojo.patch import unwrap
 from yojo_kernels import listwise_loss, score_head
@@ -219,6 +220,39 @@ def scoring_forward_of(cls):
     return function
 
 
+def install(base):
+    """Give a model `scoring_forward`: as a bound method, which accelerate wraps and unwraps, and pickled as one."""
+    base.forward = bound_forward(base)
+    methods.put(base, "__reduce_ex__", _reduced)
+
+
+def remove(base):
+    """Undo `install`."""
+    del base.forward, base.__dict__["__reduce_ex__"]
+
+
+def bound_forward(base):
+    """`scoring_forward` as a method of one model."""
+    return types.MethodType(scoring_forward_of(type(base)), base)
+
+
+def _reduced(base, protocol):
+    made, arguments, state, *rest = type(base).__reduce_ex__(base, protocol)
+    if methods.on(base) is scoring_forward_of(type(base)):
+        state = {**state, "forward": _PickledForward(base)}
+    return made, arguments, state, *rest
+
+
+class _PickledForward:
+    """Stands for the forward while a model is pickled: Python would look the method up on a model that is not there yet."""
+
+    def __init__(self, base):
+        self.base = base
+
+    def __reduce__(self):
+        return bound_forward, (self.base,)
+
+
 def _score_packed(self, layout, separators, placeholders, rankings, args, kwargs):
     if args:
         raise TypeError("a packed batch is passed by name: model(**batch)")
@@ -254,6 +288,8 @@ def _score_packed(self, layout, separators, placeholders, rankings, args, kwargs
             hidden = _fused_hidden_states(self, layout, inputs, placeholders)
     if hidden.shape[0] != layout.num_tokens:  # the rows that are read, and no others
         rows = torch.arange(rows.shape[0], device=rows.device)
+    if hidden.device != rows.device:  # a model over several devices ends on another than it began
+        rows, separators = rows.to(hidden.device), separators.to(hidden.device)
     readings = self.score(hidden, rows, separators.lengths).view(separators.weights.shape)
     scores = (readings * separators.weights).sum(dim=1)
     return _output(self, scores, separators, rankings, num_items)
@@ -289,6 +325,8 @@ def _score_plain(self, is_separator, rankings, args, kwargs):
             f"pooling={config.pooling!r} reads a response from its first token on, and ordinary [B, L] inputs do not "
             f"say where the first one begins: use yojo.Collator, or {' or '.join(map(repr, poolings.BY_END))}"
         )
+    if self.yojo.rope is not None:
+        self.yojo.rope.check(is_separator.shape[1], "the batch", "its longest row")
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     num_items = kwargs.pop("num_items_in_batch", None)
     if args:
@@ -375,7 +413,11 @@ def _output(self, scores, separators, rankings, num_items=None):
 
 
 class RewardModel:
-    """A patched model and its processor, ready to score.
+    """A patched model and its processor, ready to score, from any number of threads.
+
+    A model that is in training mode is put into eval mode while any thread scores with it, and back behind the last. Train
+    it meanwhile and the training passes run without dropout; where training mode is set under a pass that scores, that
+    pass raises a RuntimeError rather than returning a score with dropout in it.
 
     Args:
         model: a model that `yojo.patch` has patched, bare or wrapped by PEFT.
@@ -461,16 +503,11 @@ class RewardModel:
             multiple = graphs.BUCKET if graphs.bucket_of(tokens, limit) else None
         batch = self.collator.pack(encoded, pad_to_multiple_of=multiple)
         batch.pop("rankings", None)
-        device = next(self.model.parameters()).device
+        base = unwrap(self.model)
+        device = devices.input_device(base)
         batch = {name: value.to(device) for name, value in batch.items()}
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                scores = self.model(**batch).scores
-        finally:
-            for module in training:
-                module.training = True
+        with base.yojo.eval_mode.of(self.model), torch.inference_mode():
+            scores = self.model(**batch).scores
         scores = scores.float().cpu()
         return [row[: len(item.responses)].clone() for row, item in zip(scores, encoded, strict=True)]
 

@@ -204,6 +204,7 @@ class Collator:
         self.positions = families.PromptPositions(base)
         self.max_length = max_length
         self.window = _shortest_window(base) if self.family.blocks is families.whole_prompt_block else None
+        self.rope = base.yojo.rope
         self.separator_id = separator_id_of(self.tokenizer, self.config.separator)
         if self.separator_id is None:
             raise ValueError(
@@ -309,6 +310,11 @@ class Collator:
                 f"(prompt {len(prompt_ids)}, responses {', '.join(str(len(ids)) for ids in responses)}); "
                 "nothing is cut: shorten it, leave it out or raise max_length"
             )
+        if self.rope is not None:
+            lengths = [len(ids) for ids in responses]
+            branch = max(lengths) if self.config.mode == "isolated" else sum(lengths)
+            longest = max(int(positions.max()) + 1, next_position + branch)
+            self.rope.check(longest, name, "the prompt with its longest branch of responses")
         return encoded
 
     def pack(self, encoded, pad_to_multiple_of=None):
@@ -347,7 +353,10 @@ class Collator:
         filling = -row % (pad_to_multiple_of or self.pad_to_multiple_of or 1)
         if filling:
             ids.append(torch.full((filling,), self.separator_id))
-            positions.append(torch.arange(filling).expand(positions[0].shape[0], -1))
+            counted = torch.arange(filling)  # nobody reads them, but a rope may look for the longest position
+            if self.rope is not None:
+                counted = counted.clamp(max=self.rope.limit - 1)
+            positions.append(counted.expand(positions[0].shape[0], -1))
             blocks.append(torch.full((filling,), -1))
             prompt_lengths.append(filling)
             branch_lengths.append([])

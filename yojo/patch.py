@@ -1,20 +1,22 @@
 """`patch` turns a Hugging Face model into a reward model in place, `unpatch` undoes it."""
 
+import contextlib
 import dataclasses
 import datetime
 import functools
 import logging
 import sys
-import types
 import typing
 
 import torch
 
-from yojo import dates, families, fingerprints, last_layer, media, stock
+from yojo import dates, devices, families, fingerprints, last_layer, media, ropes, stock
 from yojo import fuse as fusing
 from yojo import graphs as row_graphs
+from yojo import probe as probing
 from yojo import separator as separators
 from yojo.config import YojoConfig
+from yojo.eval_mode import EvalMode
 from yojo_kernels import multi_response_attention
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,8 @@ class Patch:
             no processor was given yet.
         weights: samples of the backbone's weights as they were patched (see `yojo.fingerprints`).
         came_with: what a checkpoint of a patched model said of it (see `yojo.stock`), or None.
+        rope: where the frequencies of the model's rope depend on the length of a pass; None where they do not.
+        eval_mode: keeps the model in eval mode while threads score with it.
     """
 
     config: YojoConfig
@@ -55,6 +59,12 @@ class Patch:
     date: datetime.date | None = None
     weights: dict = dataclasses.field(default_factory=dict, repr=False)
     came_with: stock.Recorded | None = dataclasses.field(default=None, repr=False)
+    rope: ropes.Switch | None = None
+    eval_mode: EvalMode = dataclasses.field(default_factory=EvalMode, repr=False)
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        _register(self.stock_attention)  # a process that only unpickles the model has not patched any
 
     @property
     def fuse(self):
@@ -67,7 +77,7 @@ class Patch:
         return 0 if self.fusion.graphs is None else self.fusion.graphs.limit
 
 
-def patch(model, processor=None, *, fuse=None, graphs=None, **options):
+def patch(model, processor=None, *, fuse=None, graphs=None, probe=True, **options):
     """Turn a vision-language (or text-only) model into a reward model, in place.
 
     A model that was loaded from a checkpoint of a patched one (its `config.yojo` says so) gets the head and the settings
@@ -81,8 +91,10 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
         model: a `transformers` model with a language-model head (`...ForConditionalGeneration`, `...ForCausalLM`),
             bare or wrapped by PEFT, DistributedDataParallel or torch.compile.
         processor: its processor, or its tokenizer for a text-only model. The separator token is taken from it, or
-            added to it and to the model's embedding, starting from the mean embedding. Without one, packed batches
-            are still scored, but ordinary [B, L] inputs with separators are not recognised.
+            added to it and to the model's embedding, starting from the mean embedding: so it does with every fresh
+            model that is patched with this processor, or with a copy of it, while a token that the tokenizer came with
+            keeps its row. Without a processor, packed batches are still scored, but ordinary [B, L] inputs with
+            separators are not recognised.
         fuse: how the decoder layers run while a packed row is scored; scores agree within the precision's error, and
             ordinary inputs never notice. It is no field of the config and is not saved.
             "auto" (None on a model not patched yet) fuses on CUDA devices, by Liger-Kernel where it is installed and
@@ -98,6 +110,9 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
             graphs need; with `yojo.Collator` it is `pad_to_multiple_of=256`. Layers with adapters that are not merged,
             with hooks or in training mode run as they are; where "auto" would compile, rows that graphs take are
             replayed instead. Like fuse it is not saved.
+        probe: a model whose family is not listed in `yojo.families` is tried first: a packed row of a few random tokens
+            must give what the model's own forward gives, or the model is refused. It costs about one short forward and
+            leaves no trace. False skips it.
         **options: fields of `YojoConfig`.
 
     Returns:
@@ -112,11 +127,22 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
     Example:
         >>> model = yojo.patch(model, processor, mode="isolated")
     """
+    return _patch(model, processor, fuse, graphs, probe, options)
+
+
+def patch_loaded(model, processor, *, fuse=None, probe=True, **options):
+    """As `patch`, for a model whose head and separator's row follow from a file, whatever its config.yojo says."""
+    return _patch(model, processor, fuse, None, probe, options, loading=True)
+
+
+def _patch(model, processor, fuse, graphs, probe, options, loading=False):
     config = YojoConfig.from_dict(options)
     if fuse is not None:
         fusing.check_choice(fuse)
     if graphs is not None:
         row_graphs.check_limit(graphs)
+    if not isinstance(probe, bool):
+        raise TypeError(f"probe must be a bool, got {probe!r}")
     base = unwrap(model)
     if is_patched(base):
         differing = {name: value for name, value in options.items() if getattr(base.yojo.config, name) != value}
@@ -135,28 +161,38 @@ def patch(model, processor=None, *, fuse=None, graphs=None, **options):
             _replan_layers(base, *wanted)
         return model
     modules = _check_model(base)
-    came_with = stock.recorded(base, options)
+    came_with = None if loading else stock.recorded(base, options)
     config = config if came_with is None else came_with.config
+    device = devices.output_device(base)
     fusion = fusing.plan(base, modules, fuse or "auto", graphs or 0)
 
-    from yojo.model import ScoreHead, scoring_forward_of
+    from yojo.model import ScoreHead, install
 
     own = _common_implementation(modules)
-    state = Patch(config=config, separator_id=None, stock_attention=own, fusion=fusion, came_with=came_with)
+    rope = ropes.switch_of(base)
+    if probe and probing.is_needed(base):
+        probing.check(base, modules, rope, functools.partial(_packed_attention, base, modules))
+    state = Patch(config=config, separator_id=None, stock_attention=own, fusion=fusion, came_with=came_with, rope=rope)
     state.weights = fingerprints.take(fingerprints.tensors_of(base))
     state.date = None if came_with is None else came_with.date
+    if rope is not None:
+        logger.warning(
+            "examples of more than %d positions will be refused: beyond them this model's rope (%s) changes its "
+            "frequencies for a whole row",
+            rope.limit,
+            rope.kind,
+        )
     if processor is not None:
-        _add_separator(base, processor, state)
+        _add_separator(base, processor, state, loading)
         dates.agree(state, processor)
     _set_implementation(base, modules, _register(own))
     _mark_sliding(base, modules)
     fusion.install()
-    reference_parameter = list(base.get_decoder().parameters())[-1]
-    base.score = ScoreHead(base.config.get_text_config().hidden_size, config).to(reference_parameter.device)
+    base.score = ScoreHead(base.config.get_text_config().hidden_size, config).to(device)
     if came_with is not None:
         came_with.put_into(base.score)
     state.stock_forward = base.__dict__.get("forward")
-    base.forward = types.MethodType(scoring_forward_of(type(base)), base)
+    install(base)
     state.whole_last_layer = last_layer.install(base)
     media.install(base, families.family_of(base.config))
     base.yojo = state
@@ -176,6 +212,8 @@ def unpatch(model):
     Returns:
         The same model object.
     """
+    from yojo.model import remove
+
     base = unwrap(model)
     if not is_patched(base):
         return model
@@ -195,9 +233,8 @@ def unpatch(model):
         if state.set_vocab_size:
             base.__dict__.pop("vocab_size", None)
     del base.score, base.yojo, base.config.yojo
-    if state.stock_forward is None:
-        del base.forward
-    else:
+    remove(base)
+    if state.stock_forward is not None:
         base.forward = state.stock_forward
     return model
 
@@ -351,7 +388,8 @@ def _common_implementation(modules):
     names = {module.config._attn_implementation for module in modules}
     if len(names) != 1:
         raise ValueError(f"the decoder's layers have different attention implementations: {sorted(map(str, names))}")
-    return names.pop() or "eager"
+    # Ours where the config is a copy of a patched model's.
+    return (names.pop() or "eager").removeprefix(PREFIX)
 
 
 def _set_implementation(base, modules, name):
@@ -372,6 +410,20 @@ def _set_implementation(base, modules, name):
             raise RuntimeError(
                 f"{type(base).__name__}: setting the decoder's attention changed {type(config).__name__}"
             )
+
+
+@contextlib.contextmanager
+def _packed_attention(base, modules):
+    """Within it, the attention of a model that is not patched takes packed rows."""
+    stock = _common_implementation(modules)
+    _set_implementation(base, modules, _register(stock))
+    _mark_sliding(base, modules)
+    try:
+        yield
+    finally:
+        _set_implementation(base, modules, stock)
+        for module in modules:
+            module.__dict__.pop(families.SLIDES, None)
 
 
 def _replan_layers(base, fuse, graphs):
@@ -395,8 +447,17 @@ def _mark_sliding(base, modules):
 # ---- separator ----
 
 
-def _add_separator(base, processor, state):
-    """Give tokenizer and model the separator, starting its embedding from the mean of the tokenizer's others."""
+# Among the settings that a tokenizer is saved and copied with: the token that `patch` has added to it. A model that has not
+# been patched never saw this token, whatever its embedding has in that row.
+ADDED = "yojo_separator"
+
+
+def _add_separator(base, processor, state, loading=False):
+    """Give tokenizer and model the separator, starting its embedding from the mean of the tokenizer's others.
+
+    A row that is there already is taken as it is only where somebody may have trained or reserved it: the tokenizer came
+    with the token, or the model was saved as a patched one (its config says so), or (`loading`) it follows from a file.
+    """
     tokenizer = tokenizer_of(processor)
     if not hasattr(tokenizer, "get_vocab"):
         raise TypeError(f"processor must be a processor or a tokenizer, got {type(processor).__name__}")
@@ -404,9 +465,10 @@ def _add_separator(base, processor, state):
     known = separator_id_of(tokenizer, separator)
     embedding = base.get_input_embeddings()
     rows = embedding.weight.shape[0]
-    trained = state.came_with is not None and state.came_with.check_separator(known, tokenizer, rows)
-    if known is not None and known < rows:
-        state.separator_id = known  # it was trained, or reserved, by whoever made the tokenizer
+    trained = loading or (state.came_with is not None and state.came_with.check_separator(known, tokenizer, rows))
+    ours = getattr(tokenizer, "init_kwargs", {}).get(ADDED) == separator
+    if known is not None and known < rows and (trained or not ours):
+        state.separator_id = known
         return
     if not isinstance(embedding, torch.nn.Embedding):
         raise ValueError(
@@ -414,6 +476,12 @@ def _add_separator(base, processor, state):
             "call yojo.patch before PEFT wraps the model"
         )
     needed = len(tokenizer) if known is None else known
+    resized = (embedding, base.get_output_embeddings()) if needed >= rows else (embedding,)
+    if any(map(devices.is_offloaded, resized)):
+        raise ValueError(
+            f"the separator {separator!r} must be written into the embedding, which is offloaded: give the embeddings of "
+            "input and output devices of their own in device_map ('cpu' will do)"
+        )
     outputs = base.get_output_embeddings().weight.shape[0]
     if needed >= rows and outputs != rows:
         raise ValueError(
@@ -424,6 +492,7 @@ def _add_separator(base, processor, state):
         from tokenizers import AddedToken
 
         tokenizer.add_tokens([AddedToken(separator, special=True, normalized=False)], special_tokens=True)
+        tokenizer.init_kwargs[ADDED] = separator
     state.separator_id = separator_id_of(tokenizer, separator)
     if trained:
         return

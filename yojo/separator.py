@@ -5,7 +5,11 @@ vocabulary's embedding in every step. What training adds to the separator's row 
 float32, in the value head: it is trained, saved, sharded and kept through merges as the head is.
 """
 
+import threading
+
 import torch
+
+_installing = threading.Lock()
 
 
 class SeparatorDelta:
@@ -13,6 +17,7 @@ class SeparatorDelta:
 
     def __init__(self, base):
         self.base = base
+        self.handle = None
 
     def __call__(self, module, args, kwargs, output):
         state = getattr(self.base, "yojo", None)
@@ -26,10 +31,21 @@ class SeparatorDelta:
 
 def install(base):
     """Make the input embedding of a patched model add the delta, as it stands now: PEFT may have wrapped it since."""
+    if _is_installed(base):
+        return
+    with _installing:  # threads that all find it missing would each add the delta
+        if not _is_installed(base):
+            remove(base)
+            hook = SeparatorDelta(base)
+            # Kept for pickle: torch numbers hooks by process, and what unpickles the handle counts on from there. Another
+            # hook would otherwise get the same number, and replace this one.
+            hook.handle = base.get_input_embeddings().register_forward_hook(hook, with_kwargs=True)
+
+
+def _is_installed(base):
     embedding = base.get_input_embeddings()
-    if not any(isinstance(hook, SeparatorDelta) for hook in embedding._forward_hooks.values()):
-        remove(base)
-        embedding.register_forward_hook(SeparatorDelta(base), with_kwargs=True)
+    hooks = tuple(embedding._forward_hooks.items())
+    return any(isinstance(hook, SeparatorDelta) and key in embedding._forward_hooks_with_kwargs for key, hook in hooks)
 
 
 def remove(base):

@@ -235,7 +235,7 @@ def is_checkpoint(path):
         return False
 
 
-def load(path, *, dtype=None, device=None, fuse=None, processor_options=None, **kwargs):
+def load(path, *, dtype=None, device=None, fuse=None, probe=True, processor_options=None, **kwargs):
     """(patched model in eval mode, processor) of a checkpoint of a patched model that has its processor beside it."""
     import transformers
 
@@ -259,7 +259,7 @@ def load(path, *, dtype=None, device=None, fuse=None, processor_options=None, **
             "RewardModel(model, processor).save_pretrained"
         ) from error
     model = model_class.from_pretrained(path, dtype=dtype or "auto", **kwargs)
-    patch(model, processor, fuse=fuse)
+    patch(model, processor, fuse=fuse, probe=probe)
     if device is not None:
         model.to(device)
     return model.eval(), processor

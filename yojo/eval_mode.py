@@ -1,0 +1,58 @@
+"""Eval mode of a model that several threads score with."""
+
+import contextlib
+import threading
+
+
+class EvalMode:
+    """Eval mode of one model while threads score with it: the first one in sets it, the last one out undoes it."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.disturbed = 0  # how often training mode was set under a pass
+        self.training = []  # modules that go back to training mode
+
+    def __reduce__(self):  # a copy of the model is not being scored with
+        return EvalMode, ()
+
+    @contextlib.contextmanager
+    def of(self, model):
+        """Within it, the model is in eval mode.
+
+        Raises:
+            RuntimeError: somebody else has set training mode meanwhile.
+        """
+        disturbed = self._enter(model)
+        try:
+            yield
+        finally:
+            disturbed = self._leave(model) != disturbed
+        if disturbed:
+            raise RuntimeError(
+                "the model was put into training mode while it scored, so that the scores may hold dropout: train and "
+                "score one after the other, or score with a copy of the model"
+            )
+
+    def _enter(self, model):
+        with self.lock:
+            self._set(model)
+            self.inside += 1
+            return self.disturbed
+
+    def _leave(self, model):
+        with self.lock:
+            self._set(model)
+            self.inside -= 1
+            if self.inside == 0:
+                for module in self.training:
+                    module.training = True
+                self.training = []
+            return self.disturbed
+
+    def _set(self, model):
+        training = [module for module in model.modules() if module.training]
+        if training:
+            self.disturbed += self.inside > 0
+            self.training += training
+            model.eval()
