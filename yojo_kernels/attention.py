@@ -5,6 +5,10 @@ runs of the other side: steps that are visible as a whole without a mask, then t
 online softmax goes over both runs. The backward follows FlashAttention-2 (Dao, arXiv:2307.08691): one kernel for the
 gradient of the queries, one for those of keys and values, each owning its output, so that nothing is added atomically
 and every launch gives the same bits.
+
+At the borders, what is not seen is multiplied by 0, which makes NaN of what is not finite there. A program whose sums came
+out as NaN therefore makes them once more, carefully: in small steps, all of them masked, with what is not finite taken
+out of the products and put back as NaN for those who see it.
 """
 
 import math
@@ -22,10 +26,12 @@ from yojo_kernels.tiles import KEY_COLUMNS, QUERY_COLUMNS
 
 MAX_HEAD_DIM = 256
 SUM_WARPS = 8
+CAREFUL_STEP = 16  # rows of the other side at a time where sums are made once more
 LOG2E = tl.constexpr(math.log2(math.e))
 LN2 = tl.constexpr(math.log(2))
 LOAD_QUERY_COLUMNS = tl.constexpr(QUERY_COLUMNS)
 LOAD_KEY_COLUMNS = tl.constexpr(KEY_COLUMNS)
+STEP = tl.constexpr(CAREFUL_STEP)
 
 
 # ---- pieces of the kernels ----
@@ -93,6 +99,25 @@ def _border_start(i, lo_a, end_a, from_a, to_a, count_a, lo_b, end_b, from_b, to
     return tl.where(a, lo_a, lo_b) + j * STEP, tl.where(a, end_a, end_b)
 
 
+@triton.jit
+def _has_nan(x):
+    """Whether an entry of a matrix is NaN: a scalar."""
+    return tl.max(tl.max((x != x).to(tl.int32), 1), 0) > 0
+
+
+@triton.jit
+def _without_broken(x):
+    """Rows of x [ROWS, D], 0 where an entry is not finite; and which ones those are, [ROWS]."""
+    broken = tl.max((tl.abs(x.to(tl.float32)) < float("inf")).to(tl.int32) ^ 1, 1) > 0
+    return tl.where(broken[:, None], 0.0, x), broken
+
+
+@triton.jit
+def _careful_start(i, lo_a, steps_a, lo_b, STEP: tl.constexpr):
+    """First row of the i-th careful step: those of run a, then those of run b, full ones and border steps alike."""
+    return tl.where(i < steps_a, lo_a + i * STEP, lo_b + (i - steps_a) * STEP)
+
+
 # ---- forward ----
 
 
@@ -102,7 +127,7 @@ def _forward_step(q, k_head, v_head, stride_kt, stride_vt, start_n, end_n, colum
                   scale, softcap, window,
                   HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
                   HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-                  BORDER: tl.constexpr):  # fmt: skip
+                  BORDER: tl.constexpr, CAREFUL: tl.constexpr):  # fmt: skip
     rows = tl.arange(0, BLOCK_N)
     k = _load_rows(k_head, rows, stride_kt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, BORDER)
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
@@ -133,6 +158,9 @@ def _forward_step(q, k_head, v_head, stride_kt, stride_vt, start_n, end_n, colum
     total = total * shrink + tl.sum(p, 1)
     acc = acc * shrink[:, None]
     v = _load_rows(v_head, rows, stride_vt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, BORDER)
+    if CAREFUL:
+        v, broken = _without_broken(v)
+        p = tl.where(seen & broken[None, :], float("nan"), p)
     acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
     return m_new, total, acc
 
@@ -168,7 +196,7 @@ def forward_kernel(q, k, v, out, lse, tiles, bounds, position, block,
         m, total, acc = _forward_step(
             q_tile, k_head, v_head, stride_kt, stride_vt, start_n, start_n, columns, m, total, acc,
             rows, rows, rows, rows, rows, position, block, scale, softcap, window,
-            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False,
+            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False, False,
         )  # fmt: skip
     q_row, position_q, block_q = _load_ids(position, block, start_m, rows, end_m, HAS_BLOCKS, HAS_WINDOW)
     block_q = tl.where(block_q < 0, -2, block_q)  # tokens without a block are in no block together
@@ -184,8 +212,23 @@ def forward_kernel(q, k, v, out, lse, tiles, bounds, position, block,
         m, total, acc = _forward_step(
             q_tile, k_head, v_head, stride_kt, stride_vt, start_n, end_n, columns, m, total, acc,
             low, q_row, own_end, position_q, block_q, position, block, scale, softcap, window,
-            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True,
+            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True, False,
         )  # fmt: skip
+
+    if _has_nan(acc):
+        q_tile = _load_rows(q + head64 * stride_qh, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
+        m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        steps_a = tl.cdiv(end_a - lo_a, STEP)
+        for i in tl.range(0, steps_a + tl.cdiv(end_b - lo_b, STEP), num_stages=1):
+            m, total, acc = _forward_step(
+                q_tile, k_head, v_head, stride_kt, stride_vt, _careful_start(i, lo_a, steps_a, lo_b, STEP),
+                tl.where(i < steps_a, end_a, end_b), columns, m, total, acc,
+                tl.where(i < steps_a, 0, own_start), q_row, own_end, position_q, block_q, position, block,
+                scale, softcap, window,
+                HEAD_DIM, BLOCK_D, STEP, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True, True,
+            )  # fmt: skip
 
     seeing = total > 0
     acc = acc * tl.where(seeing, 1 / tl.where(seeing, total, 1.0), tl.where(total == total, 0.0, total))[:, None]
@@ -203,7 +246,7 @@ def _query_grad_step(q, do, k_head, v_head, stride_kt, stride_vt, start_n, end_n
                      low, q_row, own_end, position_q, block_q, position, block, scale, softcap, window,
                      HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
                      HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-                     BORDER: tl.constexpr):  # fmt: skip
+                     BORDER: tl.constexpr, CAREFUL: tl.constexpr):  # fmt: skip
     rows = tl.arange(0, BLOCK_N)
     k = _load_rows(k_head, rows, stride_kt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, BORDER)
     v = _load_rows(v_head, rows, stride_vt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, BORDER)
@@ -226,6 +269,9 @@ def _query_grad_step(q, do, k_head, v_head, stride_kt, stride_vt, start_n, end_n
     ds = p * (tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta[:, None])
     if HAS_SOFTCAP:
         ds = ds * (1 - capped * capped)
+    if CAREFUL:
+        k, broken = _without_broken(k)
+        ds = tl.where(seen, tl.where(broken[None, :], float("nan"), ds), 0.0)
     return tl.dot(ds.to(k.dtype), k, acc, input_precision=PRECISION)
 
 
@@ -284,7 +330,7 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, stats, tiles, bounds, pos
         acc = _query_grad_step(
             q_tile, do_tile, k_head, v_head, stride_kt, stride_vt, start_n, start_n, columns, log_sum, sums, acc,
             rows, rows, rows, rows, rows, position, block, scale, softcap, window,
-            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False,
+            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False, False,
         )  # fmt: skip
     q_row, position_q, block_q = _load_ids(position, block, start_m, rows, end_m, HAS_BLOCKS, HAS_WINDOW)
     block_q = tl.where(block_q < 0, -2, block_q)  # tokens without a block are in no block together
@@ -304,8 +350,22 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, stats, tiles, bounds, pos
         acc = _query_grad_step(
             q_tile, do_tile, k_head, v_head, stride_kt, stride_vt, start_n, end_n, columns, log_sum, sums, acc,
             low, q_row, own_end, position_q, block_q, position, block, scale, softcap, window,
-            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True,
+            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True, False,
         )  # fmt: skip
+    if _has_nan(acc):
+        acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        steps_a = tl.cdiv(end_a - lo_a, STEP)
+        for i in tl.range(0, steps_a + tl.cdiv(end_b - lo_b, STEP), num_stages=1):
+            again = i * zero
+            q_tile = _load_rows(q_head + again, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
+            do_tile = _load_rows(do_head + again, rows, stride_dot, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
+            acc = _query_grad_step(
+                q_tile, do_tile, k_head, v_head, stride_kt, stride_vt, _careful_start(i, lo_a, steps_a, lo_b, STEP),
+                tl.where(i < steps_a, end_a, end_b), columns, log_sum, sums, acc,
+                tl.where(i < steps_a, 0, own_start), q_row, own_end, position_q, block_q, position, block,
+                scale, softcap, window,
+                HEAD_DIM, BLOCK_D, STEP, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True, True,
+            )  # fmt: skip
     _store_rows(dq + head64 * stride_dqh, acc * scale, rows, stride_dqt, start_m, end_m, columns, HEAD_DIM)
 
 
@@ -315,7 +375,7 @@ def _key_grad_step(k, v, q_head, do_head, lse_head, delta_head, stride_qt, strid
                    scale, softcap, window,
                    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
                    HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-                   BORDER: tl.constexpr):  # fmt: skip
+                   BORDER: tl.constexpr, CAREFUL: tl.constexpr):  # fmt: skip
     # Scores are held transposed, keys down, so that they enter the two sums over queries as they are.
     rows = tl.arange(0, BLOCK_M)
     q = _load_rows(q_head, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, BORDER)
@@ -340,10 +400,16 @@ def _key_grad_step(k, v, q_head, do_head, lse_head, delta_head, stride_qt, strid
         if HAS_WINDOW:
             seen = seen & (position_q[None, :] - position_k[:, None] < window)
         p = tl.where(seen, p, 0.0)
+    if CAREFUL:
+        do, broken = _without_broken(do)
+        p = tl.where(seen & broken[None, :], float("nan"), p)
     acc_v = tl.dot(p.to(do.dtype), do, acc_v, input_precision=PRECISION)
     ds = p * (tl.dot(v, tl.trans(do), input_precision=PRECISION) - delta[None, :])
     if HAS_SOFTCAP:
         ds = ds * (1 - capped * capped)
+    if CAREFUL:
+        q, broken = _without_broken(q)
+        ds = tl.where(seen, tl.where(broken[None, :], float("nan"), ds), 0.0)
     acc_k = tl.dot(ds.to(q.dtype), q, acc_k, input_precision=PRECISION)
     return acc_k, acc_v
 
@@ -390,7 +456,7 @@ def key_grad_kernel(q, k, v, do, stats, dk, dv, pieces, items, bounds, position,
                 k_tile, v_tile, q_head, do_head, lse_head, delta_head, stride_qt, stride_dot, lo + i * BLOCK_M, end,
                 columns, acc_k, acc_v, k_row, own_start, own_end, heard_end, position_k, block_k, position, block,
                 scale, softcap, window,
-                HEAD_DIM, BLOCK_D, BLOCK_M, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False,
+                HEAD_DIM, BLOCK_D, BLOCK_M, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False, False,
             )  # fmt: skip
         for i in range(from_step, to_step - (to_full - from_full)):
             step = tl.where(i < from_full, i, i + to_full - from_full)
@@ -398,7 +464,25 @@ def key_grad_kernel(q, k, v, do, stats, dk, dv, pieces, items, bounds, position,
                 k_tile, v_tile, q_head, do_head, lse_head, delta_head, stride_qt, stride_dot, lo + step * BLOCK_M, end,
                 columns, acc_k, acc_v, k_row, own_start, own_end, heard_end, position_k, block_k, position, block,
                 scale, softcap, window,
-                HEAD_DIM, BLOCK_D, BLOCK_M, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True,
+                HEAD_DIM, BLOCK_D, BLOCK_M, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True, False,
+            )  # fmt: skip
+    if _has_nan(acc_k) | _has_nan(acc_v):
+        k_tile = _load_rows(k + head64 * stride_kh, rows, stride_kt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, True)
+        v_tile = _load_rows(v + head64 * stride_vh, rows, stride_vt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, True)
+        acc_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+        acc_v = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+        from_row, to_row = lo + from_step * BLOCK_M, tl.minimum(lo + to_step * BLOCK_M, end)
+        steps = tl.cdiv(to_row - from_row, STEP)
+        for i in tl.range(0, group * steps, num_stages=1):
+            member = head64 * group + i // steps
+            lse_head = stats + member * num_tokens
+            acc_k, acc_v = _key_grad_step(
+                k_tile, v_tile, q + member * stride_qh, do + member * stride_doh, lse_head,
+                lse_head + num_heads.to(tl.int64) * group * num_tokens, stride_qt, stride_dot,
+                from_row + (i % steps) * STEP, to_row,
+                columns, acc_k, acc_v, k_row, own_start, own_end, heard_end, position_k, block_k, position, block,
+                scale, softcap, window,
+                HEAD_DIM, BLOCK_D, STEP, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True, True,
             )  # fmt: skip
     acc_k = acc_k * scale
     if slot < 0:
