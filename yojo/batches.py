@@ -7,14 +7,13 @@ in the data set, so that a run can be resumed anywhere, and on another number of
 
 import dataclasses
 import io
-import math
 import os
 import random
 
 import torch
 
 from yojo.data import draw_responses, take_responses
-from yojo.packing import Example, orders
+from yojo.packing import Example, orders, pack_in_parts
 from yojo.videos import Video, frame_files
 
 VIDEO_TOKENS = 2048  # what a video is taken to have where its frames cannot be counted without decoding it
@@ -319,7 +318,7 @@ class RowCollator:
         rows, indices, orders_of = [], [], []
         sizes = [item.num_tokens(self.collator.config) for _, item in encoded]
         for places in rows_of(sizes, self.row_tokens):
-            for some, batch in self._pack([encoded[place] for place in places]):
+            for some, batch in pack_in_parts(self._pack, [encoded[place] for place in places]):
                 rows.append(batch)
                 indices.append([draw.index for draw, _ in some])
                 orders_of.append([draw.order for draw, _ in some])
@@ -346,14 +345,7 @@ class RowCollator:
         return encoded, bad
 
     def _pack(self, some):
-        """[(samples, batch)]: one row, or two where vision tensors do not fit together."""
-        try:
-            return [(some, self.collator.pack([item for _, item in some]))]
-        except ValueError:
-            if len(some) == 1:
-                raise
-            half = math.ceil(len(some) / 2)
-            return self._pack(some[:half]) + self._pack(some[half:])
+        return self.collator.pack([item for _, item in some])
 
 
 class RowLoader(torch.utils.data.DataLoader):
