@@ -179,10 +179,13 @@ def _finish(acc, m, total, out, lse, stride_ot, rows, columns, start, end, HEAD_
 
 @triton.jit
 def _forward_again(q, k, v, out, lse, bounds, position, block, stride_qt, stride_kt, stride_vt, stride_ot,
-                   start_m, end_m, lo_a, end_a, lo_b, end_b, num_tokens, scale, softcap, window,
+                   tile, num_tokens, scale, softcap, window,
                    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
                    HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr):  # fmt: skip
     """What a program of the forward does, carefully; pointers are to the first row of its head."""
+    # Read again rather than handed over: the loops before have no register to spare.
+    start_m, end_m = tl.load(tile), tl.load(tile + 1)
+    lo_a, end_a, lo_b, end_b = tl.load(tile + 2), tl.load(tile + 3), tl.load(tile + 6), tl.load(tile + 7)
     rows = tl.arange(0, STEP)
     columns = tl.arange(0, BLOCK_D)
     steps_a = tl.cdiv(end_a - lo_a, STEP)
@@ -266,7 +269,7 @@ def forward_kernel(q, k, v, out, lse, tiles, bounds, position, block,
         _forward_again(
             q + head64 * stride_qh, k_head, v_head, out + head64 * stride_oh, lse + head64 * num_tokens,
             bounds, position, block, stride_qt, stride_kt, stride_vt, stride_ot,
-            start_m, end_m, lo_a, end_a, lo_b, end_b, num_tokens, scale, softcap, window,
+            tile, num_tokens, scale, softcap, window,
             HEAD_DIM, BLOCK_D, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP,
         )  # fmt: skip
 
