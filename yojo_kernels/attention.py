@@ -328,7 +328,7 @@ def _sums_of_queries(out, do_tile, lse, dlse, stride_ot, stride_dlset, rows, sta
 @triton.jit
 def _query_grad_again(q, k, v, out, do, lse, dlse, dq, bounds, position, block,
                       stride_qt, stride_kt, stride_vt, stride_ot, stride_dot, stride_dqt, stride_dlset,
-                      start_m, end_m, lo_a, end_a, lo_b, end_b, num_tokens, scale, softcap, window,
+                      start_m, end_m, lo_a, end_a, lo_b, end_b, num_tokens, zero, scale, softcap, window,
                       HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
                       HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
                       HAS_LSE_GRAD: tl.constexpr):  # fmt: skip
@@ -338,7 +338,6 @@ def _query_grad_again(q, k, v, out, do, lse, dlse, dq, bounds, position, block,
     steps_a = tl.cdiv(end_a - lo_a, STEP)
     for n in tl.range(0, tl.cdiv(end_m - start_m, STEP), num_stages=1):
         start = start_m + n * STEP
-        q_tile = _load_rows(q, rows, stride_qt, start, end_m, columns, HEAD_DIM, BLOCK_D, True)
         do_tile = _load_rows(do, rows, stride_dot, start, end_m, columns, HEAD_DIM, BLOCK_D, True)
         log_sum, sums = _sums_of_queries(
             out, do_tile, lse, dlse, stride_ot, stride_dlset, rows, start, end_m, columns,
@@ -352,6 +351,9 @@ def _query_grad_again(q, k, v, out, do, lse, dlse, dq, bounds, position, block,
             own_end = tl.load(bounds + num_tokens + q_row, mask=q_row < end_m, other=0)
         acc = tl.zeros([STEP, BLOCK_D], tl.float32)
         for i in tl.range(0, steps_a + tl.cdiv(end_b - lo_b, STEP), num_stages=1):
+            again = i * zero  # read at every step, as with RELOAD
+            q_tile = _load_rows(q + again, rows, stride_qt, start, end_m, columns, HEAD_DIM, BLOCK_D, True)
+            do_tile = _load_rows(do + again, rows, stride_dot, start, end_m, columns, HEAD_DIM, BLOCK_D, True)
             acc = _query_grad_step(
                 q_tile, do_tile, k, v, stride_kt, stride_vt, _careful_start(i, lo_a, steps_a, lo_b),
                 tl.where(i < steps_a, end_a, end_b), columns, log_sum, sums, acc,
@@ -444,7 +446,7 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, stats, tiles, bounds, pos
             q_head, k_head, v_head, out + head64 * stride_oh, do_head, lse + head64 * num_tokens,
             dlse + head64 * stride_dlseh, dq + head64 * stride_dqh, bounds, position, block,
             stride_qt, stride_kt, stride_vt, stride_ot, stride_dot, stride_dqt, stride_dlset,
-            start_m, end_m, lo_a, end_a, lo_b, end_b, num_tokens, scale, softcap, window,
+            start_m, end_m, lo_a, end_a, lo_b, end_b, num_tokens, zero, scale, softcap, window,
             HEAD_DIM, BLOCK_D, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, HAS_LSE_GRAD,
         )  # fmt: skip
 
