@@ -48,6 +48,8 @@ def run(function, case, dtype, compute=None):
     inputs = [tensor.detach().to(dtype).to(compute or dtype) for tensor in case["tensors"]]
     q, k, v = (tensor.requires_grad_() for tensor in inputs[:3])
     output, lse = function(q, k, v, case["layout"], **case["options"])
+    if lse is None:  # an implementation that has none
+        return [output.detach(), None, *torch.autograd.grad(output, [q, k, v], inputs[3])]
     grads = torch.autograd.grad([output, lse], [q, k, v], [inputs[3], inputs[4].to(lse.dtype)])
     return [output.detach(), lse.detach(), *grads]
 
@@ -104,3 +106,37 @@ def check(function, case, dtype):
             ("largest", error.abs().max(), allowed.abs().max(), torch.finfo(dtype).eps / 2 * truth.abs().max()),
         ):
             assert one <= 2 * other + unit + more, f"{name}: {how} error {one:.2e}, the reference's {other:.2e}"
+
+
+def check_apart(function, case, dtype, bound, seed=0):
+    """Fail unless what is not finite in one row changes nothing for the tokens that do not see it.
+
+    One row of each input in turn is broken. Where NaN was put, all that the mask connects with it must be NaN; all else,
+    outputs and gradients, must be what it was.
+    """
+    layout, rng = case["layout"], random.Random(seed)
+    visible = layout.visible(case["options"]["window"])
+    clean = run(function, case, dtype)
+    nothing = torch.zeros(layout.num_tokens, dtype=torch.bool)
+    for place, broken in enumerate(("query", "key", "value", "grad")):
+        row, poison = rng.randrange(layout.num_tokens), rng.choice([float("nan"), float("nan"), float("inf")])
+        tensors = [tensor.clone() for tensor in case["tensors"]]
+        tensors[place][row, :, rng.randrange(tensors[place].shape[2])] = poison
+        # The queries whose sums hold the broken row, and the keys that they listen to.
+        asking = torch.arange(layout.num_tokens) == row if broken in ("query", "grad") else visible[:, row]
+        heard = visible[asking].any(dim=0)
+        reached = {
+            "output": nothing if broken == "grad" else asking,
+            "lse": asking if broken in ("query", "key") else nothing,
+            "grad q": asking,
+            "grad k": heard,
+            "grad v": nothing if broken == "value" else heard,
+        }
+        got = run(function, {**case, "tensors": tensors}, dtype)
+        for (what, changed), one, other in zip(reached.items(), got, clean, strict=True):
+            if one is None:
+                continue
+            same = (one == other) | ((one - other).abs() <= bound * other.abs().clamp(min=1))
+            where = f"{broken} of row {row} is {poison}: {what}"
+            assert same[~changed].all(), f"{where} of tokens that do not see it"
+            assert poison == poison or one[changed].isnan().all(-1).all(), f"{where} of those that see it is not NaN"

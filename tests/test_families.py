@@ -10,7 +10,8 @@ import torch
 import transformers
 
 import yojo
-from yojo.packing import orders
+from yojo import families
+from yojo.packing import orders, pack_in_parts
 
 FAMILIES = list(tiny.FAMILIES)
 PARITY = 2e-6  # float32: about 16 ulp of a score of order 1
@@ -208,6 +209,74 @@ def test_order_and_company_change_nothing(family):
         (before,) = score(model, collator, [(prompt, responses)])
         (after,) = score(model, collator, [(prompt, [*responses, tiny.words(4, 77)])])
         assert difference(after[:-1], before) <= PARITY
+
+
+def with_other_shapes(family):
+    """The family's samples and one more, whose tensors cannot be joined with theirs."""
+    samples = samples_of(family)
+    prompt, responses = samples["video" if family == "llava_onevision" else "image"]
+    other = dict(prompt)
+    if family == "llava_onevision":  # a frame more
+        token, count, pixels = tiny.VIDEO, 5, other["pixel_values_videos"]
+        other["pixel_values_videos"] = torch.cat([pixels, pixels[:, :1] * 0.7], dim=1)
+    else:  # a larger tile
+        token, count = tiny.IMAGE, 9
+        generator = torch.Generator().manual_seed(3)
+        other["pixel_values"] = torch.randn(1, 1, 3, 24, 24, generator=generator)
+        other["pixel_attention_mask"] = torch.ones(1, 1, 24, 24, dtype=torch.int64)
+    ids = other["input_ids"][0].tolist()
+    at = ids.index(token)
+    ids = [*ids[:at], *[token] * count, *(word for word in ids[at:] if word != token)]
+    other["input_ids"] = torch.tensor([ids])
+    other["attention_mask"] = torch.ones_like(other["input_ids"])
+    return [*samples.values(), (other, responses)]
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "smolvlm", "molmo2"])
+def test_rows_that_cannot_be_joined_are_split(family, monkeypatch):
+    model, collator, _ = isolated(family)
+    samples = list(samples_of(family).values()) if family == "molmo2" else with_other_shapes(family)
+    encoded = [collator.from_processed(*sample) for sample in samples]
+    with pytest.raises(families.CannotJoin, match="images or videos" if family == "molmo2" else "cannot stand in one"):
+        collator.pack(encoded)
+    reward_model, calls = yojo.RewardModel(model, collator.tokenizer), []
+    forward = type(reward_model)._score_batch
+    monkeypatch.setattr(type(reward_model), "_score_batch", lambda *args: calls.append(args) or forward(*args))
+    for row in (encoded, encoded[::-1]):
+        calls.clear()
+        for item, scores in zip(row, reward_model._score_row(row), strict=True):
+            (alone,) = reward_model._score_row([item])
+            assert difference(scores, alone) <= PARITY
+        assert 1 < len([some for _, some, _ in calls if len(some) > 1]) + 1 < len(row)  # not one by one
+    for some, batch in pack_in_parts(collator.pack, encoded):
+        assert batch["layout"].num_samples == len(some)
+
+
+def test_only_what_cannot_be_joined_is_split():
+    def pack(items):
+        raise ValueError("a mistake")
+
+    with pytest.raises(ValueError, match="a mistake"):
+        pack_in_parts(pack, [1, 2])
+
+    def one_at_most(items):
+        if len(items) > 1 or items == [3]:
+            raise families.CannotJoin(f"not {items}")
+        return items[0]
+
+    assert pack_in_parts(one_at_most, [0, 1, 2]) == [([0], 0), ([1], 1), ([2], 2)]
+    with pytest.raises(families.CannotJoin, match=r"not \[3\]"):  # alone, it cannot be helped
+        pack_in_parts(one_at_most, [2, 3])
+
+
+def test_molmo2_takes_no_images_and_videos_in_one_prompt():
+    _, collator, _ = isolated("molmo2")
+    samples = samples_of("molmo2")
+    both = samples["video"][0] | {
+        name: value for name, value in samples["image"][0].items() if name.startswith(("pixel", "image"))
+    }
+    with pytest.raises(ValueError, match="example 'e7': the prompt has images and videos, and Molmo2 takes either"):
+        collator.from_processed(both, samples["video"][1], name="example 'e7'")
 
 
 @parametrize_families

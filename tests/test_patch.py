@@ -113,11 +113,6 @@ def test_a_separator_that_patch_added_starts_every_fresh_model_from_the_mean(bac
             assert torch.equal(model.get_input_embeddings().weight[size], first)
             yojo.unpatch(model)
             assert torch.equal(model.get_input_embeddings().weight, noise)
-    trained = fresh()
-    trained.config.yojo = yojo.YojoConfig().to_dict()  # as transformers loads a model that was saved patched
-    with torch.no_grad():
-        trained.get_input_embeddings().weight[size] = 1.0
-    assert (yojo.patch(trained, processor).get_input_embeddings().weight[size] == 1.0).all()
 
 
 def test_a_spare_row_of_the_embedding_is_used_and_given_back(fresh):

@@ -221,6 +221,41 @@ def test_scores_come_in_the_callers_order_whatever_the_budget(make_reward_model,
         reward_model.score_many(examples, token_budget=0)
 
 
+@pytest.mark.parametrize("loss, rankings", [("best", [0.4, 0.6]), ("soft", [1, 2]), ("plackett_luce", [0, 2])])
+def test_scoring_does_not_look_at_rankings(make_reward_model, loss, rankings):
+    reward_model = make_reward_model(mode="isolated", loss=loss)
+    ranked = yojo.Example("Which digit?", ["a seven", "a two"], rankings=rankings)
+    plain = yojo.Example("Which digit?", ["a seven", "a two"])
+    with pytest.raises(ValueError, match="example 0"):  # training and evaluation do
+        reward_model.collator([ranked])
+    for budget in (1, 8192):
+        scores = reward_model.score_many([ranked, plain], token_budget=budget)
+        assert torch.allclose(scores[0], scores[1], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("mode", ["isolated", "comparative"])
+def test_a_response_that_overflows_changes_no_other(make_reward_model, mode, caplog):
+    reward_model = make_reward_model(mode=mode)
+    good, other = ["a seven", "a two"], yojo.Example("And here?", ["a nine", "a one"], id="other")
+    example = yojo.Example("Which digit?", [*good, "zzz"], id="bad")
+    token = reward_model.collator.tokenizer("zzz", add_special_tokens=False)["input_ids"][0]
+    assert (
+        token not in reward_model.collator.tokenizer("Which digit? a seven a two And here? a nine a one")["input_ids"]
+    )
+    with torch.no_grad():
+        reward_model.model.get_input_embeddings().weight[token] = float("inf")
+    alone = [reward_model.score(example.prompt, good), reward_model.score(other.prompt, other.responses)]
+    assert not caplog.records
+    for whole in (None, "for comparison"):
+        reward_model.model.yojo.whole_last_layer = whole
+        caplog.clear()
+        first, second = reward_model.score_many([example, other])
+        assert torch.allclose(first[:2], alone[0], rtol=0, atol=2e-6) and first[2].isnan()
+        assert torch.allclose(second, alone[1], rtol=0, atol=2e-6)
+        (record,) = caplog.records
+        assert "example 'bad': the scores of responses 2 are not finite (nan)" in record.getMessage()
+
+
 def test_the_progress_bar_counts_examples(make_reward_model, examples, capsys):
     make_reward_model().score_many(examples, progress=True)
     assert f"{len(examples)}/{len(examples)}" in capsys.readouterr().err

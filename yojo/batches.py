@@ -6,7 +6,6 @@ in the data set, so that a run can be resumed anywhere, and on another number of
 """
 
 import dataclasses
-import math
 import os
 import random
 
@@ -14,7 +13,7 @@ import torch
 
 from yojo.data import draw_responses, take_responses
 from yojo.images import image_size, is_array
-from yojo.packing import Example, orders
+from yojo.packing import Example, orders, pack_in_parts
 from yojo.plain import private_copy
 from yojo.readers import NOT_A_RECORDS_FAULT, what_it_says
 from yojo.videos import Video, frame_files
@@ -366,17 +365,24 @@ class RowCollator:
         return draw.index, why
 
     def _pack(self, some):
-        """([(samples, batch)], [(index, why)]): one row, or two where vision tensors do not fit together."""
+        """([(samples, batch)], [(index, why)]): one row, or several where vision tensors do not fit together."""
         try:
-            return [(some, self.collator.pack([item for _, item in some]))], []
+            return pack_in_parts(self._pack_row, some), []
         except NOT_A_RECORDS_FAULT:
             raise
         except Exception as error:
             if len(some) == 1:
                 return [], [self._bad(some[0][0], error)]
-            half = math.ceil(len(some) / 2)
-            first, last = self._pack(some[:half]), self._pack(some[half:])
-            return first[0] + last[0], first[1] + last[1]
+            alone = [self._pack([one]) for one in some]
+            bad = [left for _, lefts in alone for left in lefts]
+            if not bad:  # each of them fits by itself: the fault is not one record's
+                raise
+        good = [one for one, (_, lefts) in zip(some, alone, strict=True) if not lefts]
+        packed, more = self._pack(good) if good else ([], [])
+        return packed, bad + more
+
+    def _pack_row(self, some):
+        return self.collator.pack([item for _, item in some])
 
 
 class RowLoader(torch.utils.data.DataLoader):

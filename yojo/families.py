@@ -6,8 +6,15 @@ import sys
 
 import torch
 
+
+class CannotJoin(ValueError):
+    """Examples that are good by themselves and cannot stand in one packed row: each in a row of its own can be scored."""
+
+
 # Per-token inputs beside input_ids; which of them a processor returns depends on the family.
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+
+KINDS = ("pixel_values", "pixel_values_videos")  # what an image and what a video becomes
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 SLIDES = "yojo_slides"  # attribute of a patched model's attention modules: whether the layer has a sliding window
@@ -101,6 +108,7 @@ class Family:
         features: whether vision features replace the embeddings of their placeholders ("replaced") or are added to
             them ("added"); None: the model's own forward does it, and waits for the device (see `yojo.media`).
         video_token: the config's name for the id of a video's placeholders.
+        one_kind: whether the model takes either images or videos in one pass.
         sizes: names of vision tensors that the model asks for their values; they are kept on the CPU for it.
         vision_indices: function of a vision config and a `..._grid_thw` -> dict of the keyword arguments that let the
             vision tower do without the grid on the device; None for a family without grids.
@@ -116,6 +124,7 @@ class Family:
     offsets: dict[str, str] = dataclasses.field(default_factory=dict)
     features: str | None = None
     video_token: str = "video_token_id"
+    one_kind: bool = False
     sizes: tuple[str, ...] = ()
     vision_indices: object = None
 
@@ -135,6 +144,7 @@ FAMILIES = (
         offsets={"image_token_pooling": "pixel_values", "video_token_pooling": "pixel_values_videos"},
         features="added",
         video_token="image_token_id",
+        one_kind=True,
         sizes=("image_grids", "video_grids"),
     ),
     Family("Gemma 3", ("gemma3",), blocks=image_blocks, features="replaced"),
@@ -286,8 +296,13 @@ def join_vision(prompts, family):
         dict name -> tensor.
 
     Raises:
-        ValueError: shapes that cannot be joined exactly.
+        CannotJoin: shapes that cannot be joined exactly, or images and videos in one row of a family that takes either.
     """
+    if family.one_kind and len({kind for prompt in prompts for kind in KINDS if kind in prompt}) > 1:
+        raise CannotJoin(
+            f"{family.name} takes either images or videos in one pass, and the examples have both; put examples with "
+            "images and examples with videos in different batches"
+        )
     joined = {}
     for name in dict.fromkeys(name for prompt in prompts for name in prompt):
         tensors = [prompt[name] for prompt in prompts if name in prompt]
@@ -299,7 +314,7 @@ def join_vision(prompts, family):
         dim = family.join.get(name, 0)
         if len({(*tensor.shape[:dim], *tensor.shape[dim + 1 :]) for tensor in tensors}) > 1:
             shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors)
-            raise ValueError(
+            raise CannotJoin(
                 f"{family.name}: {name} of the examples have shapes {shapes}, which cannot stand in one packed row; "
                 "put these examples in different batches"
             )

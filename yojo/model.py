@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import logging
 import math
 import types
 
@@ -13,6 +14,8 @@ from yojo import devices, families, graphs, last_layer, media, methods, separato
 from yojo import pooling as poolings
 from yojo.patch import unwrap
 from yojo_kernels import listwise_loss, score_head
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -466,6 +469,9 @@ class RewardModel:
     def score_many(self, examples, progress=False, token_budget=8192):
         """Score many examples, several in one forward pass where they fit.
 
+        Rankings are not looked at. A response whose states overflow has a score that is not finite, and changes no other
+        response's but those that see it (later ones, in comparative mode); a warning names it.
+
         Args:
             examples: iterable of `yojo.Example`.
             progress: show a progress bar.
@@ -483,7 +489,7 @@ class RewardModel:
         scores, row, tokens = [], [], 0
         with tqdm(total=total, disable=not progress, desc="scoring", unit="example") as bar:
             for place, example in enumerate(examples):
-                encoded = self.collator.encode(example, place)
+                encoded = self.collator.encode(example, place, rankings=False)
                 size = encoded.num_tokens(self.config)
                 if row and tokens + size > token_budget:
                     scores += self._score_row(row)
@@ -497,19 +503,36 @@ class RewardModel:
         return scores
 
     def _score_row(self, encoded):
+        from yojo.packing import pack_in_parts
+
+        return [row for some, batch in pack_in_parts(self._pack, encoded) for row in self._score_batch(some, batch)]
+
+    def _pack(self, encoded):
         multiple = None
         if limit := unwrap(self.model).yojo.graphs:
             tokens = sum(item.num_tokens(self.config) for item in encoded)
             multiple = graphs.BUCKET if graphs.bucket_of(tokens, limit) else None
-        batch = self.collator.pack(encoded, pad_to_multiple_of=multiple)
-        batch.pop("rankings", None)
+        return self.collator.pack(encoded, pad_to_multiple_of=multiple)
+
+    def _score_batch(self, encoded, batch):
         base = unwrap(self.model)
         device = devices.input_device(base)
         batch = {name: value.to(device) for name, value in batch.items()}
         with base.yojo.eval_mode.of(self.model), torch.inference_mode():
             scores = self.model(**batch).scores
         scores = scores.float().cpu()
-        return [row[: len(item.responses)].clone() for row, item in zip(scores, encoded, strict=True)]
+        scores = [row[: len(item.responses)].clone() for row, item in zip(scores, encoded, strict=True)]
+        for row, item in zip(scores, encoded, strict=True):
+            if broken := (~row.isfinite()).nonzero()[:, 0].tolist():
+                logger.warning(
+                    "%s: the scores of responses %s are not finite (%s): hidden states overflow in %s, or weights are not "
+                    "finite; bfloat16 and float32 reach further than float16",
+                    item.name,
+                    ", ".join(map(str, broken)),
+                    ", ".join(str(row[n].item()) for n in broken),
+                    str(unwrap(self.model).dtype).removeprefix("torch."),
+                )
+        return scores
 
     def save_pretrained(self, path, **options):
         """Write everything that changes a score into a folder; see `yojo.checkpoint.save_pretrained`."""

@@ -235,23 +235,30 @@ class Collator:
         """
         return self.pack([self.encode(example, place) for place, example in enumerate(examples)])
 
-    def encode(self, example, place=0):
-        """Turn one `Example` into tokens, positions and vision tensors (`Encoded`), unpacked."""
+    def encode(self, example, place=0, rankings=True):
+        """Turn one `Example` into tokens, positions and vision tensors (`Encoded`), unpacked.
+
+        Args:
+            example: `Example`.
+            place: how errors name an example that has no id.
+            rankings: False: not to be trained on or evaluated, so its rankings are not looked at and left out.
+        """
         if not isinstance(example, Example):
             raise TypeError(f"the collator packs yojo.Example objects, got {type(example).__name__} at place {place}")
         name = example.name if example.id is not None else f"example {place}"
-        if example.rankings is not None:
-            _check_ranks(example.rankings, self.config.loss, name)
+        ranks = example.rankings if rankings else None
+        if ranks is not None:
+            _check_ranks(ranks, self.config.loss, name)
         with bad_record(name):
-            return self._encode(example, name)
+            return self._encode(example, ranks, name)
 
-    def _encode(self, example, name):
+    def _encode(self, example, ranks, name):
         prompts = PromptEncoder(self.processor, self.tokenizer, name, self.model_config)
         if self.config.format == "mr2rm":
             whole = ConversationEncoder(prompts, self.config.separator, self.separator_id, self.forbidden)(example)
-            return self._encoded(whole.inputs, whole.responses, example.rankings, name)
+            return self._encoded(whole.inputs, whole.responses, ranks, name)
         prompt, responses, leads = self.turns(prompts, example)
-        return self.from_processed(prompt, responses, rankings=example.rankings, name=name, leads=leads)
+        return self.from_processed(prompt, responses, rankings=ranks, name=name, leads=leads)
 
     def from_processed(self, prompt, responses, *, rankings=None, name="example", leads=None):
         """The same from what a processor has made already.
@@ -280,6 +287,11 @@ class Collator:
             raise ValueError(
                 f"{name}: the prompt has {len(prompt_ids)} tokens, the model's sliding window {self.window}: "
                 f"{self.family.name} lets a prompt see itself beyond its window, which is not supported"
+            )
+        if self.family.one_kind and all(kind in prompt for kind in families.KINDS):
+            raise ValueError(
+                f"{name}: the prompt has images and videos, and {self.family.name} takes either in one pass: leave the "
+                "images or the videos out"
             )
         try:
             features.check(prompt, self.family, self.model_config)
@@ -323,6 +335,10 @@ class Collator:
         Args:
             encoded: list of `Encoded`.
             pad_to_multiple_of: instead of the collator's own.
+
+        Raises:
+            ValueError: no examples. `yojo.families.CannotJoin`, which is one: vision tensors that cannot stand in one
+                row, or rankings that some have and others lack; see `pack_in_parts`.
         """
         if not encoded:
             raise ValueError("no examples: a batch needs at least one")
@@ -377,7 +393,7 @@ class Collator:
         ranked = [item.rankings is not None for item in encoded]
         if any(ranked):
             if not all(ranked):
-                raise ValueError(
+                raise families.CannotJoin(
                     f"{encoded[ranked.index(False)].name} has no rankings while others of the batch have: rank all "
                     "or none"
                 )
@@ -395,6 +411,25 @@ class Collator:
             pieces.append(pieces[0].new_zeros(filling))
             types[name] = torch.cat(pieces)[None]
         return types
+
+
+def pack_in_parts(pack, items):
+    """Pack items in one row, or in several where they cannot stand in one: training and scoring split rows alike.
+
+    Args:
+        pack: function of a list of items -> batch, that raises `yojo.families.CannotJoin` where they do not fit together.
+        items: list, not empty.
+
+    Returns:
+        list of (some of the items, in order; their batch).
+    """
+    try:
+        return [(items, pack(items))]
+    except families.CannotJoin:
+        if len(items) == 1:
+            raise
+    half = -(-len(items) // 2)
+    return pack_in_parts(pack, items[:half]) + pack_in_parts(pack, items[half:])
 
 
 def orders(count, config):

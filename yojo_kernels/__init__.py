@@ -167,6 +167,11 @@ def multi_response_attention(
             sample first and so on. Each sample is then computed alone; without them every query meets all T keys.
         impl: "reference", "triton" or "auto"; picks the execution, never the meaning.
 
+    What is not finite stays with those who see it: a NaN or an infinity in the query, key, value or gradient of the output
+    of one token changes the outputs and gradients of no token but those that the mask connects with it. (Flash attention
+    and torch's own, which may run rows that are causal as they stand on GPUs, keep samples apart, but not the earlier
+    tokens of the sample: impl="triton" does.)
+
     Returns:
         [T, Hq, D] ([M, Hq, D] with query_rows) in the dtype of query; with return_lse the pair (output, lse [T, Hq]
         float32, or float64 for float64 inputs). A token that sees nothing gets output 0 and lse -inf.

@@ -5,6 +5,10 @@ runs of the other side: steps that are visible as a whole without a mask, then t
 online softmax goes over both runs. The backward follows FlashAttention-2 (Dao, arXiv:2307.08691): one kernel for the
 gradient of the queries, one for those of keys and values, each owning its output, so that nothing is added atomically
 and every launch gives the same bits.
+
+At the borders, what is not seen is multiplied by 0, which makes NaN of what is not finite there. A program whose sums came
+out as NaN therefore makes them once more, carefully: few rows at a time, in small steps, all of them masked, with what is
+not finite taken out of the products and put back as NaN for those who see it.
 """
 
 import math
@@ -22,10 +26,12 @@ from yojo_kernels.tiles import KEY_COLUMNS, QUERY_COLUMNS
 
 MAX_HEAD_DIM = 256
 SUM_WARPS = 8
+CAREFUL_STEP = 16  # rows of either side at a time where sums are made once more
 LOG2E = tl.constexpr(math.log2(math.e))
 LN2 = tl.constexpr(math.log(2))
 LOAD_QUERY_COLUMNS = tl.constexpr(QUERY_COLUMNS)
 LOAD_KEY_COLUMNS = tl.constexpr(KEY_COLUMNS)
+STEP = tl.constexpr(CAREFUL_STEP)
 
 
 # ---- pieces of the kernels ----
@@ -93,6 +99,26 @@ def _border_start(i, lo_a, end_a, from_a, to_a, count_a, lo_b, end_b, from_b, to
     return tl.where(a, lo_a, lo_b) + j * STEP, tl.where(a, end_a, end_b)
 
 
+@triton.jit
+def _has_nan(x):
+    """Whether an entry of a matrix is NaN: a scalar. True as well where infinities of both signs are added."""
+    total = tl.sum(tl.sum(x, 1), 0)
+    return total != total
+
+
+@triton.jit
+def _without_broken(x):
+    """Rows of x [ROWS, D], 0 where an entry is not finite; and which ones those are, [ROWS]."""
+    broken = tl.max((tl.abs(x.to(tl.float32)) < float("inf")).to(tl.int32) ^ 1, 1) > 0
+    return tl.where(broken[:, None], 0.0, x), broken
+
+
+@triton.jit
+def _careful_start(i, lo_a, steps_a, lo_b):
+    """First row of the i-th careful step: those of run a, then those of run b, full ones and border steps alike."""
+    return tl.where(i < steps_a, lo_a + i * STEP, lo_b + (i - steps_a) * STEP)
+
+
 # ---- forward ----
 
 
@@ -102,7 +128,7 @@ def _forward_step(q, k_head, v_head, stride_kt, stride_vt, start_n, end_n, colum
                   scale, softcap, window,
                   HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
                   HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-                  BORDER: tl.constexpr):  # fmt: skip
+                  BORDER: tl.constexpr, CAREFUL: tl.constexpr):  # fmt: skip
     rows = tl.arange(0, BLOCK_N)
     k = _load_rows(k_head, rows, stride_kt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, BORDER)
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
@@ -133,8 +159,57 @@ def _forward_step(q, k_head, v_head, stride_kt, stride_vt, start_n, end_n, colum
     total = total * shrink + tl.sum(p, 1)
     acc = acc * shrink[:, None]
     v = _load_rows(v_head, rows, stride_vt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, BORDER)
+    if CAREFUL:
+        v, broken = _without_broken(v)
+        p = tl.where(seen & broken[None, :], float("nan"), p)
     acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
     return m_new, total, acc
+
+
+@triton.jit
+def _finish(acc, m, total, out, lse, stride_ot, rows, columns, start, end, HEAD_DIM: tl.constexpr):
+    """Stores output and log-sum-exp of rows start + rows below end."""
+    seeing = total > 0
+    acc = acc * tl.where(seeing, 1 / tl.where(seeing, total, 1.0), tl.where(total == total, 0.0, total))[:, None]
+    _store_rows(out, acc, rows, stride_ot, start, end, columns, HEAD_DIM)
+    log_sum = (m + tl.log2(tl.where(seeing, total, 1.0))) * LN2
+    log_sum = tl.where(seeing, log_sum, tl.where(total == total, float("-inf"), total))
+    tl.store(lse + start + rows, log_sum, mask=start + rows < end)
+
+
+@triton.jit
+def _forward_again(q, k, v, out, lse, bounds, position, block, stride_qt, stride_kt, stride_vt, stride_ot,
+                   tile, num_tokens, scale, softcap, window,
+                   HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+                   HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr):  # fmt: skip
+    """What a program of the forward does, carefully; pointers are to the first row of its head."""
+    # Read again rather than handed over: the loops before have no register to spare.
+    start_m, end_m = tl.load(tile), tl.load(tile + 1)
+    lo_a, end_a, lo_b, end_b = tl.load(tile + 2), tl.load(tile + 3), tl.load(tile + 6), tl.load(tile + 7)
+    rows = tl.arange(0, STEP)
+    columns = tl.arange(0, BLOCK_D)
+    steps_a = tl.cdiv(end_a - lo_a, STEP)
+    for n in tl.range(0, tl.cdiv(end_m - start_m, STEP), num_stages=1):
+        start = start_m + n * STEP
+        q_tile = _load_rows(q, rows, stride_qt, start, end_m, columns, HEAD_DIM, BLOCK_D, True)
+        q_row, position_q, block_q = _load_ids(position, block, start, rows, end_m, HAS_BLOCKS, HAS_WINDOW)
+        block_q = tl.where(block_q < 0, -2, block_q)
+        own_start = tl.load(bounds + q_row, mask=q_row < end_m, other=0)
+        own_end = q_row
+        if HAS_BLOCKS:
+            own_end = tl.load(bounds + num_tokens + q_row, mask=q_row < end_m, other=0)
+        m = tl.full([STEP], float("-inf"), tl.float32)
+        total = tl.zeros([STEP], tl.float32)
+        acc = tl.zeros([STEP, BLOCK_D], tl.float32)
+        for i in tl.range(0, steps_a + tl.cdiv(end_b - lo_b, STEP), num_stages=1):
+            m, total, acc = _forward_step(
+                q_tile, k, v, stride_kt, stride_vt, _careful_start(i, lo_a, steps_a, lo_b),
+                tl.where(i < steps_a, end_a, end_b), columns, m, total, acc,
+                tl.where(i < steps_a, 0, own_start), q_row, own_end, position_q, block_q, position, block,
+                scale, softcap, window,
+                HEAD_DIM, BLOCK_D, STEP, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True, True,
+            )  # fmt: skip
+        _finish(acc, m, total, out, lse, stride_ot, rows, columns, start, end_m, HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_heads", "group", "window"])
@@ -168,7 +243,7 @@ def forward_kernel(q, k, v, out, lse, tiles, bounds, position, block,
         m, total, acc = _forward_step(
             q_tile, k_head, v_head, stride_kt, stride_vt, start_n, start_n, columns, m, total, acc,
             rows, rows, rows, rows, rows, position, block, scale, softcap, window,
-            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False,
+            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False, False,
         )  # fmt: skip
     q_row, position_q, block_q = _load_ids(position, block, start_m, rows, end_m, HAS_BLOCKS, HAS_WINDOW)
     block_q = tl.where(block_q < 0, -2, block_q)  # tokens without a block are in no block together
@@ -184,15 +259,19 @@ def forward_kernel(q, k, v, out, lse, tiles, bounds, position, block,
         m, total, acc = _forward_step(
             q_tile, k_head, v_head, stride_kt, stride_vt, start_n, end_n, columns, m, total, acc,
             low, q_row, own_end, position_q, block_q, position, block, scale, softcap, window,
-            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True,
+            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True, False,
         )  # fmt: skip
 
-    seeing = total > 0
-    acc = acc * tl.where(seeing, 1 / tl.where(seeing, total, 1.0), tl.where(total == total, 0.0, total))[:, None]
-    _store_rows(out + head64 * stride_oh, acc, rows, stride_ot, start_m, end_m, columns, HEAD_DIM)
-    log_sum = (m + tl.log2(tl.where(seeing, total, 1.0))) * LN2
-    log_sum = tl.where(seeing, log_sum, tl.where(total == total, float("-inf"), total))
-    tl.store(lse + head64 * num_tokens + q_row, log_sum, mask=q_row < end_m)
+    again = _has_nan(acc)
+    _finish(acc, m, total, out + head64 * stride_oh, lse + head64 * num_tokens, stride_ot, rows, columns, start_m,
+            tl.where(again, start_m, end_m), HEAD_DIM)  # fmt: skip
+    if again:
+        _forward_again(
+            q + head64 * stride_qh, k_head, v_head, out + head64 * stride_oh, lse + head64 * num_tokens,
+            bounds, position, block, stride_qt, stride_kt, stride_vt, stride_ot,
+            tile, num_tokens, scale, softcap, window,
+            HEAD_DIM, BLOCK_D, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP,
+        )  # fmt: skip
 
 
 # ---- backward ----
@@ -203,7 +282,7 @@ def _query_grad_step(q, do, k_head, v_head, stride_kt, stride_vt, start_n, end_n
                      low, q_row, own_end, position_q, block_q, position, block, scale, softcap, window,
                      HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
                      HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-                     BORDER: tl.constexpr):  # fmt: skip
+                     BORDER: tl.constexpr, CAREFUL: tl.constexpr):  # fmt: skip
     rows = tl.arange(0, BLOCK_N)
     k = _load_rows(k_head, rows, stride_kt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, BORDER)
     v = _load_rows(v_head, rows, stride_vt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, BORDER)
@@ -226,7 +305,63 @@ def _query_grad_step(q, do, k_head, v_head, stride_kt, stride_vt, start_n, end_n
     ds = p * (tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta[:, None])
     if HAS_SOFTCAP:
         ds = ds * (1 - capped * capped)
+    if CAREFUL:
+        k, broken = _without_broken(k)
+        ds = tl.where(seen, tl.where(broken[None, :], float("nan"), ds), 0.0)
     return tl.dot(ds.to(k.dtype), k, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def _sums_of_queries(out, do_tile, lse, dlse, stride_ot, stride_dlset, rows, start, end, columns,
+                     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, HAS_LSE_GRAD: tl.constexpr):  # fmt: skip
+    """Of rows start + rows of a head: lse to base 2, inf where nothing is seen; and delta = sum(out * dout) - dlse."""
+    inside = start + rows < end
+    out_tile = _load_rows(out, rows, stride_ot, start, end, columns, HEAD_DIM, BLOCK_D, True)
+    sums = tl.sum(out_tile.to(tl.float32) * do_tile.to(tl.float32), 1)
+    if HAS_LSE_GRAD:
+        at = dlse + start.to(tl.int64) * stride_dlset + rows * stride_dlset
+        sums -= tl.load(at, mask=inside, other=0.0)
+    log_sum = tl.load(lse + start + rows, mask=inside, other=float("inf")) * LOG2E
+    return tl.where(log_sum == float("-inf"), float("inf"), log_sum), sums
+
+
+@triton.jit
+def _query_grad_again(q, k, v, out, do, lse, dlse, dq, bounds, position, block,
+                      stride_qt, stride_kt, stride_vt, stride_ot, stride_dot, stride_dqt, stride_dlset,
+                      start_m, end_m, lo_a, end_a, lo_b, end_b, num_tokens, zero, scale, softcap, window,
+                      HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+                      HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+                      HAS_LSE_GRAD: tl.constexpr):  # fmt: skip
+    """The gradient of a program's queries, carefully; pointers are to the first row of its head."""
+    rows = tl.arange(0, STEP)
+    columns = tl.arange(0, BLOCK_D)
+    steps_a = tl.cdiv(end_a - lo_a, STEP)
+    for n in tl.range(0, tl.cdiv(end_m - start_m, STEP), num_stages=1):
+        start = start_m + n * STEP
+        do_tile = _load_rows(do, rows, stride_dot, start, end_m, columns, HEAD_DIM, BLOCK_D, True)
+        log_sum, sums = _sums_of_queries(
+            out, do_tile, lse, dlse, stride_ot, stride_dlset, rows, start, end_m, columns,
+            HEAD_DIM, BLOCK_D, HAS_LSE_GRAD,
+        )  # fmt: skip
+        q_row, position_q, block_q = _load_ids(position, block, start, rows, end_m, HAS_BLOCKS, HAS_WINDOW)
+        block_q = tl.where(block_q < 0, -2, block_q)
+        own_start = tl.load(bounds + q_row, mask=q_row < end_m, other=0)
+        own_end = q_row
+        if HAS_BLOCKS:
+            own_end = tl.load(bounds + num_tokens + q_row, mask=q_row < end_m, other=0)
+        acc = tl.zeros([STEP, BLOCK_D], tl.float32)
+        for i in tl.range(0, steps_a + tl.cdiv(end_b - lo_b, STEP), num_stages=1):
+            again = i * zero  # read at every step, as with RELOAD
+            q_tile = _load_rows(q + again, rows, stride_qt, start, end_m, columns, HEAD_DIM, BLOCK_D, True)
+            do_tile = _load_rows(do + again, rows, stride_dot, start, end_m, columns, HEAD_DIM, BLOCK_D, True)
+            acc = _query_grad_step(
+                q_tile, do_tile, k, v, stride_kt, stride_vt, _careful_start(i, lo_a, steps_a, lo_b),
+                tl.where(i < steps_a, end_a, end_b), columns, log_sum, sums, acc,
+                tl.where(i < steps_a, 0, own_start), q_row, own_end, position_q, block_q, position, block,
+                scale, softcap, window,
+                HEAD_DIM, BLOCK_D, STEP, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True, True,
+            )  # fmt: skip
+        _store_rows(dq, acc * scale, rows, stride_dqt, start, end_m, columns, HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_heads", "group", "window", "zero"])
@@ -259,14 +394,11 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, stats, tiles, bounds, pos
     k_head = k + (head64 // group) * stride_kh
     v_head = v + (head64 // group) * stride_vh
     inside = start_m + rows < end_m
-    out_tile = _load_rows(out + head64 * stride_oh, rows, stride_ot, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
     do_tile = _load_rows(do + head64 * stride_doh, rows, stride_dot, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
-    sums = tl.sum(out_tile.to(tl.float32) * do_tile.to(tl.float32), 1)
-    if HAS_LSE_GRAD:
-        at = dlse + head64 * stride_dlseh + start_m.to(tl.int64) * stride_dlset + rows * stride_dlset
-        sums -= tl.load(at, mask=inside, other=0.0)
-    log_sum = tl.load(lse + head64 * num_tokens + start_m + rows, mask=inside, other=float("inf")) * LOG2E
-    log_sum = tl.where(log_sum == float("-inf"), float("inf"), log_sum)
+    log_sum, sums = _sums_of_queries(
+        out + head64 * stride_oh, do_tile, lse + head64 * num_tokens, dlse + head64 * stride_dlseh, stride_ot,
+        stride_dlset, rows, start_m, end_m, columns, HEAD_DIM, BLOCK_D, HAS_LSE_GRAD,
+    )  # fmt: skip
     stats += head64 * num_tokens + start_m + rows
     tl.store(stats, log_sum, mask=inside)
     tl.store(stats + num_heads.to(tl.int64) * num_tokens, sums, mask=inside)
@@ -284,7 +416,7 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, stats, tiles, bounds, pos
         acc = _query_grad_step(
             q_tile, do_tile, k_head, v_head, stride_kt, stride_vt, start_n, start_n, columns, log_sum, sums, acc,
             rows, rows, rows, rows, rows, position, block, scale, softcap, window,
-            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False,
+            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False, False,
         )  # fmt: skip
     q_row, position_q, block_q = _load_ids(position, block, start_m, rows, end_m, HAS_BLOCKS, HAS_WINDOW)
     block_q = tl.where(block_q < 0, -2, block_q)  # tokens without a block are in no block together
@@ -304,9 +436,19 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, stats, tiles, bounds, pos
         acc = _query_grad_step(
             q_tile, do_tile, k_head, v_head, stride_kt, stride_vt, start_n, end_n, columns, log_sum, sums, acc,
             low, q_row, own_end, position_q, block_q, position, block, scale, softcap, window,
-            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True,
+            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True, False,
         )  # fmt: skip
-    _store_rows(dq + head64 * stride_dqh, acc * scale, rows, stride_dqt, start_m, end_m, columns, HEAD_DIM)
+    again = _has_nan(acc)
+    _store_rows(dq + head64 * stride_dqh, acc * scale, rows, stride_dqt, start_m, tl.where(again, start_m, end_m),
+                columns, HEAD_DIM)  # fmt: skip
+    if again:
+        _query_grad_again(
+            q_head, k_head, v_head, out + head64 * stride_oh, do_head, lse + head64 * num_tokens,
+            dlse + head64 * stride_dlseh, dq + head64 * stride_dqh, bounds, position, block,
+            stride_qt, stride_kt, stride_vt, stride_ot, stride_dot, stride_dqt, stride_dlset,
+            start_m, end_m, lo_a, end_a, lo_b, end_b, num_tokens, zero, scale, softcap, window,
+            HEAD_DIM, BLOCK_D, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, HAS_LSE_GRAD,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -315,7 +457,7 @@ def _key_grad_step(k, v, q_head, do_head, lse_head, delta_head, stride_qt, strid
                    scale, softcap, window,
                    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
                    HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-                   BORDER: tl.constexpr):  # fmt: skip
+                   BORDER: tl.constexpr, CAREFUL: tl.constexpr):  # fmt: skip
     # Scores are held transposed, keys down, so that they enter the two sums over queries as they are.
     rows = tl.arange(0, BLOCK_M)
     q = _load_rows(q_head, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, BORDER)
@@ -340,12 +482,66 @@ def _key_grad_step(k, v, q_head, do_head, lse_head, delta_head, stride_qt, strid
         if HAS_WINDOW:
             seen = seen & (position_q[None, :] - position_k[:, None] < window)
         p = tl.where(seen, p, 0.0)
+    if CAREFUL:
+        do, broken = _without_broken(do)
+        p = tl.where(seen & broken[None, :], float("nan"), p)
     acc_v = tl.dot(p.to(do.dtype), do, acc_v, input_precision=PRECISION)
     ds = p * (tl.dot(v, tl.trans(do), input_precision=PRECISION) - delta[None, :])
     if HAS_SOFTCAP:
         ds = ds * (1 - capped * capped)
+    if CAREFUL:
+        q, broken = _without_broken(q)
+        ds = tl.where(seen, tl.where(broken[None, :], float("nan"), ds), 0.0)
     acc_k = tl.dot(ds.to(q.dtype), q, acc_k, input_precision=PRECISION)
     return acc_k, acc_v
+
+
+@triton.jit
+def _key_grad_again(q, k, v, do, stats, dk, dv, piece, bounds, position, block,
+                    stride_qt, stride_qh, stride_kt, stride_vt, stride_dot, stride_doh, stride_dkt, stride_dvt,
+                    start_n, end_n, lo, end, first_head, slot, num_tokens, num_heads, group, scale, softcap, window,
+                    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+                    HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr):  # fmt: skip
+    """The gradients of a program's keys and values from queries lo to end, carefully.
+
+    Pointers of keys are to the first row of their head, those of queries to the first head.
+    """
+    rows = tl.arange(0, STEP)
+    columns = tl.arange(0, BLOCK_D)
+    steps = tl.cdiv(end - lo, STEP)
+    for n in tl.range(0, tl.cdiv(end_n - start_n, STEP), num_stages=1):
+        start = start_n + n * STEP
+        k_tile = _load_rows(k, rows, stride_kt, start, end_n, columns, HEAD_DIM, BLOCK_D, True)
+        v_tile = _load_rows(v, rows, stride_vt, start, end_n, columns, HEAD_DIM, BLOCK_D, True)
+        k_row, position_k, block_k = _load_ids(position, block, start, rows, end_n, HAS_BLOCKS, HAS_WINDOW)
+        block_k = tl.where(block_k < 0, -2, block_k)
+        heard_end = tl.load(bounds + 2 * num_tokens + k_row, mask=k_row < end_n, other=0)
+        own_start, own_end = k_row, k_row
+        if HAS_BLOCKS:
+            own_start = tl.load(bounds + k_row, mask=k_row < end_n, other=0)
+            own_end = tl.load(bounds + num_tokens + k_row, mask=k_row < end_n, other=0)
+        acc_k = tl.zeros([STEP, BLOCK_D], tl.float32)
+        acc_v = tl.zeros([STEP, BLOCK_D], tl.float32)
+        for i in tl.range(0, group * steps, num_stages=1):
+            head = first_head + i // steps
+            lse_head = stats + head * num_tokens
+            acc_k, acc_v = _key_grad_step(
+                k_tile, v_tile, q + head * stride_qh, do + head * stride_doh, lse_head,
+                lse_head + num_heads.to(tl.int64) * group * num_tokens, stride_qt, stride_dot,
+                lo + (i % steps) * STEP, end,
+                columns, acc_k, acc_v, k_row, own_start, own_end, heard_end, position_k, block_k, position, block,
+                scale, softcap, window,
+                HEAD_DIM, BLOCK_D, STEP, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True, True,
+            )  # fmt: skip
+        acc_k = acc_k * scale
+        if slot < 0:
+            _store_rows(dk, acc_k, rows, stride_dkt, start, end_n, columns, HEAD_DIM)
+            _store_rows(dv, acc_v, rows, stride_dvt, start, end_n, columns, HEAD_DIM)
+        else:
+            at = piece + (start - start_n + rows)[:, None] * BLOCK_D + columns[None, :]
+            inside = (start + rows < end_n)[:, None]
+            tl.store(at, acc_k, mask=inside)
+            tl.store(at + BLOCK_N * BLOCK_D, acc_v, mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_heads", "group", "num_slots", "window"])
@@ -390,7 +586,7 @@ def key_grad_kernel(q, k, v, do, stats, dk, dv, pieces, items, bounds, position,
                 k_tile, v_tile, q_head, do_head, lse_head, delta_head, stride_qt, stride_dot, lo + i * BLOCK_M, end,
                 columns, acc_k, acc_v, k_row, own_start, own_end, heard_end, position_k, block_k, position, block,
                 scale, softcap, window,
-                HEAD_DIM, BLOCK_D, BLOCK_M, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False,
+                HEAD_DIM, BLOCK_D, BLOCK_M, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False, False,
             )  # fmt: skip
         for i in range(from_step, to_step - (to_full - from_full)):
             step = tl.where(i < from_full, i, i + to_full - from_full)
@@ -398,18 +594,30 @@ def key_grad_kernel(q, k, v, do, stats, dk, dv, pieces, items, bounds, position,
                 k_tile, v_tile, q_head, do_head, lse_head, delta_head, stride_qt, stride_dot, lo + step * BLOCK_M, end,
                 columns, acc_k, acc_v, k_row, own_start, own_end, heard_end, position_k, block_k, position, block,
                 scale, softcap, window,
-                HEAD_DIM, BLOCK_D, BLOCK_M, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True,
+                HEAD_DIM, BLOCK_D, BLOCK_M, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True, False,
             )  # fmt: skip
+    again = _has_nan(acc_k) | _has_nan(acc_v)
     acc_k = acc_k * scale
+    end_stored = tl.where(again, start_n, end_n)
+    size = BLOCK_N * BLOCK_D
+    piece = pieces + (head64 * num_slots + tl.maximum(slot, 0)) * (2 * size)
     if slot < 0:
-        _store_rows(dk + head64 * stride_dkh, acc_k, rows, stride_dkt, start_n, end_n, columns, HEAD_DIM)
-        _store_rows(dv + head64 * stride_dvh, acc_v, rows, stride_dvt, start_n, end_n, columns, HEAD_DIM)
+        _store_rows(dk + head64 * stride_dkh, acc_k, rows, stride_dkt, start_n, end_stored, columns, HEAD_DIM)
+        _store_rows(dv + head64 * stride_dvh, acc_v, rows, stride_dvt, start_n, end_stored, columns, HEAD_DIM)
     else:
         offsets = rows[:, None] * BLOCK_D + columns[None, :]
-        size = BLOCK_N * BLOCK_D
-        at = pieces + (head64 * num_slots + slot) * (2 * size)
-        tl.store(at + offsets, acc_k)
-        tl.store(at + size + offsets, acc_v)
+        inside = (start_n + rows < end_stored)[:, None]
+        tl.store(piece + offsets, acc_k, mask=inside)
+        tl.store(piece + size + offsets, acc_v, mask=inside)
+    if again:
+        _key_grad_again(
+            q, k + head64 * stride_kh, v + head64 * stride_vh, do, stats, dk + head64 * stride_dkh,
+            dv + head64 * stride_dvh, piece, bounds, position, block,
+            stride_qt, stride_qh, stride_kt, stride_vt, stride_dot, stride_doh, stride_dkt, stride_dvt,
+            start_n, end_n, lo + from_step * BLOCK_M, tl.minimum(lo + to_step * BLOCK_M, end), head64 * group, slot,
+            num_tokens, num_heads, group, scale, softcap, window,
+            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_heads", "num_slots"])

@@ -2,6 +2,9 @@
 
 Comparative mode without blocks and windows is ordinary causal attention over packed sequences. The functions take the
 checked arguments of `yojo_kernels.multi_response_attention` and return (output [T, Hq, D], None): no log-sum-exp.
+
+They multiply keys of the same tile that are not yet seen by 0: a value that is not finite may make NaN of the outputs of
+tokens before it, in its own sample.
 """
 
 import functools

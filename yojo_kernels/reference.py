@@ -44,14 +44,77 @@ def masked_attention(query, key, value, visible, *, scale, softcap=None):
     q = query.transpose(0, 1)  # [Hq, T, D]
     k = key.transpose(0, 1).repeat_interleave(group, dim=0)
     v = value.transpose(0, 1).repeat_interleave(group, dim=0)
-    scores = (q @ k.transpose(1, 2)).to(_accumulation_dtype(q.dtype)) * scale  # [Hq, T, T]
+    scores = _Scores.apply(q, k, visible).to(_accumulation_dtype(q.dtype)) * scale  # [Hq, T, T]
+    weights, lse = _softmax(scores, visible, softcap)
+    return _Mean.apply(weights.to(v.dtype), v, visible).transpose(0, 1), lse.transpose(0, 1)
+
+
+def _softmax(scores, visible, softcap):
+    """(weights, lse) of scores [..., Q, K] over the keys that each query sees; all 0 and -inf where it sees none."""
+    unseen = ~visible
     if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+        scores = softcap * torch.tanh(scores.masked_fill(unseen, 0.0) / softcap)
     blind = ~visible.any(dim=1, keepdim=True)  # a row of -inf alone would make NaN
-    scores = scores.masked_fill(~(visible | blind), float("-inf"))
-    weights = scores.softmax(dim=-1).masked_fill(blind, 0.0).to(v.dtype)
-    lse = scores.logsumexp(dim=-1).masked_fill(blind[:, 0], float("-inf"))
-    return (weights @ v).transpose(0, 1), lse.transpose(0, 1)
+    scores = scores.masked_fill(unseen & ~blind, float("-inf"))
+    weights = scores.softmax(dim=-1).masked_fill(unseen, 0.0)  # where one score is NaN, all weights are
+    return weights, scores.logsumexp(dim=-1).masked_fill(blind[:, 0], float("-inf"))
+
+
+# What a token does not see must not change it, and 0 times infinity is NaN: products with weights that are 0 where
+# nothing is seen take what is not finite out of the other factor, and put NaN where it was seen.
+
+
+def _seen_product(weights, values, visible):
+    """weights @ values, [B, Q, K] and [B, K, D], as a sum over the pairs of visible [Q, K] alone."""
+    broken = ~values.isfinite().all(dim=-1)  # [B, K]
+    if _is_asked(values) and not broken.any():
+        return weights @ values
+    product = weights @ values.masked_fill(broken[..., None], 0.0)
+    reached = broken.float() @ visible.float().t() > 0  # [B, Q]
+    return product.masked_fill(reached[..., None], float("nan"))
+
+
+def _is_asked(tensor):
+    """Whether to look at values before computing: nowhere but on a CPU, outside of a compiler, does that cost nothing."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+class _Scores(torch.autograd.Function):
+    """query @ key^T, [B, Q, D] and [B, K, D] -> [B, Q, K], of which only the pairs of visible have a gradient."""
+
+    @staticmethod
+    def forward(ctx, query, key, visible):
+        ctx.save_for_backward(query, key, visible)
+        return query @ key.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        query, key, visible = ctx.saved_tensors
+        gradient = gradient.masked_fill(~visible, 0.0).to(key.dtype)  # 0 times a NaN of the softmax's is not yet 0
+        return (
+            _seen_product(gradient, key, visible),
+            _seen_product(gradient.transpose(1, 2), query, visible.t()),
+            None,
+        )
+
+
+class _Mean(torch.autograd.Function):
+    """weights @ values, [B, Q, K] and [B, K, D] -> [B, Q, D], for weights that are 0 but for the pairs of visible."""
+
+    @staticmethod
+    def forward(ctx, weights, values, visible):
+        ctx.save_for_backward(weights, values, visible)
+        return _seen_product(weights, values, visible)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weights, values, visible = ctx.saved_tensors
+        gradient = gradient.to(values.dtype)
+        return (
+            (gradient @ values.transpose(1, 2)).masked_fill(~visible, 0.0),
+            _seen_product(weights.transpose(1, 2), gradient, visible.t()),
+            None,
+        )
 
 
 def attention_of_rows(query, key, value, layout, rows, counts, *, scale, window=None, softcap=None):
@@ -96,21 +159,17 @@ def _few_queries(query, key, value, layout, rows, start, scale, window, softcap)
     for chunk in range(0, num_queries, at_a_time):
         own = slice(chunk, chunk + at_a_time)
         visible = visible_to(rows[own] - start, *tokens, window)  # [m, t]
-        blind = ~visible.any(dim=1, keepdim=True)  # a row of -inf alone would make NaN
-        unseen = ~(visible | blind)
+        visible_to_group = visible.repeat(group, 1)  # [group m, t]
         per_head = []
         for head in range(0, num_key_heads, heads):
             k = key[:, head : head + heads].transpose(0, 1).to(dtype)  # [h, t, D]
             v = value[:, head : head + heads].transpose(0, 1).to(dtype)
             q = query[own, head * group : (head + heads) * group].transpose(0, 1).to(dtype)  # [h group, m, D]
             q = q.reshape(k.shape[0], -1, head_dim)  # the queries of a group meet the same keys
-            scores = (q @ k.transpose(1, 2)).unflatten(1, (group, -1)) * scale  # [h, group, m, t]
-            if softcap is not None:
-                scores = softcap * torch.tanh(scores / softcap)
-            scores = scores.masked_fill(unseen, float("-inf"))
-            weights = scores.softmax(dim=-1).masked_fill(blind, 0.0)
-            output = (weights.flatten(1, 2) @ v).reshape(k.shape[0] * group, -1, head_dim)
-            per_head.append((output, scores.logsumexp(dim=-1).masked_fill(blind[:, 0], float("-inf")).flatten(0, 1)))
+            scores = _Scores.apply(q, k, visible_to_group) * scale  # [h, group m, t]
+            weights, lse = _softmax(scores, visible_to_group, softcap)
+            output = _Mean.apply(weights, v, visible_to_group).reshape(k.shape[0] * group, -1, head_dim)
+            per_head.append((output, lse.reshape(k.shape[0] * group, -1)))
         output, lse = (torch.cat(part).transpose(0, 1) for part in zip(*per_head, strict=True))
         outputs.append(output)
         lses.append(lse)
@@ -147,9 +206,9 @@ def _losses(scores, rankings, offsets, kind):
 
     if kind == "best":
         lowest = rankings.expand_as(same).masked_fill(~same, torch.iinfo(rankings.dtype).max).amin(dim=1)
-        best = (rankings == lowest).to(scores.dtype)
+        best = rankings == lowest
         log_softmax = scores - _logsumexp_over(scores, same)
-        return -per_sample(best * log_softmax) / per_sample(best)
+        return -per_sample(log_softmax.masked_fill(~best, 0.0)) / per_sample(best.to(scores.dtype))
     if kind == "soft":
         log_softmax = scores - _logsumexp_over(scores, same)
         return -per_sample(rankings.to(scores.dtype) * log_softmax)
@@ -158,7 +217,9 @@ def _losses(scores, rankings, offsets, kind):
         return -per_sample(scores - _logsumexp_over(scores, not_yet_ranked))
     if kind == "bradley_terry":
         better = same & (rankings[:, None] < rankings[None, :])  # [i, j]: i beats j
-        losses = F.softplus(scores[None, :] - scores[:, None]).masked_fill(~better, 0.0).sum(dim=1)
+        # Masked before, too: the slope of softplus at a NaN of another sample, times 0, would be NaN.
+        behind = (scores[None, :] - scores[:, None]).masked_fill(~better, 0.0)
+        losses = F.softplus(behind).masked_fill(~better, 0.0).sum(dim=1)
         pairs = per_sample(better.sum(dim=1).to(scores.dtype))
         return per_sample(losses) / pairs.clamp(min=1)
     raise AssertionError(f"unknown kind {kind}")

@@ -3,6 +3,9 @@
 The reference makes the scores of every query and every key of a sample, those of the pairs that nobody sees among them.
 Here a prompt attends to itself, and the branches of a sample, filled up to the longest, to the prompt and themselves: one
 call each, in which torch's own kernel never makes the scores as a whole. There is no second derivative.
+
+Torch's kernel multiplies what is not seen with 0, which makes NaN of what is not finite: a sample that holds such tokens
+is computed by the reference, and such gradients of outputs are kept apart from the others.
 """
 
 import itertools
@@ -11,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from yojo_kernels import reference
 from yojo_kernels.layout import visible_to
 
 GATHER_BYTES = 64 * 2**20  # of keys and values that are put behind each other for the branches of one call
@@ -27,10 +31,27 @@ def takes(call):
 def multi_response_attention(query, key, value, layout, *, scale, window=None, softcap=None):
     """As `yojo_kernels.multi_response_attention`, whose checked arguments it takes; returns (output, None)."""
     query, scale = with_positive_scale(query, scale)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
+        query, key, value, link = _Inputs.apply(query, key, value, layout, window)
+        output, _ = _forward(query, key, value, layout, scale, window)
+        return _Outputs.apply(output, link), None
+    return _forward(query, key, value, layout, scale, window)
+
+
+def _forward(query, key, value, layout, scale, window):
     pieces = []
-    for (start, stop), prompt, lengths in zip(
-        layout.sample_spans(), layout.prompt_lengths, layout.branch_lengths, strict=True
+    for number, ((start, stop), prompt, lengths) in enumerate(
+        zip(layout.sample_spans(), layout.prompt_lengths, layout.branch_lengths, strict=True)
     ):
+        whole = slice(start, stop)
+        if not all(_is_finite(tensor[whole]) for tensor in (query, key, value)):
+            rows, counts = torch.arange(start, stop), [0] * layout.num_samples
+            counts[number] = stop - start
+            output, _ = reference.attention_of_rows(
+                query[whole], key, value, layout, rows, counts, scale=scale, window=window
+            )
+            pieces.append(output)
+            continue
         cuts = window is not None and _extent(layout.position[start:stop]) >= window
         window_here = window if cuts else None
         end = start + prompt
@@ -53,6 +74,58 @@ def with_positive_scale(query, scale):
     if scale > 0:
         return query, scale
     return (-query, -scale) if scale else (query * 0.0, 1.0)
+
+
+def _is_finite(tensor):
+    """Whether all entries are; False also where their sum is beyond float32, which costs time alone."""
+    return bool(tensor.sum(dtype=_accumulation_dtype(tensor)).isfinite())
+
+
+def _accumulation_dtype(tensor):
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+class _Inputs(torch.autograd.Function):
+    """Hands on query, key and value; in the backward, puts NaN where a gradient of outputs that is not finite leads.
+
+    `_Outputs` has taken those gradients out, and says which they were: as the gradient of `link` [T, Hq].
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, layout, window):
+        ctx.set_materialize_grads(False)
+        ctx.layout, ctx.window = layout, window
+        return query, key, value, query.new_zeros(query.shape[:2])
+
+    @staticmethod
+    def backward(ctx, grad_query, grad_key, grad_value, broken):
+        if broken is None:
+            return grad_query, grad_key, grad_value, None, None
+        asked = broken.unflatten(1, (grad_key.shape[1], -1)).amax(dim=2)  # [T, Hkv], of a group of query heads
+        heard = torch.cat(
+            [
+                ctx.layout.visible(ctx.window, span=span).t().to(asked.dtype) @ asked[slice(*span)]
+                for span in ctx.layout.sample_spans()
+            ]
+        )
+        nan = float("nan")
+        grad_key, grad_value = (grad.masked_fill(heard[..., None] > 0, nan) for grad in (grad_key, grad_value))
+        return grad_query.masked_fill(broken[..., None] > 0, nan), grad_key, grad_value, None, None
+
+
+class _Outputs(torch.autograd.Function):
+    """Hands on the output; in the backward, rows of gradients that are not finite are 0, and `_Inputs` is told."""
+
+    @staticmethod
+    def forward(ctx, output, link):
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if _is_finite(gradient):
+            return gradient, None
+        broken = ~gradient.isfinite().all(dim=-1)  # [T, Hq]
+        return gradient.masked_fill(broken[..., None], 0.0), broken.to(gradient.dtype)
 
 
 def _has_blocks(layout, start, stop):

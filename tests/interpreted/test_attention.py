@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attention_cases import check, random_case, run
+from attention_cases import check, check_apart, random_case, run
 
 from yojo_kernels import Layout, attention, launch, multi_response_attention, tiles, tuning
 
@@ -221,3 +221,12 @@ def test_only_the_rows_of_the_sample_are_read():
     assert torch.equal(got, expected) and got.isfinite().all()
     grads = [torch.autograd.grad(output.square().sum(), inputs) for output, inputs in ((got, views), (expected, clean))]
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_not_finite_stays_with_those_who_see_it(seed, monkeypatch):
+    monkeypatch.setattr(tiles, "SHORTEST_PIECE", 1)  # tiles of keys whose queries are split into pieces, too
+    tile = tuning.Tile(16, 16, 1, 1)
+    with tuning.forced(forward=tile, query_grad=tile, key_grad=tile):
+        case = random_case(seed, longest=14, head_dims=(16, 20), heads=((1, 1), (1, 2)))
+        check_apart(attention.multi_response_attention, case, torch.float32, 1e-4, seed)
