@@ -17,7 +17,7 @@ import real_processors  # noqa: E402  beside the tests, which hold each figure t
 
 COLUMNS = ("image", "two images", "video file", "frames", "video + image", "text")
 MORE = ("wide image", "tall image", "small image", "images in turns", "several turns", "system turn")
-MORE += ("video file, 2 fps", "frames + image")
+MORE += ("video file, 2 fps", "two videos", "frames + image")
 
 HEAD = """# Families
 

@@ -534,6 +534,9 @@ def cases(folder):
     array = np.stack([np.asarray(frame) for frame in taken])
     metadata = dict(total_num_frames=4, fps=0.5, frames_indices=[0, 1, 2, 3], duration=8.0, width=20, height=16)
     shown = {"video_metadata": [metadata], "do_sample_frames": False}
+    larger = frames(4, size=(28, 22), seed=1)
+    faster = metadata | dict(fps=2.0, duration=2.0, width=28, height=22)
+    both = [array, np.stack([np.asarray(frame) for frame in larger])]
     made = {
         "image": one(QUESTION, [image(24, 24, 1)]),
         "two images": one(QUESTION, two),
@@ -551,6 +554,12 @@ def cases(folder):
         "frames": one(QUESTION, videos=[array], options=shown, given=[yojo.Video(taken, fps=0.5)]),
         "video + image": one(QUESTION, [image(24, 24, 7)], [file]),
         "frames + image": one(QUESTION, [image(24, 24, 7)], [array], options=shown, given=[yojo.Video(taken, fps=0.5)]),
+        "two videos": one(
+            QUESTION,
+            videos=both,
+            options=shown | {"video_metadata": [metadata, faster]},
+            given=[yojo.Video(taken, fps=0.5), yojo.Video(larger, fps=2)],
+        ),
     }
     return made
 

@@ -125,6 +125,25 @@ def test_a_file_for_each_part(family, tmp_path, caplog):
     assert SETTINGS not in caplog.text
 
 
+def test_the_sampling_of_released_smolvlm_folders(tmp_path):
+    """Their one file has the settings of videos in a block of their own."""
+    processor, config = with_shared_settings("SmolVLM")
+    old_layout(processor, config, tmp_path, own_file=True, video_file=False)
+    file = tmp_path / "preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    sampling = {"fps": 3, "max_frames": 5, "video_size": {"longest_edge": 16}}
+    file.write_text(json.dumps(settings | {"video_sampling": sampling, "size": {"longest_edge": 32}}))
+    loaded = load_processor(tmp_path)
+    expected = transformers.AutoProcessor.from_pretrained(tmp_path)
+    for one in (loaded.video_processor, expected.video_processor):
+        assert (one.fps, one.num_frames) == (3, 5)
+    check(loaded, expected, "SmolVLM")
+    loaded.save_pretrained(tmp_path / "again")
+    again = load_processor(tmp_path / "again")
+    assert (again.video_processor.fps, again.video_processor.num_frames) == (3, 5)
+    check(again, expected, "SmolVLM")
+
+
 def test_a_folder_without_the_models_config(tmp_path):
     processor, config = with_shared_settings("InternVL")
     old_layout(processor, config, tmp_path, own_file=True, video_file=False)
@@ -189,6 +208,14 @@ def test_an_option_that_nothing_knows_is_an_error(family, tmp_path):
     ):
         load_processor(tmp_path, max_pixel=256)
     load_processor(tmp_path, padding_side="left", revision="main", bos_token="<bos>", use_fast=True)
+
+
+def test_folders_that_hold_no_processor(tmp_path):
+    with pytest.raises(ValueError, match="holds neither a processor nor a tokenizer"):
+        load_processor(tmp_path)
+    (tmp_path / "processor_config.json").write_text('{"processor_class": ')
+    with pytest.raises(ValueError, match=r"processor_config\.json is not valid JSON"):
+        load_processor(tmp_path)
 
 
 WITHOUT_TORCHVISION = """

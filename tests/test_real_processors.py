@@ -1,5 +1,8 @@
 """Every family with its own processor: scores through `RewardModel` against single passes of the stock model."""
 
+import re
+from pathlib import Path
+
 import pytest
 import real_processors
 import torch
@@ -9,7 +12,7 @@ pytest.importorskip("av")
 
 PARITY = 2e-6  # of the largest score, or of 1
 MODES = ("isolated", "comparative")
-VIDEOS = ("video file", "video file, 2 fps", "frames", "video + image", "frames + image")
+VIDEOS = ("video file", "video file, 2 fps", "frames", "two videos", "video + image", "frames + image")
 IMAGES = ("image", "two images", "wide image", "tall image", "small image", "images in turns")
 BOTH = ("video + image", "frames + image")
 NAMES = (*IMAGES, *VIDEOS, "text", "several turns", "system turn")
@@ -18,9 +21,10 @@ FAMILIES = list(real_processors.FAMILIES)
 REFUSED = {("Molmo2", name): "takes either" for name in BOTH}
 REFUSED |= {("SmolVLM", name): "its pixels make 16: the processor takes either" for name in BOTH}
 REFUSED |= {("Molmo2", "system turn"): "Conversation roles must alternate"}
+REFUSED |= {("Molmo2", "two videos"): "At most one video is supported"}
 REFUSED |= {("Mistral 3", "small image"): r"the only image has one feature \(8 x 8 pixels\)"}
 for _family in ("Gemma 3", "Idefics 3", "Mistral 3", "PaliGemma"):
-    REFUSED |= {(_family, name): "the prompt has 1 videos, but .*Processor takes none" for name in VIDEOS}
+    REFUSED |= {(_family, name): "the prompt has [12] videos, but .*Processor takes none" for name in VIDEOS}
 REFUSED |= {
     ("PaliGemma", name): "it has no chat template" for name in ("several turns", "images in turns", "system turn")
 }
@@ -103,3 +107,14 @@ def test_a_prompt_of_other_pixels_is_refused(cases):
         missing = {name: value for name, value in prompt.items() if name not in two.vision}
         with pytest.raises(ValueError, match="missing: the prompt has [0-9]+ places .* its pixels make 0"):
             made.collator.from_processed(missing, [[5, 6]], name="missing")
+
+
+def test_the_table_of_the_docs_has_every_family_and_input():
+    text = (Path(__file__).parent.parent / "docs" / "families.md").read_text()
+    found = {}
+    for block in re.findall(r"((?:^\|.*\n)+)", text, re.MULTILINE):
+        names, _, *rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in block.splitlines()]
+        found |= {(row[0], name): cell for row in rows for name, cell in zip(names[1:], row[1:], strict=True)}
+    assert set(found) == {(family, name) for family in FAMILIES for name in NAMES}
+    for key, cell in found.items():
+        assert cell.startswith("refused [") if key in REFUSED else float(cell) <= PARITY, (key, cell)

@@ -111,7 +111,8 @@ def load_processor(path, **kwargs):
         A `transformers.ProcessorMixin`, or a tokenizer.
 
     Raises:
-        ValueError: a folder with neither, or an option that no part of the processor knows.
+        ValueError: a folder with neither, a file of it that is not JSON, or an option that no part of the processor
+            knows.
     """
     import transformers
     from transformers.utils import is_torchvision_available
@@ -166,12 +167,19 @@ class _Files:
 
         if Path(self.path).is_dir():
             found = self.folder / name
-            return json.loads(found.read_text()) if found.is_file() else None
+            return _json(found) if found.is_file() else None
         # What is missing or cannot be reached, `from_pretrained` will say.
         quiet = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
         quiet = {f"_raise_exceptions_for_{what}": value for what, value in quiet.items()}
         found = cached_file(self.path, name, **self.where, **quiet)
-        return None if found is None else json.loads(Path(found).read_text())
+        return None if found is None else _json(found)
+
+
+def _json(path):
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def _processor_class(files, nested, images):
