@@ -12,7 +12,7 @@ import real_processors
 import torch
 import transformers
 
-from yojo.processors import image_only, load_processor
+from yojo.processors import image_only, load_processor, save_processor
 
 pytest.importorskip("torchvision")
 
@@ -210,6 +210,37 @@ def test_an_option_that_nothing_knows_is_an_error(family, tmp_path):
     load_processor(tmp_path, padding_side="left", revision="main", bos_token="<bos>", use_fast=True)
 
 
+PIL = [family for family in FAMILIES if family != "Molmo2"]  # its images need torchvision
+
+
+@pytest.mark.parametrize("family", PIL)
+def test_images_are_resized_as_where_the_processor_was_saved(family, tmp_path, caplog):
+    processor = real_processors.processor_of(family)
+    settings = processor.image_processor.to_dict()
+    settings.pop("image_processor_type")
+    of_pillow = real_processors.processor_of(family)
+    of_pillow.image_processor = getattr(transformers, f"{type(processor.image_processor).__name__}Pil")(**settings)
+    if family == "PaliGemma":
+        of_pillow.image_processor.image_seq_length = 4
+    else:  # SigLIP's two agree on this image
+        pixels = [outputs(one, "image")["pixel_values"] for one in (processor, of_pillow)]
+        assert not torch.equal(*pixels)
+    for name, one in (("torchvision", processor), ("pil", of_pillow)):
+        save_processor(one, tmp_path / name)
+        loaded = load_processor(tmp_path / name)
+        assert type(loaded.image_processor) is type(one.image_processor)
+        same(loaded, one, "image")
+    chosen = load_processor(tmp_path / "pil", use_fast=True)
+    assert type(chosen.image_processor) is type(processor.image_processor)
+    assert not caplog.records
+
+
+def test_a_tokenizer_is_saved_as_it_is(tmp_path):
+    tokenizer = real_processors.processor_of("Qwen3 (text)")
+    save_processor(tokenizer, tmp_path)
+    assert load_processor(tmp_path).get_vocab() == tokenizer.get_vocab()
+
+
 def test_folders_that_hold_no_processor(tmp_path):
     with pytest.raises(ValueError, match="holds neither a processor nor a tokenizer"):
         load_processor(tmp_path)
@@ -252,7 +283,7 @@ def test_without_torchvision_images_go_on(tmp_path):
     ]
     for family in ("Qwen2.5-VL", "Qwen3-VL", "LLaVA-OneVision", "InternVL", "SmolVLM", "Gemma 3"):
         processor, folder = real_processors.processor_of(family), tmp_path / family
-        processor.save_pretrained(folder)
+        save_processor(processor, folder)
         made = processor.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=True)
         folders.append(str(folder))
         ids = [list(ids) for ids in made["input_ids"]]
@@ -273,3 +304,5 @@ def test_without_torchvision_images_go_on(tmp_path):
     assert done.stdout.splitlines() == expected
     for folder in (*folders[:5], str(old)):
         assert f"torchvision is not installed: {folder} is loaded without its video part" in done.stderr
+    for folder in folders:
+        assert f"{folder} was saved where torchvision resizes its images, and here Pillow does" in done.stderr

@@ -13,7 +13,7 @@ from yojo import dates, saved
 from yojo.config import YojoConfig
 from yojo.folders import files_of, replaced_folder
 from yojo.patch import patch, patched_base
-from yojo.processors import load_processor
+from yojo.processors import load_processor, save_processor
 from yojo.saved import (
     ADAPTER_FILE,
     ADAPTERS,
@@ -82,7 +82,7 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
             adapter.save_pretrained(
                 staging, state_dict=None if state_dict is None else state, save_embedding_layers=False
             )
-        reward_model.processor.save_pretrained(staging)
+        save_processor(reward_model.processor, staging)
         _write_head(head, staging)
         description = _description(reward_model, base, adapter)
         if base.yojo.date is not None:
