@@ -210,6 +210,22 @@ def test_an_option_that_nothing_knows_is_an_error(family, tmp_path):
     load_processor(tmp_path, padding_side="left", revision="main", bos_token="<bos>", use_fast=True)
 
 
+def test_a_hub_name_is_read_as_a_folder(tmp_path, caplog):
+    """From the cache, laid out as the hub's own client does."""
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--me--mine"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    (repository / "snapshots").mkdir()
+    processor, config = with_shared_settings("Qwen3-VL")  # for which AutoProcessor alone would not do
+    old_layout(processor, config, repository / "snapshots" / revision, own_file=True, video_file=False)
+    loaded = load_processor("me/mine", cache_dir=str(tmp_path), local_files_only=True)
+    check(loaded, processor, "Qwen3-VL")
+    assert SETTINGS in caplog.text
+    with pytest.raises(ValueError, match="no part of Qwen3VLProcessor knows the option 'max_pixel'"):
+        load_processor("me/mine", cache_dir=str(tmp_path), local_files_only=True, max_pixel=3)
+
+
 PIL = [family for family in FAMILIES if family != "Molmo2"]  # its images need torchvision
 
 
