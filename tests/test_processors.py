@@ -12,7 +12,7 @@ import real_processors
 import torch
 import transformers
 
-from yojo.processors import image_only, load_processor
+from yojo.processors import image_only, load_processor, save_processor
 
 pytest.importorskip("torchvision")
 
@@ -125,6 +125,25 @@ def test_a_file_for_each_part(family, tmp_path, caplog):
     assert SETTINGS not in caplog.text
 
 
+def test_the_sampling_of_released_smolvlm_folders(tmp_path):
+    """Their one file has the settings of videos in a block of their own."""
+    processor, config = with_shared_settings("SmolVLM")
+    old_layout(processor, config, tmp_path, own_file=True, video_file=False)
+    file = tmp_path / "preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    sampling = {"fps": 3, "max_frames": 5, "video_size": {"longest_edge": 16}}
+    file.write_text(json.dumps(settings | {"video_sampling": sampling, "size": {"longest_edge": 32}}))
+    loaded = load_processor(tmp_path)
+    expected = transformers.AutoProcessor.from_pretrained(tmp_path)
+    for one in (loaded.video_processor, expected.video_processor):
+        assert (one.fps, one.num_frames) == (3, 5)
+    check(loaded, expected, "SmolVLM")
+    loaded.save_pretrained(tmp_path / "again")
+    again = load_processor(tmp_path / "again")
+    assert (again.video_processor.fps, again.video_processor.num_frames) == (3, 5)
+    check(again, expected, "SmolVLM")
+
+
 def test_a_folder_without_the_models_config(tmp_path):
     processor, config = with_shared_settings("InternVL")
     old_layout(processor, config, tmp_path, own_file=True, video_file=False)
@@ -191,6 +210,61 @@ def test_an_option_that_nothing_knows_is_an_error(family, tmp_path):
     load_processor(tmp_path, padding_side="left", revision="main", bos_token="<bos>", use_fast=True)
 
 
+def test_a_hub_name_is_read_as_a_folder(tmp_path, caplog):
+    """From the cache, laid out as the hub's own client does."""
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--me--mine"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    (repository / "snapshots").mkdir()
+    processor, config = with_shared_settings("Qwen3-VL")  # for which AutoProcessor alone would not do
+    old_layout(processor, config, repository / "snapshots" / revision, own_file=True, video_file=False)
+    loaded = load_processor("me/mine", cache_dir=str(tmp_path), local_files_only=True)
+    check(loaded, processor, "Qwen3-VL")
+    assert SETTINGS in caplog.text
+    with pytest.raises(ValueError, match="no part of Qwen3VLProcessor knows the option 'max_pixel'"):
+        load_processor("me/mine", cache_dir=str(tmp_path), local_files_only=True, max_pixel=3)
+
+
+PIL = [family for family in FAMILIES if family != "Molmo2"]  # its images need torchvision
+
+
+@pytest.mark.parametrize("family", PIL)
+def test_images_are_resized_as_where_the_processor_was_saved(family, tmp_path, caplog):
+    processor = real_processors.processor_of(family)
+    settings = processor.image_processor.to_dict()
+    settings.pop("image_processor_type")
+    of_pillow = real_processors.processor_of(family)
+    of_pillow.image_processor = getattr(transformers, f"{type(processor.image_processor).__name__}Pil")(**settings)
+    if family == "PaliGemma":
+        of_pillow.image_processor.image_seq_length = 4
+    else:  # SigLIP's two agree on this image
+        pixels = [outputs(one, "image")["pixel_values"] for one in (processor, of_pillow)]
+        assert not torch.equal(*pixels)
+    for name, one in (("torchvision", processor), ("pil", of_pillow)):
+        save_processor(one, tmp_path / name)
+        loaded = load_processor(tmp_path / name)
+        assert type(loaded.image_processor) is type(one.image_processor)
+        same(loaded, one, "image")
+    chosen = load_processor(tmp_path / "pil", use_fast=True)
+    assert type(chosen.image_processor) is type(processor.image_processor)
+    assert not caplog.records
+
+
+def test_a_tokenizer_is_saved_as_it_is(tmp_path):
+    tokenizer = real_processors.processor_of("Qwen3 (text)")
+    save_processor(tokenizer, tmp_path)
+    assert load_processor(tmp_path).get_vocab() == tokenizer.get_vocab()
+
+
+def test_folders_that_hold_no_processor(tmp_path):
+    with pytest.raises(ValueError, match="holds neither a processor nor a tokenizer"):
+        load_processor(tmp_path)
+    (tmp_path / "processor_config.json").write_text('{"processor_class": ')
+    with pytest.raises(ValueError, match=r"processor_config\.json is not valid JSON"):
+        load_processor(tmp_path)
+
+
 WITHOUT_TORCHVISION = """
 import sys
 sys.modules["torchvision"] = None  # as if it were not installed, before anything looks for it
@@ -225,7 +299,7 @@ def test_without_torchvision_images_go_on(tmp_path):
     ]
     for family in ("Qwen2.5-VL", "Qwen3-VL", "LLaVA-OneVision", "InternVL", "SmolVLM", "Gemma 3"):
         processor, folder = real_processors.processor_of(family), tmp_path / family
-        processor.save_pretrained(folder)
+        save_processor(processor, folder)
         made = processor.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=True)
         folders.append(str(folder))
         ids = [list(ids) for ids in made["input_ids"]]
@@ -246,3 +320,5 @@ def test_without_torchvision_images_go_on(tmp_path):
     assert done.stdout.splitlines() == expected
     for folder in (*folders[:5], str(old)):
         assert f"torchvision is not installed: {folder} is loaded without its video part" in done.stderr
+    for folder in folders:
+        assert f"{folder} was saved where torchvision resizes its images, and here Pillow does" in done.stderr

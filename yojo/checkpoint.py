@@ -15,7 +15,7 @@ from yojo import card as cards
 from yojo.config import YojoConfig
 from yojo.folders import files_of, replaced_folder
 from yojo.patch import patch_loaded, patched_base
-from yojo.processors import load_processor
+from yojo.processors import load_processor, save_processor
 from yojo.saved import (
     ADAPTER_FILE,
     ADAPTERS,
@@ -100,7 +100,7 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
         else:
             # The one row that the separator may have added is in our own file; PEFT would save the whole embedding.
             save_adapter(adapter, name, staging, None if state_dict is None else state)
-        reward_model.processor.save_pretrained(staging)
+        save_processor(reward_model.processor, staging)
         _write_tensors(head, staging / HEAD_FILE)
         if beside:
             _write_tensors(beside, staging / BESIDE_FILE)

@@ -11,6 +11,8 @@ def _qwen_vl(prompt, config):
 
 def _molmo2(prompt, config):
     pooling = {"image": "image_token_pooling", "video": "video_token_pooling"}
+    if all(name in prompt for name in pooling.values()):
+        raise ValueError("the prompt has images and videos, and Molmo2 takes either in one pass: leave one of them out")
     return {kind: int((prompt[name] >= 0).any(dim=-1).sum()) for kind, name in pooling.items() if name in prompt}
 
 
@@ -84,5 +86,5 @@ def check(prompt, family, config):
         if places != features:
             raise ValueError(
                 f"the prompt has {places} places for vision features, and its pixels make {features}: the processor "
-                "takes either images or videos in one prompt, or the prompt and its pixels do not belong together"
+                "takes either in one prompt, images or videos, or the prompt and its pixels do not belong together"
             )

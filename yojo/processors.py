@@ -26,6 +26,8 @@ _OF_TOKENIZERS += (
     "tokenizer_type",
 )
 
+BACKEND = "image_backend"  # in processor_config.json: what resizes images, see `save_processor`
+
 
 class ImageOnly:
     """Mixed into a processor class: the same processor without its video part."""
@@ -111,7 +113,8 @@ def load_processor(path, **kwargs):
         A `transformers.ProcessorMixin`, or a tokenizer.
 
     Raises:
-        ValueError: a folder with neither, or an option that no part of the processor knows.
+        ValueError: a folder with neither, a file of it that is not JSON, or an option that no part of the processor
+            knows.
     """
     import transformers
     from transformers.utils import is_torchvision_available
@@ -129,10 +132,10 @@ def load_processor(path, **kwargs):
         # AutoProcessor would go by the model's class.
         return _with_options(transformers.AutoTokenizer.from_pretrained(path, **kwargs), kwargs)
     cls = _processor_class(files, nested, images)
-    if cls is None or "video_processor" not in cls.get_attributes() or kwargs.get("trust_remote_code"):
-        return _with_options(transformers.AutoProcessor.from_pretrained(path, **kwargs), kwargs)
     nested = nested or {}
-    if "video_processor" in nested and nested["video_processor"] is None:  # saved so: see `ImageOnly.to_dict`
+    if cls is None or "video_processor" not in cls.get_attributes() or kwargs.get("trust_remote_code"):
+        processor = transformers.AutoProcessor.from_pretrained(path, **kwargs)
+    elif "video_processor" in nested and nested["video_processor"] is None:  # saved so: see `ImageOnly.to_dict`
         processor = image_only(cls).from_pretrained(path, **kwargs)
     elif not is_torchvision_available():
         logger.warning("torchvision is not installed: %s is loaded without its video part, images only", path)
@@ -149,7 +152,52 @@ def load_processor(path, **kwargs):
             cls.__name__,
         )
         processor = image_only(cls).from_pretrained(path, **kwargs)
-    return _with_options(processor, kwargs)
+    return _with_options(_with_backend(processor, nested.get(BACKEND), path, kwargs), kwargs)
+
+
+def save_processor(processor, folder):
+    """`processor.save_pretrained`, and with it what resizes its images: transformers does not write that down.
+
+    Pillow's pixels and torchvision's differ by a level of grey here and there, and so would the scores of a model that
+    is loaded where another of the two is installed.
+
+    Args:
+        processor: a processor or a tokenizer.
+        folder: where to.
+    """
+    processor.save_pretrained(folder)
+    file = Path(folder) / "processor_config.json"
+    backend = _backend(getattr(processor, "image_processor", None))
+    if backend is not None and file.is_file():
+        file.write_text(json.dumps(_json(file) | {BACKEND: backend}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _backend(part):
+    """ "pil" or "torchvision" for an image processor there are both of, else None."""
+    import transformers
+
+    name = type(part).__name__
+    if name.endswith("Pil"):
+        return "pil"
+    return "torchvision" if hasattr(transformers, f"{name}Pil") else None
+
+
+def _with_backend(processor, wanted, path, kwargs):
+    """The processor with images resized as where it was saved."""
+    import transformers
+
+    part = getattr(processor, "image_processor", None)
+    if wanted in (None, _backend(part)) or "backend" in kwargs or "use_fast" in kwargs:
+        return processor
+    if wanted == "pil":
+        processor.image_processor = getattr(transformers, f"{type(part).__name__}Pil").from_pretrained(path, **kwargs)
+    else:
+        logger.warning(
+            "%s was saved where torchvision resizes its images, and here Pillow does: pixels differ by a level of grey "
+            "here and there, and scores a little",
+            path,
+        )
+    return processor
 
 
 class _Files:
@@ -166,12 +214,19 @@ class _Files:
 
         if Path(self.path).is_dir():
             found = self.folder / name
-            return json.loads(found.read_text()) if found.is_file() else None
+            return _json(found) if found.is_file() else None
         # What is missing or cannot be reached, `from_pretrained` will say.
         quiet = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
         quiet = {f"_raise_exceptions_for_{what}": value for what, value in quiet.items()}
         found = cached_file(self.path, name, **self.where, **quiet)
-        return None if found is None else json.loads(Path(found).read_text())
+        return None if found is None else _json(found)
+
+
+def _json(path):
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def _processor_class(files, nested, images):

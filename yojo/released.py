@@ -15,7 +15,7 @@ from yojo import dates, stock
 from yojo.config import CHOICES
 from yojo.folders import replaced_folder
 from yojo.patch import patch, patched_base, separator_id_of, tokenizer_of
-from yojo.processors import load_processor
+from yojo.processors import load_processor, save_processor
 from yojo.separator import folded
 
 logger = logging.getLogger(__name__)
@@ -383,7 +383,7 @@ def export_mr2rm(reward_model, out):
             save_model(base, base.state_dict() | {f"{_embedding_name(base)}.weight": embedding}, staging)
         else:
             _write_adapter(adapter, base, embedding, staging)
-        dates.pinned(reward_model.processor).save_pretrained(staging)
+        save_processor(dates.pinned(reward_model.processor), staging)
         state = {theirs: head[ours].detach().cpu().clone() for theirs, ours in HEADS[config.head].items()}
         torch.save(state, staging / HEAD_FILE)
         settings = {
