@@ -11,8 +11,6 @@ def _qwen_vl(prompt, config):
 
 def _molmo2(prompt, config):
     pooling = {"image": "image_token_pooling", "video": "video_token_pooling"}
-    if all(name in prompt for name in pooling.values()):
-        raise ValueError("the prompt has images and videos, and Molmo2 takes either in one pass: leave one of them out")
     return {kind: int((prompt[name] >= 0).any(dim=-1).sum()) for kind, name in pooling.items() if name in prompt}
 
 

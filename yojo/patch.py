@@ -465,9 +465,9 @@ def _add_separator(base, processor, state, loading=False):
     known = separator_id_of(tokenizer, separator)
     embedding = base.get_input_embeddings()
     rows = embedding.weight.shape[0]
-    trained = loading or (state.came_with is not None and state.came_with.check_separator(known, tokenizer, rows))
+    trained = state.came_with is not None and state.came_with.check_separator(known, tokenizer, rows)
     ours = getattr(tokenizer, "init_kwargs", {}).get(ADDED) == separator
-    if known is not None and known < rows and (trained or not ours):
+    if known is not None and known < rows and (trained or loading or not ours):
         state.separator_id = known
         return
     if not isinstance(embedding, torch.nn.Embedding):
