@@ -26,9 +26,10 @@ def _tiles(tokens):
 def _idefics3(prompt, config):
     if "pixel_values" not in prompt:
         return {}
-    pixels, vision = prompt["pixel_values"], config.vision_config
+    pixels, patch = prompt["pixel_values"], config.vision_config.patch_size
     tiles = int((pixels != 0).any(dim=(-1, -2, -3)).sum())  # the model takes a tile of nothing but zeros for padding
-    return {"image": tiles * (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2}
+    height, width = (size // patch for size in pixels.shape[-2:])
+    return {"image": tiles * (height * width // config.scale_factor**2)}
 
 
 def _mistral3(prompt, config):
