@@ -161,9 +161,11 @@ class PromptEncoder:
         from yojo.plain import private_tokenizer
 
         self.given, self.name, self.config = processor, name, config
-        self.tokenizer = self.processor = private_tokenizer(tokenizer)
-        if self.is_multimodal:
-            self.processor = copy.copy(with_files(processor))
+        self.tokenizer, self.processor = private_tokenizer(tokenizer), with_files(processor)
+        if not self.is_multimodal:
+            self.processor = self.tokenizer
+        elif self.tokenizer is not tokenizer:
+            self.processor = copy.copy(self.processor)
             self.processor.tokenizer = self.tokenizer
         self.unseen, self.template_options = [], {}
 
