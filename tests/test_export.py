@@ -20,7 +20,11 @@ def text_model(family, tokenizer, **options):
     import transformers
 
     torch.manual_seed(0)
-    config_class = {"llama": transformers.LlamaConfig, "qwen3": transformers.Qwen3Config}[family]
+    config_class = {
+        "llama": transformers.LlamaConfig,
+        "qwen3": transformers.Qwen3Config,
+        "gemma2": transformers.Gemma2Config,
+    }[family]
     config = config_class(**(tiny.TEXT | dict(vocab_size=len(tokenizer), head_dim=8, pad_token_id=None)))
     model = tiny.randomise(transformers.AutoModelForCausalLM.from_config(config), 0)
     yojo.patch(model, tokenizer, mode="isolated", head="linear", **options)
@@ -45,7 +49,7 @@ def stock_scores(folder, prompt, responses, padding_side="right"):
         return model.eval()(**batch).logits[:, 0], batch
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])  # Gemma's embeddings are multiplied by a constant
 @pytest.mark.parametrize("pooling", ["separator", "last"])
 @pytest.mark.parametrize("scale_scores", [True, False])
 def test_a_stock_classifier_gives_our_scores(tmp_path, family, pooling, scale_scores):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import real_processors
 import tiny
 import torch
 from test_families import PARITY, patched, samples_of
@@ -119,6 +120,23 @@ def test_ray_takes_a_patched_model():
     twin = pickle.loads(cloudpickle.dumps(reward_model))
     with torch.no_grad():
         assert torch.equal(twin.model(**batch).scores, reward_model.model(**batch).scores)
+
+
+@pytest.mark.parametrize("family", ["Molmo2", "LLaVA-OneVision", "InternVL", "Mistral 3"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda given: pickle.loads(pickle.dumps(given))], ids=["deep", "pickle"]
+)
+def test_a_model_that_has_seen_an_image_pickles(family, copied):
+    """Its vision tower was asked for all hidden states, for which transformers leaves hooks behind."""
+    model, processor = real_processors.build(family)
+    reward_model = yojo.RewardModel(yojo.patch(model, processor, mode="isolated", head_dim=16), processor)
+    request = "What is it?", ["a cat", "a dog"], [real_processors.image(20, 16, 0)]
+    expected = reward_model.score(*request)
+    twin = copied(reward_model)
+    for one in (twin, copied(twin), reward_model):
+        assert torch.equal(one.score(*request), expected)
+        yojo.unpatch(one.model)
+        assert not any("__reduce_ex__" in vars(module) for module in one.model.modules())
 
 
 @pytest.mark.parametrize("keep", [True, False])

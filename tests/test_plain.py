@@ -4,6 +4,7 @@ import concurrent.futures
 import copy
 import pickle
 import sys
+import threading
 import time
 
 import pytest
@@ -17,6 +18,7 @@ from turn_cases import KINDS, tokenizer_of_kind
 import yojo
 from yojo.batches import CostEstimate
 from yojo.checking import count_tokens
+from yojo.patch import tokenizer_of
 from yojo.plain import forbidden_ids, named_errors, plain_ids
 from yojo.prompts import placeholder_tokens
 
@@ -84,6 +86,47 @@ def test_whatever_else_tokenises_changes_nothing(busy_threads):
     tokenizer.backend_tokenizer.enable_padding(length=50)
     tokenizer.backend_tokenizer.enable_truncation(2)
     assert plain_ids(tokenizer, "a <|im_end|> cat", reward_model.collator.forbidden) == expected.responses[0][:-1]
+
+
+@pytest.mark.parametrize("options", [{"truncation": True, "max_length": 2}, {"split_special_tokens": True}])
+@pytest.mark.parametrize("images", [False, True])
+def test_prompts_are_not_cut_or_split_by_another_user_of_the_tokenizer(
+    make_reward_model, busy_threads, images, options
+):
+    if images:
+        reward_model = make_reward_model(mode="isolated")
+    else:
+        reward_model = text_model(tokenizer_of_kind("bytes", "chatml"), mode="isolated")
+    tokenizer, example = reward_model.collator.tokenizer, yojo.Example("What is it?", ["a cat"])
+    state, expected = dict(vars(tokenizer)), reward_model.collator.encode(example).prompt_ids.tolist()
+    done = threading.Event()
+
+    def use():
+        while not done.is_set():
+            tokenizer("<|im_start|> a long text", **options)
+
+    user = threading.Thread(target=use)
+    user.start()
+    try:
+        found = [reward_model.collator.encode(example).prompt_ids.tolist() for _ in range(400)]
+    finally:
+        done.set()
+        user.join()
+    assert all(ids == expected for ids in found)
+    assert vars(tokenizer) == state and tokenizer_of(reward_model.processor) is tokenizer
+
+
+def test_a_tokenizer_that_is_changed_is_copied_again():
+    """Where there is no chat template, what a tokenizer puts around a text is its prompt's."""
+    tokenizer = tokenizer_of_kind("bytes")
+    reward_model = text_model(tokenizer, mode="isolated")
+    example = yojo.Example("What is it?", ["a cat"])
+    before = reward_model.collator.encode(example).prompt_ids.tolist()
+    start = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", start)]
+    )
+    assert reward_model.collator.encode(example).prompt_ids.tolist() == [start, *before]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -135,13 +135,14 @@ def test_where_it_cannot_be_had_the_response_stands_alone(kind):
     assert not forbidden_ids(tokenizer, tokenizer) & set(ids) and tokenizer.decode(ids) == " it <|im_end|>"
 
 
-def test_templates_that_refuse_or_hide_an_answer():
+def test_templates_that_refuse_or_hide_an_answer_or_write_it_twice():
     tokenizer = tokenizer_of_kind("bytes", "chatml")
     alone = encode(tokenizer, ANSWERS, "generation_prompt")
     generation = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     for answer in (
         "{{ raise_exception('no assistant') }}",
         "<|im_start|>assistant\n{{ m.content | upper }}x<|im_end|>",
+        "<|im_start|>assistant\n{{ m.content }}<|im_end|>{{ m.content }}",  # where does it begin?
     ):
         tokenizer.chat_template = (
             "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n{% else %}"

@@ -130,7 +130,10 @@ def export_trl(reward_model, out):
     if f"{embedding}.weight" not in state:
         raise ValueError(f"{type(model).__name__} and {name} name their embedding differently")
     state[f"{embedding}.weight"] = folded(
-        state[f"{embedding}.weight"], reward_model.collator.separator_id, base.score.separator_delta
+        base.get_input_embeddings(),
+        state[f"{embedding}.weight"],
+        reward_model.collator.separator_id,
+        base.score.separator_delta,
     )
     state["score.weight"] = (base.score.weight2.detach() / scale).to(base.dtype)
     expected = set(model.state_dict())

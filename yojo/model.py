@@ -231,7 +231,9 @@ def install(base):
 
 def remove(base):
     """Undo `install`."""
-    del base.forward, base.__dict__["__reduce_ex__"]
+    del base.forward
+    for module in base.modules():
+        module.__dict__.pop("__reduce_ex__", None)
 
 
 def bound_forward(base):
@@ -240,10 +242,40 @@ def bound_forward(base):
 
 
 def _reduced(base, protocol):
-    made, arguments, state, *rest = type(base).__reduce_ex__(base, protocol)
+    for module in base.modules():
+        if module is not base and _records(module):
+            methods.put(module, "__reduce_ex__", _reduced_part)
+    made, arguments, state, *rest = _without_recorders(base, protocol)
     if methods.on(base) is scoring_forward_of(type(base)):
         state = {**state, "forward": _PickledForward(base)}
     return made, arguments, state, *rest
+
+
+def _reduced_part(module, protocol):
+    made, arguments, state, *rest = _without_recorders(module, protocol)
+    return made, arguments, {name: value for name, value in state.items() if name != "__reduce_ex__"}, *rest
+
+
+# Once it has been asked for hidden states, as many vision towers are for an image, a model of transformers carries hooks that
+# record them: local functions, which do not pickle. A model without them gets them again at the next such pass.
+
+_RECORDED = "_output_capturing_hooks_installed"
+
+
+def _without_recorders(module, protocol):
+    made, arguments, state, *rest = type(module).__reduce_ex__(module, protocol)
+    hooks = module._forward_hooks
+    kept = type(hooks)((key, hook) for key, hook in list(hooks.items()) if not _is_recorder(hook))
+    state = {name: value for name, value in state.items() if name != _RECORDED}
+    return made, arguments, {**state, "_forward_hooks": kept}, *rest
+
+
+def _records(module):
+    return _RECORDED in vars(module) or any(map(_is_recorder, list(module._forward_hooks.values())))
+
+
+def _is_recorder(hook):
+    return getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
 
 
 class _PickledForward:

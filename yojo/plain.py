@@ -5,13 +5,14 @@ tokenised as plain text therefore goes through a copy of it, in which the switch
 """
 
 import contextlib
+import copy
 import re
 import threading
 import weakref
 
 from yojo.prompts import placeholder_tokens
 
-_copies = weakref.WeakKeyDictionary()  # tokenizer -> {split special tokens: (what was copied, its size, the copy)}
+_copies = weakref.WeakKeyDictionary()  # tokenizer -> {split special tokens: (what was copied, its state, the copy)}
 _lock = threading.Lock()
 
 
@@ -131,19 +132,41 @@ def private_copy(tokenizer, split_special):
     backend = getattr(tokenizer, "backend_tokenizer", None) if getattr(tokenizer, "is_fast", False) else None
     if backend is None:
         return None
-    size = backend.get_vocab_size(with_added_tokens=True)
+    state = backend.get_vocab_size(with_added_tokens=True), _pickled(backend.post_processor)
     with _lock:
         copies = _copies.setdefault(tokenizer, {})
-        source, known, copy = copies.get(split_special, (None, None, None))
-        if source is not backend or known != size:
+        source, known, made = copies.get(split_special, (None, None, None))
+        if source is not backend or known != state:
             import tokenizers
 
-            copy = tokenizers.Tokenizer.from_str(backend.to_str())
-            copy.no_truncation()
-            copy.no_padding()
-            copy.encode_special_tokens = split_special
-            copies[split_special] = backend, size, copy
-    return copy
+            made = tokenizers.Tokenizer.from_str(backend.to_str())
+            made.no_truncation()
+            made.no_padding()
+            made.encode_special_tokens = split_special
+            copies[split_special] = backend, state, made
+    return made
+
+
+def private_tokenizer(tokenizer):
+    """A tokenizer of transformers for prompts: no other user of the given one can cut, fill up or split its texts.
+
+    Args:
+        tokenizer: a tokenizer of transformers; it is not changed.
+
+    Returns:
+        A shallow copy around `private_copy`; a tokenizer in Python itself.
+    """
+    backend = private_copy(tokenizer, split_special=False)
+    if backend is None:
+        return tokenizer
+    own = copy.copy(tokenizer)
+    own._tokenizer = backend
+    return own
+
+
+def _pickled(component):
+    """What tells a part of a tokenizer from another, which may be changed in place (`add_bos_token`)."""
+    return None if component is None else component.__getstate__()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import copy
 import json
 import logging
 import re
@@ -157,8 +158,15 @@ class PromptEncoder:
 
     def __init__(self, processor, tokenizer, name, config=None):
         self.is_multimodal = processor is not tokenizer
-        self.given, self.tokenizer, self.name, self.config = processor, tokenizer, name, config
-        self.processor = with_files(processor)
+        from yojo.plain import private_tokenizer
+
+        self.given, self.name, self.config = processor, name, config
+        self.tokenizer, self.processor = private_tokenizer(tokenizer), with_files(processor)
+        if not self.is_multimodal:
+            self.processor = self.tokenizer
+        elif self.tokenizer is not tokenizer:
+            self.processor = copy.copy(self.processor)
+            self.processor.tokenizer = self.tokenizer
         self.unseen, self.template_options = [], {}
 
     def __call__(self, example):

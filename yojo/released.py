@@ -377,7 +377,12 @@ def export_mr2rm(reward_model, out):
     if config.separator != SEPARATOR:
         raise ValueError(f"the model's separator is {config.separator!r}, the released code knows {SEPARATOR!r} alone")
     adapter, head = adapter_of(reward_model.model), dict(active_head(base).named_parameters())
-    embedding = folded(embedding_weight(base), reward_model.collator.separator_id, head["separator_delta"])
+    embedding = folded(
+        base.get_input_embeddings(),
+        embedding_weight(base),
+        reward_model.collator.separator_id,
+        head["separator_delta"],
+    )
     with replaced_folder(out, mark=CONFIG_FILE) as staging:
         if adapter is None:
             save_model(base, base.state_dict() | {f"{_embedding_name(base)}.weight": embedding}, staging)

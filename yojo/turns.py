@@ -155,8 +155,9 @@ class TurnEncoder:
         generation, marked = _rendered(prompts, messages), _rendered(prompts, messages, MARK)
         if generation is None:
             return None
-        head, found, tail = (marked or "").rpartition(MARK)
-        if not found:
+        marked = marked or ""
+        head, _, tail = marked.rpartition(MARK)
+        if marked.count(MARK) != generation.count(MARK) + 1:  # the answer is not there, or twice
             return self._anchored(generation, generation, None, "", "", "", self._last_tokens(generation))
         tokens = self._last_tokens(head)
         lead = head[len(generation) :] if head.startswith(generation) else None
