@@ -142,7 +142,12 @@ class WholeCheckpoints:
                 target = Path(self.args.output_dir) / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(folder / name, target)
-        super()._push_from_checkpoint(checkpoint_folder)
+        # It would write the processor's files anew, other than `save_processor` does: those of the checkpoint are there.
+        processor, self.processing_class = self.processing_class, None
+        try:
+            super()._push_from_checkpoint(checkpoint_folder)
+        finally:
+            self.processing_class = processor
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         self._check_settings(resume_from_checkpoint)
