@@ -6,6 +6,7 @@ import logging
 import pickle
 
 import hypothesis
+import numpy as np
 import pyarrow
 import pytest
 from data_cases import GOOD, only, png, write_lines
@@ -142,6 +143,17 @@ def test_ranks_beside_a_pair_must_agree():
     record = PAIR | {"rankings": [1, 2]}
     assert only(record, format="trl").rankings == [1, 2]
     bad(record | {"rankings": [2, 1]}, "the column 'rankings' is not read by the format trl", format="trl")
+
+
+def test_a_video_in_memory_may_be_an_array():
+    frames = np.zeros((2, 16, 16, 3), np.uint8)
+    (video,) = only(GOOD | {"video": frames, "fps": 2}).videos
+    assert video.source is frames and video.fps == 2
+    message = "video 0 must be a path of a file or a folder of frames, a list of frames or an array of them, got bytes"
+    with pytest.raises(data.MediaError, match=message):
+        only(GOOD | {"video": b"mp4"})
+    with pytest.raises(data.MediaError, match="video 0: an array of frames must be"):
+        only(GOOD | {"video": frames[0, 0]})
 
 
 def test_the_rate_of_a_record_is_that_of_videos_in_its_messages(folder):

@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub
 import pytest
 import torch
 from test_saved_base import adapted, backbone, patched
@@ -62,11 +63,11 @@ def test_several_images_are_taken_in_their_order(tmp_path, monkeypatch):
 
     monkeypatch.setattr(yojo.RewardModel, "from_pretrained", lambda *args, **options: Model())
     a, b, c = (tmp_path / name for name in ("a.png", "b.png", "c.png"))
-    done = call(a, *ASKED, "--model", "m", "--image", b, "--image", c, "--video", a, "--json")
+    done = call(a, *ASKED, "--model", "m", "--image", b, "--image", c, "--video", a, "--video", tmp_path, "--json")
     assert done.exit_code == 0, done.output
     line = json.loads(done.stdout.splitlines()[-1])
-    assert line["images"] == [str(a), str(b), str(c)] and line["videos"] == [str(a)]
-    assert [str(image) for image in seen[0].images] == line["images"] and len(seen[0].videos) == 1
+    assert line["images"] == [str(a), str(b), str(c)] and line["videos"] == [str(a), str(tmp_path)]
+    assert [str(image) for image in seen[0].images] == line["images"] and len(seen[0].videos) == 2
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,15 @@ def test_mistakes_are_one_line(words, message):
     assert done.exit_code == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_name_that_is_nothing_is_named(monkeypatch):
+    def fetch(name):
+        raise FileNotFoundError("Cannot find an appropriate cached snapshot folder")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    done = call(*ASKED, "--model", "out/reward-model")
+    assert done.exit_code == 2 and "out/reward-model is no folder here, and cannot be fetched" in done.stderr
+
+
 # ---- the processor's options ----
 
 
@@ -96,7 +106,7 @@ def test_processor_options_are_obeyed_or_refused(make_reward_model, tmp_path):
     for model in (BACKBONE, tmp_path / "rm"):
         _, processor = recipe.load_model(*parse(model, '{"max_pixels": 4096}'))
         assert processor.image_processor.size.longest_edge == 4096
-        with pytest.raises(ValueError, match="knows no option 'max_pixel'; did you mean .*max_pixels"):
+        with pytest.raises(ValueError, match="knows the option 'max_pixel': .* did you mean max_pixels"):
             recipe.load_model(*parse(model, '{"max_pixel": 4096}'))
     for wrong, message in (("[1]", "must be an object"), ("{", "must be JSON")):
         with pytest.raises(ValueError, match=f"processor_options {message}"):

@@ -1,8 +1,10 @@
 """Checkpoints of transformers' own Trainer and of `model.save_pretrained`: the head and the settings come back, or an error."""
 
+import functools
 import json
 import shutil
 
+import peft
 import pytest
 import torch
 import transformers
@@ -117,6 +119,28 @@ def test_unpatched_it_is_a_plain_model_again(trained):
     yojo.unpatch(loaded.model)
     assert not hasattr(loaded.model.config, "yojo")
     yojo.patch(loaded.model, loaded.processor, mode="comparative")
+
+
+@pytest.mark.parametrize("load", ["transformers", "peft", "new"])
+def test_an_adapter_with_a_head_wants_a_patched_model(tmp_path, load):
+    backbone().save_pretrained(tmp_path / "base")
+    model, processor = patched(tmp_path / "base")
+    settings = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["score"], init_lora_weights=False)
+    model = peft.get_peft_model(model, settings).eval()
+    model.save_pretrained(tmp_path / "adapter")  # as checkpoints of transformers' Trainer are
+    plain = functools.partial(transformers.AutoModelForCausalLM.from_pretrained, tmp_path / "base")
+    if load == "transformers":
+        late = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    else:
+        late = peft.PeftModel.from_pretrained(plain(), tmp_path / "adapter") if load == "peft" else None
+        late = late or peft.get_peft_model(plain(), settings)
+    with pytest.raises(ValueError, match="adapter 'default' has a value head of its own .*patch the base model first"):
+        yojo.patch(late, processor)
+    first = yojo.patch(plain().eval(), processor, mode="isolated", head_dim=8)
+    loaded = yojo.RewardModel(peft.PeftModel.from_pretrained(first, tmp_path / "adapter").eval(), processor)
+    assert torch.equal(scores(loaded), scores(yojo.RewardModel(model, processor)))
+    merged = yojo.unpatch(loaded.model.merge_and_unload())
+    yojo.patch(merged, processor)  # there is no adapter any more
 
 
 def test_folders_of_others_are_named(tmp_path):

@@ -198,7 +198,10 @@ def test_whole_files_pass(tmp_path):
         ({"video": []}, "video 0: a video with no frames: the list is empty"),
         ({"video": ["v/frame_0.png", "v/frame_9.png"]}, "video 0: frame 1: no such file: .*frame_9.png"),
         ({"video": "https://example.org/a.mp4"}, "video 0: https://example.org/a.mp4 is a URL; download it first"),
-        ({"videos": ["v", 7]}, "video 1 must be a path of a file or a folder of frames, or a list of frames, got int"),
+        (
+            {"videos": ["v", 7]},
+            "video 1 must be a path of a file or a folder of frames, a list of frames or an array of them, got int",
+        ),
         ({"videos": ["v", ""]}, "video 1 must be a path .* got str"),
         ({"videos": ["v", "v"], "fps": [1]}, "1 fps for 2 videos: give one number, or one for each"),
     ],

@@ -61,7 +61,9 @@ def score(
     response: Annotated[list[str], typer.Option(help="A candidate response; give it once per candidate.")],
     files: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Image files, if any.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="An image file, behind those; once per image.")] = None,
-    video: Annotated[list[Path] | None, typer.Option(help="A video file; once per video.")] = None,
+    video: Annotated[
+        list[Path] | None, typer.Option(help="A video file, or a folder of frames; once per video.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Folder or hub name of a reward model; the digits demonstration's by default.")
     ] = None,
@@ -76,7 +78,7 @@ def score(
     images, videos = [*(files or ()), *(image or ())], list(video or ())
     with _errors():
         for file in (*images, *videos):
-            if not file.is_file():
+            if not (file.is_file() or (file in videos and file.is_dir())):
                 raise ValueError(f"no such file: {file}")
         example = yojo.Example(prompt, response, images=images, videos=videos)
         if model is None:

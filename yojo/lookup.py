@@ -6,6 +6,7 @@ import os
 import urllib.parse
 import urllib.request
 
+from yojo.images import is_array
 from yojo.videos import Video, check_video
 
 URL_TIMEOUT = 30.0  # seconds
@@ -56,7 +57,8 @@ def find_videos(sources, fps, root):
     """Videos of a record as `Example.videos` takes them, not yet decoded.
 
     Args:
-        sources: list; each a path of a file or of a folder of frames, {"path": ...}, or a list of frames.
+        sources: list; each a path of a file or of a folder of frames, {"path": ...}, a list of frames, or an array of
+            them.
         fps: frames per second, one number for all or one each; None where it is unknown.
         root: folder that relative paths start from.
 
@@ -79,9 +81,10 @@ def find_videos(sources, fps, root):
         elif isinstance(source, (str, os.PathLike)) and str(source):
             remote = os.fspath(source).startswith(("http://", "https://"))
             source = source if remote else _local(os.fspath(source), root)
-        else:
+        elif not is_array(source):
             raise ValueError(
-                f"{name} must be a path of a file or a folder of frames, or a list of frames, got {type(source).__name__}"
+                f"{name} must be a path of a file or a folder of frames, a list of frames or an array of them, got "
+                f"{type(source).__name__}"
             )
         check_video(source, name)
         videos.append(Video(source, rate))

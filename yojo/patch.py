@@ -122,7 +122,7 @@ def patch(model, processor=None, *, fuse=None, graphs=None, probe=True, **option
         TypeError: not a transformers model.
         ValueError: an unknown option or value, a model that cannot be patched (the reason is named), a model that
             was patched before with other options, a `fuse` that this model cannot have, a checkpoint of a patched model
-            that was saved with other options, or whose head cannot be found.
+            that was saved with other options, or whose head cannot be found, an adapter with a value head of its own.
 
     Example:
         >>> model = yojo.patch(model, processor, mode="isolated")

@@ -1,5 +1,6 @@
 """Load a processor from folders of every layout, also where torchvision is missing and video processors cannot exist."""
 
+import difflib
 import functools
 import importlib
 import inspect
@@ -291,9 +292,10 @@ def _with_options(processor, kwargs):
     unknown = [name for name in options if not any(name in names for names in known.values())]
     if unknown:
         listed = "; ".join(f"{part}: {', '.join(sorted(names))}" for part, names in known.items())
+        near = difflib.get_close_matches(unknown[0], sorted(set().union(*known.values())), 3)
         raise ValueError(
             f"no part of {type(processor).__name__} knows the option {', '.join(map(repr, unknown))}: it would change "
-            f"nothing. What they know: {listed}"
+            f"nothing{'; did you mean ' + ' or '.join(near) + '?' if near else '.'} What they know: {listed}"
         )
     return processor
 

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import difflib
-import inspect
 import json
 import os
 import sys
@@ -242,37 +241,11 @@ def load_model(run, arguments):
                     f"{run.model} was saved with {option}={saved[option]!r}: it cannot be trained further with "
                     f"{option}={value!r}; leave the option out, or start from its base model"
                 )
-        model, processor = load_pretrained(
+        return load_pretrained(
             run.model, trainable=True, check_base=run.check_base, processor_options=processor_options, **options
         )
-        _check_processor_options(processor, processor_options)
-        return model, processor
     processor = load_processor(run.model, **processor_options)
-    _check_processor_options(processor, processor_options)
     return _model_class(run.model).from_pretrained(run.model, **options), processor
-
-
-# Keyword arguments that say where and how a processor is loaded, rather than what it does.
-_LOADING = {"revision", "token", "cache_dir", "local_files_only", "force_download", "trust_remote_code", "use_fast"}
-_TOKENIZER = {"padding_side", "truncation_side", "model_max_length", "chat_template", "backend", "add_prefix_space"}
-_TOKENIZER |= {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "add_bos_token", "add_eos_token"}
-_TOKENIZER |= {"extra_special_tokens", "clean_up_tokenization_spaces", "split_special_tokens", "legacy"}
-
-
-def _check_processor_options(processor, options):
-    """Refuse options that the processor would take and never look at."""
-    known = _LOADING | _TOKENIZER
-    for part in (processor, *(getattr(processor, name, None) for name in ("image_processor", "video_processor"))):
-        if part is None:
-            continue
-        known |= set(inspect.signature(type(part).__init__).parameters)
-        known |= set(getattr(getattr(part, "valid_kwargs", None), "__annotations__", ()))
-        known |= set(part.to_dict()) if hasattr(part, "to_dict") else set()
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise ValueError(f"processor_options: {type(processor).__name__} knows no option {name!r}{hint}")
 
 
 def _is_reward_model(path):

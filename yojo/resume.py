@@ -142,7 +142,7 @@ class WholeCheckpoints:
                 target = Path(self.args.output_dir) / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(folder / name, target)
-        # It would also save the processor anew, without what `save_processor` notes beside it.
+        # It would write the processor's files anew, other than `save_processor` does: those of the checkpoint are there.
         processor, self.processing_class = self.processing_class, None
         try:
             super()._push_from_checkpoint(checkpoint_folder)

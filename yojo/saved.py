@@ -107,7 +107,12 @@ def local_folder(path):
         raise ValueError(f"no such folder: {path}")
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(str(path)))
+    try:
+        return Path(snapshot_download(str(path)))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no folder here, and cannot be fetched from the hub: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def read_description(path):

@@ -79,8 +79,9 @@ def recorded(base, options):
 
     Raises:
         ValueError: other options than it was saved with, a head that cannot be found or does not fit, weights that are
-            not those of the checkpoint.
+            not those of the checkpoint; an adapter that has a value head of its own.
     """
+    _refuse_adapter_with_a_head(base)
     said = getattr(base.config, "yojo", None)
     if said is None:
         return None
@@ -99,6 +100,18 @@ def recorded(base, options):
     head = _find_head(base, source)
     _check_head(head, base, config, source)
     return Recorded(source, config, separator_id, head, date)
+
+
+def _refuse_adapter_with_a_head(base):
+    """A ValueError where PEFT has put an adapter on a model whose value head it trains or brings, and could not find."""
+    for name, config in (getattr(base, "peft_config", None) or {}).items():
+        if "score" in (getattr(config, "modules_to_save", None) or ()):
+            raise ValueError(
+                f"the adapter {name!r} has a value head of its own (modules_to_save=['score']), and was put on a model without "
+                "one: patched now, the model would score with a new head. yojo.patch the base model first, with the options of "
+                "the training run, and then put the adapter on it (PeftModel.from_pretrained, get_peft_model); a folder that "
+                "YOJO saved is loaded by yojo.RewardModel.from_pretrained"
+            )
 
 
 def _read(said, where):
