@@ -450,3 +450,19 @@ def test_an_adapter_can_be_trained_further(adapted, tmp_path, examples):
     assert {name for name, p in loaded.named_parameters() if p.requires_grad} == trained and trained
     fixed, _ = checkpoint.load_pretrained(tmp_path)
     assert not any(p.requires_grad for name, p in fixed.named_parameters() if "lora" in name)
+
+
+def test_the_processor_may_be_saved_once_more_into_the_folder(make_reward_model, tmp_path, examples):
+    """As scripts do after saving a model; transformers does not write down what resizes images."""
+    reward_model = make_reward_model(**OPTIONS)
+    reward_model.save_pretrained(tmp_path)
+    reward_model.processor.save_pretrained(tmp_path)
+    assert "image_backend" not in json.loads((tmp_path / "processor_config.json").read_text())
+    loaded = load(tmp_path)
+    assert type(loaded.processor.image_processor) is type(reward_model.processor.image_processor)
+    assert same(loaded, reward_model, examples)
+    settings = json.loads((tmp_path / "processor_config.json").read_text())
+    settings["image_processor"]["patch_size"] += 1
+    (tmp_path / "processor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="processor_config.json is not the file"):
+        load(tmp_path)

@@ -15,7 +15,7 @@ from yojo import card as cards
 from yojo.config import YojoConfig
 from yojo.folders import files_of, replaced_folder
 from yojo.patch import patch_loaded, patched_base
-from yojo.processors import load_processor, save_processor
+from yojo.processors import backend_of, load_processor, save_processor
 from yojo.saved import (
     ADAPTER_FILE,
     ADAPTERS,
@@ -212,6 +212,7 @@ def _description(reward_model, base, adapter):
         "hidden_size": base.config.get_text_config().hidden_size,
         "separator_id": reward_model.collator.separator_id,
         "dtype": str(base.dtype).removeprefix("torch."),
+        "image_backend": backend_of(reward_model.processor),
         "date": None if base.yojo.date is None else base.yojo.date.isoformat(),
         "made_with": {
             "yojo": yojo.__version__,
@@ -360,7 +361,7 @@ def _load(
     head = saved.read_head(path)
     if checks.files:
         saved.check_whole(path, description)
-    processor = load_processor(path, **(processor_options or {}))
+    processor = load_processor(path, image_backend=description.get("image_backend"), **(processor_options or {}))
     model_class = getattr(transformers, description["model_class"], None)
     if model_class is None:
         raise ValueError(

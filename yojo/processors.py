@@ -97,7 +97,7 @@ def _restore(module, name, state):
     return processor
 
 
-def load_processor(path, **kwargs):
+def load_processor(path, *, image_backend=None, **kwargs):
     """Load a processor (or a bare tokenizer, for a text-only model) from a folder or a hub name.
 
     In layouts before transformers 5, `preprocessor_config.json` may hold the settings of images and videos: both parts
@@ -107,6 +107,8 @@ def load_processor(path, **kwargs):
 
     Args:
         path: folder or hub name.
+        image_backend: what resizes images, "pil" or "torchvision", where a saved model says it (see `save_processor`);
+            None: what processor_config.json says of it, else what transformers takes.
         **kwargs: handed to `from_pretrained`: where files are (`revision`, `token`, ...), and options such as
             `max_pixels`, which every part takes that knows them.
 
@@ -153,7 +155,7 @@ def load_processor(path, **kwargs):
             cls.__name__,
         )
         processor = image_only(cls).from_pretrained(path, **kwargs)
-    return _with_options(_with_backend(processor, nested.get(BACKEND), path, kwargs), kwargs)
+    return _with_options(_with_backend(processor, image_backend or nested.get(BACKEND), path, kwargs), kwargs)
 
 
 def save_processor(processor, folder):
@@ -168,9 +170,14 @@ def save_processor(processor, folder):
     """
     processor.save_pretrained(folder)
     file = Path(folder) / "processor_config.json"
-    backend = _backend(getattr(processor, "image_processor", None))
+    backend = backend_of(processor)
     if backend is not None and file.is_file():
         file.write_text(json.dumps(_json(file) | {BACKEND: backend}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def backend_of(processor):
+    """What resizes the images of a processor, "pil" or "torchvision"; None where there is one way only."""
+    return _backend(getattr(processor, "image_processor", None))
 
 
 def _backend(part):

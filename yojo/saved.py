@@ -1,5 +1,6 @@
 """What the folder of a saved reward model holds, and whether it is whole."""
 
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 
 from yojo import card
+from yojo.processors import BACKEND
 
 CONFIG_FILE = "yojo_config.json"
 HEAD_FILE = "score_head.safetensors"
@@ -72,6 +74,11 @@ def fingerprint(file):
 
 
 def _sha256(file):
+    if file.name == "processor_config.json":  # what resizes images stands in the description, too
+        with contextlib.suppress(ValueError, AttributeError):
+            settings = json.loads(file.read_text())
+            settings.pop(BACKEND, None)  # which `processor.save_pretrained` into the same folder leaves out
+            return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     digest = hashlib.sha256()
     with file.open("rb") as handle:
         while chunk := handle.read(1 << 20):
