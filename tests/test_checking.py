@@ -176,3 +176,13 @@ def test_it_works_in_a_pipe(mixed):
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1 and result.stdout.isascii() and "\x1b" not in result.stdout
     assert f"{mixed}:4: not JSON" in result.stdout and "Traceback" not in result.stderr
+
+
+def test_video_files_that_nothing_decodes_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("yojo.checking.decode_video", lambda video, name: False)  # as without PyAV and torchcodec
+    (tmp_path / "clip.mkv").write_bytes(b"0" * 64)
+    record = {"prompt": "What happens?", "video": "clip.mkv", "responses": ["a", "b"], "rankings": [1, 2]}
+    (tmp_path / "t.jsonl").write_text(json.dumps(record) + "\n")
+    report = checking.check([tmp_path / "t.jsonl"])
+    assert report.total.undecoded == report.to_dict()["total"]["undecoded"] == 1
+    assert any(note.startswith("1 video files were not decoded: that needs PyAV") for note in checking.notes(report))

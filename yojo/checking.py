@@ -38,8 +38,9 @@ class FileReport:
         all_tied: those whose responses are all tied.
         targets: good records with soft targets.
         duplicates: good records that hold the same response twice.
-        images, videos: media in good records; all were decoded (video files only where PyAV is installed).
+        images, videos: media in good records; all were decoded (see `undecoded`).
         untimed: folders or lists of frames without a rate, which are taken to stand 4 seconds apart.
+        undecoded: video files that nothing here can decode: neither PyAV nor torchcodec is installed.
         missing_media: records refused for an image or a video.
         prompt_characters, response_characters: lengths, one of each good record and of each response.
         tokens: lengths of good records, prompt and responses with their separators; empty without a processor.
@@ -65,6 +66,7 @@ class FileReport:
     images: int = 0
     videos: int = 0
     untimed: int = 0
+    undecoded: int = 0
     missing_media: int = 0
     prompt_characters: list = dataclasses.field(default_factory=list)
     response_characters: list = dataclasses.field(default_factory=list)
@@ -100,7 +102,7 @@ class FileReport:
         }
 
 
-_COUNTS = ("ties", "all_tied", "targets", "duplicates", "images", "videos", "untimed", "missing_media")
+_COUNTS = ("ties", "all_tied", "targets", "duplicates", "images", "videos", "untimed", "undecoded", "missing_media")
 _LENGTHS = ("prompt_characters", "response_characters", "tokens")
 
 
@@ -231,8 +233,7 @@ def _look_at(example, report, count_of):
     try:
         for i, image in enumerate(images):
             load_image(image, f"{example.name}: image {i}")
-        for i, video in enumerate(videos):
-            decode_video(video, f"{example.name}: video {i}")
+        decoded = [decode_video(video, f"{example.name}: video {i}") for i, video in enumerate(videos)]
     except NOT_A_RECORDS_FAULT:
         raise
     except Exception as error:
@@ -252,6 +253,7 @@ def _look_at(example, report, count_of):
     report.images += len(images)
     report.videos += len(videos)
     report.untimed += sum(_is_untimed(video) for video in videos)
+    report.undecoded += decoded.count(False)
     prompt = len(example.prompt) if isinstance(example.prompt, str) else sum(len(p.get("text") or "") for p in parts)
     report.prompt_characters.append(prompt)
     report.response_characters += map(len, example.responses)
@@ -392,6 +394,8 @@ def notes(report, skip_bad=False):
         yield f"{total.targets} records have soft targets: train with loss='soft'"
     if total.all_tied:
         yield f"{total.all_tied} records have all responses tied, kept with --keep-tied: they teach nothing"
+    if total.undecoded:
+        yield f"{total.undecoded} video files were not decoded: that needs PyAV (pip install av) or torchcodec with FFmpeg"
     if total.untimed:
         yield f"{total.untimed} videos are frames without fps or sampling_interval: 4 seconds between frames are assumed"
     for column, count in total.unused.items():
