@@ -37,9 +37,11 @@ TILES = {
     ("key_grad", 16, 100): {64: Tile(64, 128, 8, 2), 128: Tile(32, 128, 8, 2), 256: Tile(16, 64, 8, 2)},
     ("key_grad", 16, 120): {64: Tile(32, 64, 8, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
     # float32 multiplies without tensor cores, exactly: small tiles, or the products alone would fill the registers.
-    **{("forward", 32, chip): {64: Tile(32, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(8, 16, 8, 1)} for chip in CHIPS},
+    **{("forward", 32, chip): {32: Tile(32, 16, 8, 1), 64: Tile(32, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(8, 16, 8, 1)} for chip in CHIPS},
+    ("forward", 32, 120): {32: Tile(32, 16, 8, 1), 64: Tile(32, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)},
     **{("query_grad", 32, chip): {64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
     **{("key_grad", 32, chip): {64: Tile(16, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
+    ("key_grad", 32, 90): {64: Tile(16, 16, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)},
 }  # fmt: skip
 
 
@@ -56,7 +58,7 @@ class HeadTile(typing.NamedTuple):
 # (kernel, whether products run on tensor cores) -> {most readings: tile}; the last one takes all that are more. None of
 # these has been timed yet. Few readings are bound by reading weight1 once, so its units are spread over many programs.
 HEAD_TILES = {
-    ("head_forward", True): {16: HeadTile(16, 16, 128, 4, 3), 64: HeadTile(64, 16, 64, 8, 3), 512: HeadTile(64, 64, 64, 4, 3)},
+    ("head_forward", True): {16: HeadTile(16, 16, 128, 4, 3), 64: HeadTile(64, 16, 64, 8, 2), 512: HeadTile(64, 64, 64, 4, 3)},
     ("head_forward", False): {16: HeadTile(16, 16, 64, 4, 2), 64: HeadTile(32, 32, 32, 4, 2)},
     ("head_backward", True): {16: HeadTile(16, 64, 64, 4, 2), 512: HeadTile(64, 64, 32, 8, 2)},
     ("head_backward", False): {16: HeadTile(16, 32, 32, 4, 1), 64: HeadTile(32, 32, 32, 4, 1)},
