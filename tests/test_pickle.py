@@ -182,6 +182,15 @@ def test_threads_score_a_model_in_training_mode_as_one_does():
     assert [module.training for module in wrapped.modules()] == flags
 
 
+def test_a_model_and_what_wraps_it_score_at_once():
+    """Modules of a wrapper are in training mode until it is scored with: nobody has put them there meanwhile."""
+    model, mode = torch.nn.Sequential(torch.nn.Dropout()), EvalMode()
+    wrapper = torch.nn.Sequential(model, torch.nn.Dropout())
+    with mode.of(model), mode.of(wrapper):
+        assert not any(module.training for module in wrapper.modules())
+    assert all(module.training for module in wrapper.modules())
+
+
 def test_eval_mode_ends_with_the_last_and_survives_errors():
     model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(1, 1).eval())
     mode = EvalMode()

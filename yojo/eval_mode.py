@@ -12,6 +12,7 @@ class EvalMode:
         self.inside = 0
         self.disturbed = 0  # how often training mode was set under a pass
         self.training = []  # modules that go back to training mode
+        self.kept = set()  # ids of the modules that were in eval mode: of the model, or of what wraps it, too
 
     def __reduce__(self):  # a copy of the model is not being scored with
         return EvalMode, ()
@@ -47,12 +48,14 @@ class EvalMode:
             if self.inside == 0:
                 for module in self.training:
                     module.training = True
-                self.training = []
+                self.training, self.kept = [], set()
             return self.disturbed
 
     def _set(self, model):
-        training = [module for module in model.modules() if module.training]
+        modules = list(model.modules())
+        training = [module for module in modules if module.training]
         if training:
-            self.disturbed += self.inside > 0
+            self.disturbed += any(id(module) in self.kept for module in training)
             self.training += training
             model.eval()
+        self.kept.update(map(id, modules))
