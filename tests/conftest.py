@@ -1,6 +1,7 @@
 """Fixtures shared by the tests: the demonstration's backbone, patched in every mode."""
 
 import copy
+import os
 import random
 
 import pytest
@@ -8,6 +9,9 @@ import torch
 
 import yojo
 from yojo_kernels import segments
+
+# No test needs the hub, whose client tries again for a minute where there is no network. It is not imported yet.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # Suites with a process of their own, named on the command line: see the Makefile.
 collect_ignore = ["gpu", "interpreted", "pretended"]
