@@ -188,11 +188,11 @@ def test_the_real_shapes_run(name, monkeypatch):
         layers = {"deepstack_visual_indexes": [0], "fullatt_block_indexes": [0]}
         config["vision_config"] |= {key: value for key, value in layers.items() if key in config["vision_config"]}
     monkeypatch.setitem(models.SHAPES["cpu"], name, models.Shape(shape.family, config, shape.frame))
-    scene, point = ways.Scene(name, torch.device("cpu")), sweeps.Point("image", 512, 2, 8)
+    # In float64: in float32, rounding alone is as large as the bound here.
+    scene, point = ways.Scene(name, torch.device("cpu")).raised(), sweeps.Point("image", 512, 2, 8)
     expected = ways.single(scene, point, "none")()
     assert expected.isfinite().all() and expected.std() > 1e-3
-    # To float32's rounding of the scores, which a few hundred sums of real width leave in their last bits.
-    assert (ways.WAYS["yojo_isolated"](scene, point, "none")() - expected).abs().max() <= 2e-6 * expected.abs().max()
+    assert (ways.WAYS["yojo_isolated"](scene, point, "none")() - expected).abs().max() <= 1e-4 * expected.std()
 
 
 @pytest.mark.parametrize("name", ["small-molmo2", "small-qwen2.5-vl"])
