@@ -27,6 +27,20 @@ def poison():
 
 
 @pytest.fixture()
+def accelerate_state():
+    """accelerate as in a new process: it keeps one precision per process, which whoever is first decides."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    kept = [(kind._shared_state, dict(kind._shared_state)) for kind in (AcceleratorState, GradientState, PartialState)]
+    for shared, _ in kept:
+        shared.clear()
+    yield
+    for shared, before in kept:
+        shared.clear()
+        shared.update(before)
+
+
+@pytest.fixture()
 def reference_attention(monkeypatch):
     """Packed rows are computed by the reference on CPUs, too: compiled or not, and with all pairs of a sample."""
     monkeypatch.setattr(segments, "takes", lambda call: False)

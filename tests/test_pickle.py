@@ -140,7 +140,7 @@ def test_a_model_that_has_seen_an_image_pickles(family, copied):
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_accelerate_wraps_and_unwraps_the_forward(keep):
+def test_accelerate_wraps_and_unwraps_the_forward(accelerate_state, keep):
     accelerate = pytest.importorskip("accelerate")
     reward_model = trained("llama")
     batch = packed(reward_model, "llama")

@@ -88,11 +88,11 @@ def test_a_trained_adapter_survives_saving(make_reward_model, training_examples,
     assert all(map(torch.equal, got, expected))
 
 
-def test_accelerate_with_mixed_precision_keeps_scores_in_float32(make_reward_model, training_examples):
+def test_accelerate_with_mixed_precision_keeps_scores_in_float32(
+    accelerate_state, make_reward_model, training_examples
+):
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # the precision is one per process, set by whoever is first
     reward_model = make_reward_model()
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     loader = torch.utils.data.DataLoader(training_examples[:8], batch_size=4, collate_fn=reward_model.collator)
