@@ -357,6 +357,31 @@ def test_tools_and_calls_reach_the_template(caplog):
     assert prompts.unseen(text_only(TOOLS)) == {}
 
 
+def test_arguments_as_json_text_are_what_the_template_takes():
+    """OpenAI has the arguments of a call as JSON text: templates that write objects get one, others their text."""
+
+    def ids(template, arguments):
+        turns = [dict(turn) for turn in WEATHER]
+        turns[1]["tool_calls"] = [{"type": "function", "function": {"name": "weather", "arguments": arguments}}]
+        given = json.dumps(turns)
+        found = encode(text_only(template), turns)[1]["input_ids"][0].tolist()
+        assert json.dumps(turns) == given
+        return found
+
+    text = '{"city":"Oslo"}'
+    dumped, as_text = "{{ c.function | tojson }}", "{{ c.function.arguments }}"
+    either = "{{ c.function.arguments if c.function.arguments is string else c.function.arguments | tojson }}"
+    items = "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}"
+    assert ids(TOOLS, text) == ids(TOOLS, {"city": "Oslo"}) != ids(TOOLS, "Oslo")
+    assert ids(TOOLS.replace(dumped, items), text) == ids(TOOLS.replace(dumped, items), {"city": "Oslo"})
+    assert ids(TOOLS.replace(dumped, either), text) == ids(TOOLS.replace(dumped, as_text), text)
+    assert ids(TOOLS.replace(dumped, either), text) != ids(TOOLS.replace(dumped, either), {"city": "Oslo"})
+    for other in ("{}", '{"a": {"b": ["\u00e9"]}}'):
+        assert ids(TOOLS, other) == ids(TOOLS, json.loads(other))
+    for other in ("Oslo", "[1]", '{"city": '):  # no object: as it is
+        assert json.dumps(other) in text_only(TOOLS).decode(ids(TOOLS, other))
+
+
 def test_what_a_template_leaves_out_is_said():
     encoder, _ = encode(text_only(PLAIN), WEATHER, tools=SCHEMA)
     assert encoder.unseen == ["tools", "the field 'tool_calls' of assistant turns", "the field 'name' of tool turns"]

@@ -96,6 +96,30 @@ def test_an_added_token_that_is_not_special_is_cut_too(backbone):
     assert ids and not forbidden & set(ids)
 
 
+def test_a_token_added_after_the_collator_was_made_is_cut_too(backbone):
+    import copy
+
+    model, processor = copy.deepcopy(backbone)
+    collator = yojo.Collator(processor, yojo.patch(model, processor))
+    response = "a <late> b"
+    collator.encode(yojo.Example("Which digit?", [response, "7"]))
+    processor.tokenizer.add_special_tokens({"additional_special_tokens": ["<late>"]})
+    late = processor.tokenizer.convert_tokens_to_ids("<late>")
+    encoded = collator.encode(yojo.Example("Which digit?", [response, "7"]))
+    assert late in collator.forbidden and all(late not in ids for ids in encoded.responses)
+    assert late not in pickle.loads(pickle.dumps(collator)).encode(yojo.Example("?", [response])).responses[0]
+
+
+def test_ranks_and_rates_of_arrays_are_numbers():
+    for ranks in ([np.int64(2), np.int64(1)], [torch.tensor(2), torch.tensor(1)], np.array([2, 1]), (2, np.uint8(1))):
+        rankings = yojo.Example("x", ["a", "b"], rankings=ranks).rankings
+        assert rankings == [2, 1] and {type(rank) for rank in rankings} == {int}
+    assert type(yojo.Video("x.mp4", fps=np.float32(0.5)).fps) is float
+    for ranks in ([np.bool_(True), 2], [np.array([1]), 2], [np.str_("1"), 2]):
+        with pytest.raises(TypeError, match="rankings must be numbers"):
+            yojo.Example("x", ["a", "b"], rankings=ranks)
+
+
 def test_permuted_rows_score_the_mean_over_orders(make_reward_model, examples):
     permuted, comparative = make_reward_model(permutations=3), make_reward_model()
     got = permuted.score_many(examples)

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 
+import numpy as np
 import pyarrow
 import pytest
 import torch
@@ -115,6 +116,35 @@ def test_hub_datasets(tmp_path):
         data.load(made.to_iterable_dataset())
     with pytest.raises(data.DataError, match="no records: the dataset is empty"):
         data.load(made.select([]))
+
+
+def test_records_from_pandas_and_numpy_are_those_of_lists(tmp_path):
+    """Parquet through pandas has arrays for lists and NaN for nothing; a hub data set may be formatted as either."""
+    datasets, pandas = pytest.importorskip("datasets"), pytest.importorskip("pandas")
+    turns = [{"role": "user", "content": "Which?"}]
+    rows = [
+        GOOD | {"prompt": turns, "rankings": [2, 1, 3], "system": "Be short.", "fps": 2.0},
+        GOOD | {"prompt": turns, "rankings": [1, 2, 3], "system": None, "fps": None},
+    ]
+    path = tmp_path / "a.parquet"
+    pandas.DataFrame(rows).to_parquet(path)
+    read = pandas.read_parquet(path).to_dict("records")
+    assert isinstance(read[0]["responses"], np.ndarray) and isinstance(read[1]["fps"], float)
+    made = datasets.Dataset.from_list(rows)
+    expected = list(data.load(rows))
+    for source in (read, path, made.with_format("numpy"), made.with_format("torch")):
+        for example, other in zip(data.load(source), expected, strict=True):
+            assert (example.prompt, example.responses, example.rankings) == (
+                other.prompt,
+                other.responses,
+                other.rankings,
+            )
+    picture = np.zeros((8, 9, 3), dtype=np.uint8)
+    videos = np.zeros((2, 8, 9, 3), dtype=np.uint8)
+    example = data.load([GOOD | {"images": [picture], "video": videos, "fps": np.float32(2)}])[0]
+    assert example.images[0] is picture and example.videos[0].source is videos and example.videos[0].fps == 2
+    lists = np.array([[1, 2], [2, 1]])[0]
+    assert data.load([GOOD | {"rankings": lists, "responses": np.array(["a", "b"])}])[0].rankings == [1, 2]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

@@ -87,6 +87,9 @@ class Example:
 
     def _check_rankings(self):
         rankings = self.rankings.tolist() if hasattr(self.rankings, "tolist") else list(self.rankings)
+        rankings = [
+            rank.item() if hasattr(rank, "item") and not getattr(rank, "ndim", 0) else rank for rank in rankings
+        ]
         object.__setattr__(self, "rankings", rankings)
         if len(rankings) != len(self.responses):
             raise ValueError(f"{self.name}: {len(rankings)} rankings for {len(self.responses)} responses")
@@ -218,8 +221,21 @@ class Collator:
                 "model's embedding: call yojo.patch(model, processor) with this processor"
             )
         dates.agree(base.yojo, processor)
-        self.forbidden = forbidden_ids(processor, self.tokenizer, base.config) | {self.separator_id}
-        self.turns = TurnEncoder(self.tokenizer, self.forbidden, self.config.turn)
+        self._encoder = None
+
+    @property
+    def turns(self):
+        """The `TurnEncoder`, made anew when the tokenizer has learnt new tokens."""
+        state = len(self.tokenizer), tuple(getattr(self.tokenizer, "all_special_ids", ()))
+        if self._encoder is None or self._encoder[0] != state:
+            forbidden = forbidden_ids(self.processor, self.tokenizer, self.model_config) | {self.separator_id}
+            self._encoder = state, TurnEncoder(self.tokenizer, forbidden, self.config.turn)
+        return self._encoder[1]
+
+    @property
+    def forbidden(self):
+        """set of the ids that no response may hold."""
+        return self.turns.forbidden
 
     def __call__(self, examples):
         """Encode and pack a list of `Example`.

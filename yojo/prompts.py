@@ -129,6 +129,31 @@ def _image(source, name):
     return load_image(source, name)
 
 
+def _arguments(turn):
+    """(the object they stand in, text) of the arguments of a turn's tool calls that are JSON text of an object."""
+    calls = turn.get("tool_calls")
+    for call in calls if isinstance(calls, (list, tuple)) else ():
+        inner = call.get("function", call) if isinstance(call, dict) else None
+        text = inner.get("arguments") if isinstance(inner, dict) else None
+        if isinstance(text, str) and isinstance(_from_json(text), dict):
+            yield inner, text
+
+
+def _from_json(text):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _with_read_arguments(turn):
+    if "tool_calls" in turn:
+        turn = {**turn, "tool_calls": copy.deepcopy(turn["tool_calls"])}
+    for inner, text in list(_arguments(turn)):
+        inner["arguments"] = _from_json(text)
+    return turn
+
+
 _MARK = "yojo-mark-"
 
 
@@ -193,6 +218,7 @@ class PromptEncoder:
         self.template_options = {"tools": list(example.tools)} if example.tools else {}
         with bad_record(self.name, "the prompt cannot be read"):
             messages = self._placed(example)
+            messages = self._with_arguments(messages, example.tools)
             self._check_text(messages, example.tools)
             self._look_for_unseen(messages, example.tools)
             videos = self._load(messages)
@@ -212,6 +238,19 @@ class PromptEncoder:
         if self.is_multimodal and not example.literal_tags:
             self._check_tags(messages)
         return messages
+
+    def _with_arguments(self, messages, tools):
+        """Tool calls with their arguments as objects, where the template writes OpenAI's JSON text as a quoted string."""
+        texts = [text for turn in messages for _, text in _arguments(turn)]
+        if not texts or getattr(self.processor, "chat_template", None) is None:
+            return messages
+        whole = self._rendered_or_none(messages, tools)
+        if whole is not None and not any(
+            json.dumps(text, ensure_ascii=a) in whole for text in texts for a in (False, True)
+        ):
+            return messages
+        read = [_with_read_arguments(turn) for turn in messages]
+        return messages if self._rendered_or_none(read, tools) is None else read
 
     def _check_tags(self, messages):
         """A tag without its medium: the image was lost on its way, or the characters are meant."""

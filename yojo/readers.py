@@ -12,6 +12,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ class Table(Reader):
         return len(self.records)
 
     def read(self, index):
-        return self._an_object(self.records[index], index)
+        return plain(self._an_object(self.records[index], index))
 
 
 class HubDataset(Reader):
@@ -132,7 +133,7 @@ class HubDataset(Reader):
 
     def read(self, index):
         try:
-            return self.dataset[index]
+            return plain(self.dataset[index])
         except NOT_A_RECORDS_FAULT:
             raise
         except Exception as error:  # an image feature is decoded here, and decoders raise what they like
@@ -410,6 +411,27 @@ def _one_split(folder, files):
             "files, or the folder, of the split that is meant",
             str(folder),
         )
+
+
+def plain(record):
+    """A record of a table in memory with Python's own values: pandas and `datasets` formats have numpy's and torch's.
+
+    Scalars become numbers, strings and bools; arrays of strings, of objects, and of one dimension become lists, at any
+    depth. Others are images and videos, and stay. NaN is how pandas says that a row has nothing in a column.
+    """
+    record = {key: _plain(value) for key, value in record.items()}
+    return {key: None if isinstance(value, float) and value != value else value for key, value in record.items()}
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+    if isinstance(value, (np.generic, np.ndarray, torch.Tensor)):
+        words = isinstance(value, np.ndarray) and value.dtype.kind in "OUS"
+        return _plain(value.tolist()) if value.ndim < 2 or words else value
+    return value
 
 
 def what_it_says(error):

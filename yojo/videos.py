@@ -41,6 +41,8 @@ class Video:
 
     def __post_init__(self):
         if self.fps is not None:
+            if hasattr(self.fps, "item") and not getattr(self.fps, "ndim", 0):
+                object.__setattr__(self, "fps", self.fps.item())
             if isinstance(self.fps, bool) or not isinstance(self.fps, (int, float)):
                 raise TypeError(f"fps must be a number or None, got {self.fps!r}")
             if not 0 < self.fps < math.inf:
