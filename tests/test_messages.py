@@ -357,29 +357,64 @@ def test_tools_and_calls_reach_the_template(caplog):
     assert prompts.unseen(text_only(TOOLS)) == {}
 
 
-def test_arguments_as_json_text_are_what_the_template_takes():
+DUMPED = "{{ c.function | tojson }}"
+ARGUMENTS = {  # how templates write the arguments of a call -> whether they take JSON text as it is
+    DUMPED: False,
+    "{{ c.function.name }} {{ c.function.arguments | tojson }}": False,
+    "{{ c.function.arguments }}": True,
+    "{{ 'arguments: ' ~ c.function.arguments }}": True,
+    "{{ 'arguments: ' + c.function.arguments }}": True,
+    '"{{ c.function.arguments }}"': True,
+    "{{ c.function.arguments if c.function.arguments is string else c.function.arguments | tojson }}": True,
+    "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}": False,
+    "{% for k, v in c.function.arguments | items %}<{{ k }}>{{ v }}{% endfor %}": False,
+    "{% if c.function.arguments is mapping %}{{ c.function.arguments | tojson }}{% endif %}": False,
+    "{% for k in c.function.arguments %}{{ k }}={{ c.function.arguments[k] }},{% endfor %}": False,
+    "{{ c.function | tojson | tojson }}": False,
+}
+
+
+@pytest.mark.parametrize("style", ARGUMENTS)
+def test_arguments_as_json_text_are_what_the_template_takes(style):
     """OpenAI has the arguments of a call as JSON text: templates that write objects get one, others their text."""
+    tokenizer = text_only(TOOLS.replace(DUMPED, style))
+    texts = ['{"city":"Oslo"}', "{}", '{"ok": true, "n": null}', '{"a": {"b": ["\\u00e9"]}}']
 
-    def ids(template, arguments):
+    def turns(arguments):
+        calls = [{"type": "function", "function": {"name": "weather", "arguments": each}} for each in arguments]
+        said = {"role": "user", "content": "Fix print(\"{}\".format(x)), print('{}')"}
+        return [said, {"role": "assistant", "content": "", "tool_calls": calls}, *WEATHER[2:]]
+
+    for given in ([texts[0]], [texts[1]], texts):
+        messages = turns(given)
+        before = json.dumps(messages)
+        _, outputs = encode(tokenizer, messages)
+        expected = turns(given if ARGUMENTS[style] else map(json.loads, given))
+        stock = tokenizer.apply_chat_template(expected, tokenize=False, add_generation_prompt=True)
+        assert tokenizer.decode(outputs["input_ids"][0]) == stock and json.dumps(messages) == before
+    if not ARGUMENTS[style]:  # both kinds in one prompt
+        _, outputs = encode(tokenizer, turns([texts[0], {"x": 1}]))
+        stock = tokenizer.apply_chat_template(
+            turns([json.loads(texts[0]), {"x": 1}]), tokenize=False, add_generation_prompt=True
+        )
+        assert tokenizer.decode(outputs["input_ids"][0]) == stock
+
+
+def test_arguments_that_are_no_object_again_stay_text():
+    for text in ("Oslo", "[1]", '{"city": ', '{"a": 1, "a": 2}', '{"a": NaN}', '{"a": 1e400}', '{"a": "\\ud83d"}'):
         turns = [dict(turn) for turn in WEATHER]
-        turns[1]["tool_calls"] = [{"type": "function", "function": {"name": "weather", "arguments": arguments}}]
-        given = json.dumps(turns)
-        found = encode(text_only(template), turns)[1]["input_ids"][0].tolist()
-        assert json.dumps(turns) == given
-        return found
+        turns[1]["tool_calls"] = [{"function": None, "name": "weather", "arguments": text}]
+        tokenizer = text_only(TOOLS.replace("c.function", "c"))
+        assert json.dumps(text) in tokenizer.decode(encode(tokenizer, turns)[1]["input_ids"][0])
+    turns[1]["tool_calls"] = [{"function": None, "name": "weather", "arguments": '{"a": 1}'}]
+    assert '"arguments": {"a": 1}' in tokenizer.decode(encode(tokenizer, turns)[1]["input_ids"][0])
 
-    text = '{"city":"Oslo"}'
-    dumped, as_text = "{{ c.function | tojson }}", "{{ c.function.arguments }}"
-    either = "{{ c.function.arguments if c.function.arguments is string else c.function.arguments | tojson }}"
-    items = "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}"
-    assert ids(TOOLS, text) == ids(TOOLS, {"city": "Oslo"}) != ids(TOOLS, "Oslo")
-    assert ids(TOOLS.replace(dumped, items), text) == ids(TOOLS.replace(dumped, items), {"city": "Oslo"})
-    assert ids(TOOLS.replace(dumped, either), text) == ids(TOOLS.replace(dumped, as_text), text)
-    assert ids(TOOLS.replace(dumped, either), text) != ids(TOOLS.replace(dumped, either), {"city": "Oslo"})
-    for other in ("{}", '{"a": {"b": ["\u00e9"]}}'):
-        assert ids(TOOLS, other) == ids(TOOLS, json.loads(other))
-    for other in ("Oslo", "[1]", '{"city": '):  # no object: as it is
-        assert json.dumps(other) in text_only(TOOLS).decode(ids(TOOLS, other))
+
+def test_arguments_that_a_template_leaves_out_are_said():
+    turns = [dict(turn) for turn in WEATHER]
+    turns[1]["tool_calls"] = [{"function": {"name": "weather", "arguments": '{"a": 1}'}}]
+    encoder, _ = encode(text_only(TOOLS.replace(DUMPED, "{{ c.function.name }}")), turns)
+    assert "the arguments of tool calls" in encoder.unseen
 
 
 def test_what_a_template_leaves_out_is_said():

@@ -19,7 +19,7 @@ import yojo
 from yojo.batches import CostEstimate
 from yojo.checking import count_tokens
 from yojo.patch import tokenizer_of
-from yojo.plain import forbidden_ids, named_errors, plain_ids
+from yojo.plain import forbidden_ids, named_errors, plain_ids, private_tokenizer
 from yojo.prompts import placeholder_tokens
 
 
@@ -314,3 +314,21 @@ def test_whatever_a_tokenizer_raises_names_the_response(monkeypatch, error):
         reward_model.collator.encode(yojo.Example("hi", ["yes"], id="e"))
     with pytest.raises(KeyboardInterrupt), named_errors("e"):
         raise KeyboardInterrupt
+
+
+def test_a_word_that_becomes_special_is_so_in_the_private_copies():
+    """Its vocabulary has the same size as before; a copy made earlier would go on as if nothing had happened."""
+    tokenizer = tokenizer_of_kind("bytes")
+    vocabulary = tokenizer.get_vocab()
+
+    def ids(text):
+        return private_tokenizer(tokenizer)(text, add_special_tokens=False)["input_ids"]
+
+    words = (w for w in vocabulary if len(w) > 1 and w.isalpha() and w.isascii())
+    word = next(w for w in words if vocabulary[w] not in ids(f"so{w}s"))
+    text = f"so{word}s"
+    plain_ids(tokenizer, text, set())
+    tokenizer.add_special_tokens({"additional_special_tokens": [word]})
+    assert len(tokenizer) == len(vocabulary)
+    assert ids(text) == copy.deepcopy(tokenizer)(text, add_special_tokens=False)["input_ids"]
+    assert vocabulary[word] in ids(text) and vocabulary[word] not in plain_ids(tokenizer, text, {vocabulary[word]})

@@ -147,6 +147,51 @@ def test_records_from_pandas_and_numpy_are_those_of_lists(tmp_path):
     assert data.load([GOOD | {"rankings": lists, "responses": np.array(["a", "b"])}])[0].rankings == [1, 2]
 
 
+def test_arrow_fills_objects_up_and_pandas_hands_that_on(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    call = {"name": "f", "arguments": {"city": "Oslo"}}, {"name": "g", "arguments": {"zone": "CET"}}
+    said = {"role": "assistant", "tool_calls": [{"function": each} for each in call]}
+    rows = [GOOD | {"prompt": [{"role": "user", "content": "a"}, said, {"role": "user", "content": "b"}]}]
+    pandas.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
+    read = pandas.read_parquet(tmp_path / "a.parquet").to_dict("records")
+    assert read[0]["prompt"][1]["tool_calls"][0]["function"]["arguments"]["zone"] is None
+    assert data.load(read)[0].prompt == data.load(tmp_path / "a.parquet")[0].prompt == data.load(rows)[0].prompt
+
+
+def test_pictures_that_a_table_put_into_one_array():
+    """numpy's format of a data set stacks pictures of one size; three gray ones are no picture with three channels."""
+    array = np.random.default_rng(0).integers(0, 256, (3, 8, 9, 3), dtype=np.uint8)
+    for several in (array, array[:1], torch.from_numpy(array)):
+        images = data.load([GOOD | {"images": several}])[0].images
+        assert len(images) == len(several) and all(map(np.array_equal, images, several))
+    assert (
+        len(data.load([GOOD | {"images": array[0]}])[0].images)
+        == len(data.load([GOOD | {"image": array[..., 0]}])[0].images)
+        == 1
+    )
+    with pytest.raises(data.DataError, match=r"images is an array of shape \[3, 8, 9\], which may be several"):
+        data.load([GOOD | {"images": array[..., 0]}])[0]
+    assert len(data.load([GOOD | {"videos": array[None]}])[0].videos) == 1
+    with pytest.raises(data.DataError, match="videos is an array of shape"):
+        data.load([GOOD | {"videos": np.moveaxis(array, -1, 1)}])[0]
+
+
+def test_values_that_python_does_not_have():
+    loop = []
+    loop.append(loop)
+    pandas = pytest.importorskip("pandas")
+    odd = [
+        {"score": np.longdouble(1)},
+        {"score": pandas.NA, "system": pandas.NaT},
+        {"idx": np.zeros(2, np.longdouble)},
+        {"idx": loop},
+    ]
+    records = data.load([GOOD, *(GOOD | each for each in odd)])
+    assert [records[i].rankings for i in range(4)] == [GOOD["rankings"]] * 4
+    with pytest.raises(data.DataError, match="example 'records:5': cannot be read: nested too deeply"):
+        records[4]
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_forked_workers(tmp_path, kind):
     rows = [GOOD | {"prompt": f"question {i}"} for i in range(12)]

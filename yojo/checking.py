@@ -13,7 +13,7 @@ from yojo.config import YojoConfig
 from yojo.data import Records
 from yojo.images import load_image
 from yojo.patch import tokenizer_of
-from yojo.plain import forbidden_ids
+from yojo.plain import forbidden_ids, known_state
 from yojo.prompts import PromptEncoder, unseen
 from yojo.readers import NOT_A_RECORDS_FAULT, ColumnError, DataError, MediaError, open_source, what_it_says
 from yojo.saved import CONFIG_FILE, read_description
@@ -300,7 +300,7 @@ _turns = weakref.WeakKeyDictionary()  # processor -> (what it was made for, `Tur
 
 def _turns_of(processor, config, turn):
     tokenizer = tokenizer_of(processor)
-    made_for = (tokenizer, config, turn, len(tokenizer))
+    made_for = (tokenizer, config, turn, known_state(tokenizer))
     if processor not in _turns or not all(
         a is b or a == b for a, b in zip(_turns[processor][0], made_for, strict=True)
     ):

@@ -10,7 +10,7 @@ from yojo import dates, families, features, media, messages
 from yojo.model import Separators
 from yojo.mr2rm import ConversationEncoder
 from yojo.patch import patched_base, separator_id_of, tokenizer_of
-from yojo.plain import forbidden_ids
+from yojo.plain import forbidden_ids, known_state
 from yojo.prompts import NOT_FOR_THE_MODEL, PromptEncoder, bad_record
 from yojo.turns import TurnEncoder
 from yojo_kernels import Layout
@@ -226,7 +226,7 @@ class Collator:
     @property
     def turns(self):
         """The `TurnEncoder`, made anew when the tokenizer has learnt new tokens."""
-        state = len(self.tokenizer), tuple(getattr(self.tokenizer, "all_special_ids", ()))
+        state = known_state(self.tokenizer)
         if self._encoder is None or self._encoder[0] != state:
             forbidden = forbidden_ids(self.processor, self.tokenizer, self.model_config) | {self.separator_id}
             self._encoder = state, TurnEncoder(self.tokenizer, forbidden, self.config.turn)

@@ -49,6 +49,15 @@ def special_ids(tokenizer):
     return ids
 
 
+def known_state(tokenizer):
+    """What changes when a tokenizer is given another special token, cheap to ask.
+
+    Words that were there before do not show where they are only flagged special (`add_tokens(..., special_tokens=True)`).
+    """
+    size = len(tokenizer) if hasattr(tokenizer, "__len__") else None
+    return size, tuple(getattr(tokenizer, "all_special_ids", ()))
+
+
 def plain_ids(tokenizer, text, forbidden):
     """Tokenise text as plain text: nothing in it becomes a special token, a separator or an image placeholder.
 
@@ -132,7 +141,7 @@ def private_copy(tokenizer, split_special):
     backend = getattr(tokenizer, "backend_tokenizer", None) if getattr(tokenizer, "is_fast", False) else None
     if backend is None:
         return None
-    state = backend.get_vocab_size(with_added_tokens=True), _pickled(backend.post_processor)
+    state = known_state(tokenizer), _pickled(backend.post_processor)
     with _lock:
         copies = _copies.setdefault(tokenizer, {})
         source, known, made = copies.get(split_special, (None, None, None))

@@ -129,29 +129,43 @@ def _image(source, name):
     return load_image(source, name)
 
 
-def _arguments(turn):
-    """(the object they stand in, text) of the arguments of a turn's tool calls that are JSON text of an object."""
+def _calls_with_text(turn):
+    """The dicts of a turn's tool calls whose `arguments` are the JSON text of an object."""
     calls = turn.get("tool_calls")
     for call in calls if isinstance(calls, (list, tuple)) else ():
-        inner = call.get("function", call) if isinstance(call, dict) else None
-        text = inner.get("arguments") if isinstance(inner, dict) else None
-        if isinstance(text, str) and isinstance(_from_json(text), dict):
-            yield inner, text
+        inner = (call.get("function") or call) if isinstance(call, dict) else None
+        if isinstance(inner, dict) and _object_in(inner.get("arguments")) is not None:
+            yield inner
 
 
-def _from_json(text):
+def _with_arguments(messages, arguments):
+    """Messages whose calls (`_calls_with_text`, in order) have other arguments."""
+    turns = [{**t, "tool_calls": copy.deepcopy(t["tool_calls"])} if "tool_calls" in t else t for t in messages]
+    calls = [call for turn in turns for call in _calls_with_text(turn)]
+    for call, value in zip(calls, arguments, strict=True):
+        call["arguments"] = value
+    return turns
+
+
+def _object_in(text):
+    """The object that a JSON text is; None where it is none, or could not be written again as it stands."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        found = json.loads(text, object_pairs_hook=_unlike_keys, parse_constant=_refuse_number)
+        written = json.dumps(found, ensure_ascii=False, allow_nan=False)
+        written.encode()  # a half surrogate cannot be tokenised
+    except (TypeError, ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
 
 
-def _with_read_arguments(turn):
-    if "tool_calls" in turn:
-        turn = {**turn, "tool_calls": copy.deepcopy(turn["tool_calls"])}
-    for inner, text in list(_arguments(turn)):
-        inner["arguments"] = _from_json(text)
-    return turn
+def _unlike_keys(pairs):
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice")
+    return dict(pairs)
+
+
+def _refuse_number(name):
+    raise ValueError(f"{name} is no number of JSON")
 
 
 _MARK = "yojo-mark-"
@@ -240,17 +254,26 @@ class PromptEncoder:
         return messages
 
     def _with_arguments(self, messages, tools):
-        """Tool calls with their arguments as objects, where the template writes OpenAI's JSON text as a quoted string."""
-        texts = [text for turn in messages for _, text in _arguments(turn)]
-        if not texts or getattr(self.processor, "chat_template", None) is None:
+        """Tool calls with their arguments as the template takes them: OpenAI has JSON text, most templates want objects.
+
+        Marks in their place tell: text stays where the template writes it as it is. Where it quotes it, leaves it out, or
+        fails at it, the object is given, if that gets through.
+        """
+        calls = [call for turn in messages for call in _calls_with_text(turn)]
+        if not calls or getattr(self.processor, "chat_template", None) is None:
             return messages
-        whole = self._rendered_or_none(messages, tools)
-        if whole is not None and not any(
-            json.dumps(text, ensure_ascii=a) in whole for text in texts for a in (False, True)
-        ):
-            return messages
-        read = [_with_read_arguments(turn) for turn in messages]
-        return messages if self._rendered_or_none(read, tools) is None else read
+        names = [f"{_MARK}{i}-" for i in range(len(calls))]
+        marks = [{name: name} for name in names]
+        texts = [json.dumps(mark) for mark in marks]
+        rendered = self._rendered_or_none(_with_arguments(messages, texts), tools) or ""
+        as_objects = self._rendered_or_none(_with_arguments(messages, marks), tools) or ""
+        chosen = []
+        for call, name, mark, text in zip(calls, names, marks, texts, strict=True):
+            as_text, shown = text in rendered, name in as_objects and str(mark) not in as_objects
+            chosen.append(_object_in(call["arguments"]) if shown and not as_text else call["arguments"])
+            if not as_text and not shown and name not in rendered:
+                self.unseen.append("the arguments of tool calls")
+        return _with_arguments(messages, chosen)
 
     def _check_tags(self, messages):
         """A tag without its medium: the image was lost on its way, or the characters are meant."""

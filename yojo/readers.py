@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from yojo.columns import without_fillers
+
 logger = logging.getLogger(__name__)
 
 EXTENSIONS = (".jsonl", ".json", ".parquet")
@@ -116,7 +118,13 @@ class Table(Reader):
         return len(self.records)
 
     def read(self, index):
-        return plain(self._an_object(self.records[index], index))
+        record = self._an_object(self.records[index], index)
+        try:
+            return plain(record)
+        except NOT_A_RECORDS_FAULT:
+            raise
+        except Exception as error:  # values that hold themselves, and whatever else Python can make
+            raise self.error(f"cannot be read: {what_it_says(error)}", index) from error
 
 
 class HubDataset(Reader):
@@ -133,8 +141,8 @@ class HubDataset(Reader):
 
     def read(self, index):
         try:
-            return plain(self.dataset[index])
-        except NOT_A_RECORDS_FAULT:
+            return plain(self._an_object(self.dataset[index], index))
+        except (DataError, *NOT_A_RECORDS_FAULT):
             raise
         except Exception as error:  # an image feature is decoded here, and decoders raise what they like
             raise self.error(f"cannot be read: {what_it_says(error)}", index) from error
@@ -417,7 +425,7 @@ def plain(record):
     """A record of a table in memory with Python's own values: pandas and `datasets` formats have numpy's and torch's.
 
     Scalars become numbers, strings and bools; arrays of strings, of objects, and of one dimension become lists, at any
-    depth. Others are images and videos, and stay. NaN is how pandas says that a row has nothing in a column.
+    depth. Others are images and videos, and stay. NaN, NaT and NA are how pandas says that a row has nothing in a column.
     """
     record = {key: _plain(value) for key, value in record.items()}
     return {key: None if isinstance(value, float) and value != value else value for key, value in record.items()}
@@ -426,12 +434,16 @@ def plain(record):
 def _plain(value):
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
     if isinstance(value, (np.generic, np.ndarray, torch.Tensor)):
         words = isinstance(value, np.ndarray) and value.dtype.kind in "OUS"
-        return _plain(value.tolist()) if value.ndim < 2 or words else value
-    return value
+        made = value.tolist() if value.ndim < 2 or words else value
+        if type(made) is type(value):  # an image, a video; a number that Python does not have
+            return made
+        # Objects of a Parquet file's list: every one of them has the keys of all others.
+        return without_fillers(_plain(made)) if words else _plain(made)
+    return None if type(value).__name__ in ("NAType", "NaTType") else value
 
 
 def what_it_says(error):

@@ -8,6 +8,7 @@ import typing
 
 from yojo import critic
 from yojo.columns import CONTENT, OF_A_RESPONSE, Row, given, one_of, reason, same
+from yojo.images import is_array
 from yojo.messages import clean
 
 TAG = re.compile("<(image|video)>")  # a place of an image or a video in text, as LLaVA's files have it
@@ -56,6 +57,7 @@ def read(record, format, ignore=(), used=()):
     Raises:
         TypeError, ValueError: a record that does not fit the format, or has a column that must not be left.
     """
+    record = record | {name: _unstacked(record[name], name) for name in ("images", "videos") if name in record}
     ignored = [name for name in record if name in ignore and given(record[name])]
     row = Row({name: value for name, value in record.items() if name not in ignore})
     for name in used:
@@ -311,6 +313,21 @@ def _videos(row):
             "(--ignore-columns video)"
         )
     return several or one
+
+
+def _unstacked(value, name):
+    """A list of pictures (videos) where equally large ones were put into one array, as numpy's format of tables does."""
+    if not is_array(value):
+        return value
+    one, shape = {"images": 3, "videos": 4}[name], tuple(value.shape)
+    if len(shape) > one:
+        return list(value)
+    if len(shape) == one and shape[-1] not in (1, 3, 4):
+        raise ValueError(
+            f"{name} is an array of shape {list(shape)}, which may be several without channels or one with channels first: "
+            f"give a list of {name}"
+        )
+    return value
 
 
 def _as_list(value):
