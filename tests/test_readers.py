@@ -172,6 +172,7 @@ def test_pictures_that_a_table_put_into_one_array():
     with pytest.raises(data.DataError, match=r"images is an array of shape \[3, 8, 9\], which may be several"):
         data.load([GOOD | {"images": array[..., 0]}])[0]
     assert len(data.load([GOOD | {"videos": array[None]}])[0].videos) == 1
+    assert data.load([GOOD | {"images": array[..., 0]}], ignore_columns=["images"])[0].images == []
     with pytest.raises(data.DataError, match="videos is an array of shape"):
         data.load([GOOD | {"videos": np.moveaxis(array, -1, 1)}])[0]
 

@@ -57,7 +57,8 @@ def read(record, format, ignore=(), used=()):
     Raises:
         TypeError, ValueError: a record that does not fit the format, or has a column that must not be left.
     """
-    record = record | {name: _unstacked(record[name], name) for name in ("images", "videos") if name in record}
+    stacked = [name for name in ("images", "videos") if name in record and name not in ignore]
+    record = record | {name: _unstacked(record[name], name) for name in stacked}
     ignored = [name for name in record if name in ignore and given(record[name])]
     row = Row({name: value for name, value in record.items() if name not in ignore})
     for name in used:
