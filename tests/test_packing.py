@@ -110,6 +110,12 @@ def test_a_token_added_after_the_collator_was_made_is_cut_too(backbone):
     assert late not in pickle.loads(pickle.dumps(collator)).encode(yojo.Example("?", [response])).responses[0]
 
 
+@pytest.mark.parametrize("prompt", ["Which?", [{"role": "user", "content": "Which?"}]])
+def test_half_a_character_in_a_tool_is_refused_with_any_prompt(prompt):
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        yojo.Example(prompt, ["a"], tools=[{"name": "x\ud800"}])
+
+
 def test_ranks_and_rates_of_arrays_are_numbers():
     for ranks in ([np.int64(2), np.int64(1)], [torch.tensor(2), torch.tensor(1)], np.array([2, 1]), (2, np.uint8(1))):
         rankings = yojo.Example("x", ["a", "b"], rankings=ranks).rankings

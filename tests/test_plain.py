@@ -13,7 +13,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_turns import image_processor, text_model
-from turn_cases import KINDS, tokenizer_of_kind
+from turn_cases import KINDS, TEMPLATES, tokenizer_of_kind
 
 import yojo
 from yojo.batches import CostEstimate
@@ -264,6 +264,22 @@ def test_ids_of_a_config_that_are_ordinary_words():
     assert text_model(tokenizer, mode="isolated").score("hi", ["Good idea!", "no"]).isfinite().all()
 
 
+def test_counting_refuses_what_the_model_refuses():
+    """A placeholder that only the model's config names: `yojo data check --model` and training say the same of it."""
+    tokenizer = tokenizer_of_kind("bytes", "chatml", added=["<im_patch>"])
+    reward_model = text_model(tokenizer, mode="isolated")
+    config = reward_model.model.config
+    config.image_patch_id = tokenizer.convert_tokens_to_ids("<im_patch>")
+    example = yojo.Example("What is <im_patch>?", ["a cat"], id="e")
+    for encode in (yojo.Collator(tokenizer, reward_model.model).encode, lambda e: count_tokens(e, tokenizer, config)):
+        with pytest.raises(ValueError, match="the prompt's text contains the placeholder '<im_patch>'"):
+            encode(example)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<late>"]})
+    config.frame_start_token_id = tokenizer.convert_tokens_to_ids("<late>")
+    with pytest.raises(ValueError, match="contains the placeholder '<late>'"):
+        count_tokens(yojo.Example("What is <late>?", ["a cat"], id="e"), tokenizer, config)
+
+
 def test_placeholders_of_processor_and_config():
     processor = image_processor("chatml")
     found = placeholder_tokens(processor)
@@ -299,6 +315,20 @@ def test_placeholders_of_processor_and_config():
 
 class PanicException(BaseException):
     """What a panic of Rust is in Python: no Exception."""
+
+
+def test_the_response_that_cannot_be_tokenised_is_named_once():
+    words = {"<|im_start|>": 0, "<|im_end|>": 1, "user": 2, "assistant": 3, "hi": 4, "a": 5, "b": 6}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, extra_special_tokens=["<|im_start|>", "<|im_end|>"], bos_token=None, unk_token=None
+    )
+    tokenizer.chat_template = TEMPLATES["chatml"]
+    for turn in ("template", "generation_prompt"):
+        collator = text_model(copy.deepcopy(tokenizer), mode="isolated", turn=turn).collator
+        with pytest.raises(ValueError, match="^example 'e': response 1: (?!.*example).*"):
+            collator.encode(yojo.Example("hi", ["a b", "a zzz"], id="e"))
 
 
 @pytest.mark.parametrize("error", [RecursionError("deep"), RuntimeError("odd"), Exception(), PanicException("rust")])

@@ -231,6 +231,19 @@ def test_another_family_goes_out_and_in_again(make_reward_model, backbone, tmp_p
     assert all(map(torch.equal, again.score_many(examples), adapted.score_many(examples)))
 
 
+def test_an_adapter_with_an_embedding_of_its_own_is_not_exported(backbone, tmp_path):
+    """The released layout has the embedding in the base model, whose rows are not those that were trained."""
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = copy.deepcopy(backbone)
+    yojo.patch(model, tokenizer, format="mr2rm", pooling="last")
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["score", "embed_tokens"])
+    adapted = yojo.RewardModel(get_peft_model(model, config).eval(), tokenizer)
+    with pytest.raises(ValueError, match=r"the adapter trained the model's embedding.*merge it first"):
+        export_mr2rm(adapted, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
 # ---- what does not fit ----
 
 

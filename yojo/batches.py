@@ -202,7 +202,7 @@ def _prompt_text(example):
         return example.prompt
     texts = []
     for turn in example.prompt:
-        content = turn.get("content") or ""  # none beside a tool call
+        content = turn["content"]
         parts = [content] if isinstance(content, str) else content
         texts += [part if isinstance(part, str) else str(part.get("text") or "") for part in parts]
     return "\n".join(texts)
@@ -211,8 +211,7 @@ def _prompt_text(example):
 def _media_of(example):
     images, videos = list(example.images), list(example.videos)
     for turn in example.prompt if not isinstance(example.prompt, str) else ():
-        content = turn.get("content") or ()
-        for part in content if not isinstance(content, str) else ():
+        for part in turn["content"] if not isinstance(turn["content"], str) else ():
             if isinstance(part, dict):
                 images += [part[key] for key in ("image",) if part.get(key) is not None]
                 videos += [part[key] for key in ("video",) if part.get(key) is not None]

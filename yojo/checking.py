@@ -173,7 +173,11 @@ def check(paths, *, processor=None, config=None, turn="template", progress=None,
     count = (
         None if processor is None else functools.partial(count_tokens, processor=processor, config=config, turn=turn)
     )
-    return Report([_check_file(path, processor, count, progress, options) for path in paths])
+    try:
+        return Report([_check_file(path, processor, count, progress, options) for path in paths])
+    finally:
+        if processor is not None:
+            _turns.pop(processor, None)  # a bare tokenizer would keep itself alive there
 
 
 def _check_file(path, processor, count, progress, options):
@@ -266,7 +270,7 @@ def _look_at(example, report, count_of):
 
 
 def _parts(turn):
-    content = turn.get("content") or ""
+    content = turn["content"]
     if isinstance(content, str):
         return [{"text": content}]
     return [{"text": part} if isinstance(part, str) else part for part in content]
@@ -290,7 +294,7 @@ def count_tokens(example, processor, config=None, turn="template"):
     Raises:
         ValueError: a prompt or a response that cannot be tokenised.
     """
-    prompts = PromptEncoder(processor, tokenizer_of(processor), example.name)
+    prompts = PromptEncoder(processor, tokenizer_of(processor), example.name, config)
     prompt, responses, _ = _turns_of(processor, config, turn)(prompts, example)
     return prompt["input_ids"].shape[1] + sum(len(ids) + 1 for ids in responses)
 

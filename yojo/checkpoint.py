@@ -13,6 +13,7 @@ import yojo
 from yojo import adapters, dates, fingerprints, saved, stock
 from yojo import card as cards
 from yojo.config import YojoConfig
+from yojo.devices import embedding_of
 from yojo.folders import files_of, replaced_folder
 from yojo.patch import patch_loaded, patched_base
 from yojo.processors import backend_of, load_processor, save_processor
@@ -650,7 +651,7 @@ def load_head(base, head, file):
         raise ValueError(
             f"{file} does not fit the settings in {CONFIG_FILE}: missing {missing or 'nothing'}, unknown {extra or 'nothing'}"
         )
-    row = embedding_weight(base)[base.yojo.separator_id]
+    row = embedding_of(base).weight[base.yojo.separator_id]
     for name, parameter in (*parameters.items(), (SEPARATOR_ROW, row)):
         if head[name].shape != parameter.shape:
             raise ValueError(
@@ -662,20 +663,12 @@ def load_head(base, head, file):
         from accelerate.utils import align_module_device
 
         with align_module_device(base.get_input_embeddings()):
-            row = embedding_weight(base)[base.yojo.separator_id]
+            row = embedding_of(base).weight[base.yojo.separator_id]
             if not torch.equal(row.cpu(), head[SEPARATOR_ROW].to(row.dtype)):
                 raise ValueError(
                     f"{file}: the separator's embedding must be written into the model's, which is offloaded: give the "
                     "embedding a device of its own in device_map ('cpu' will do)"
                 )
-
-
-def embedding_weight(base):
-    """The embedding's own rows, below whatever PEFT lays over them."""
-    embedding = base.get_input_embeddings()
-    while hasattr(embedding, "base_layer") or hasattr(embedding, "original_module"):
-        embedding = embedding.base_layer if hasattr(embedding, "base_layer") else embedding.original_module
-    return embedding.weight
 
 
 def active_head(base):

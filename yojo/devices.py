@@ -13,16 +13,21 @@ def execution_device(module):
     return None if device.type == "meta" else device
 
 
+def embedding_of(base):
+    """The input embedding itself, below whatever PEFT lays over it."""
+    embedding = base.get_input_embeddings()
+    while hasattr(embedding, "base_layer") or hasattr(embedding, "original_module"):
+        embedding = embedding.base_layer if hasattr(embedding, "base_layer") else embedding.original_module
+    return embedding
+
+
 def input_device(base):
     """Where the inputs of a patched model go: beside its embedding.
 
     Raises:
         ValueError: the embedding is on the meta device.
     """
-    embedding = base.get_input_embeddings()
-    while hasattr(embedding, "base_layer") or hasattr(embedding, "original_module"):  # PEFT's wrappers
-        embedding = embedding.base_layer if hasattr(embedding, "base_layer") else embedding.original_module
-    device = execution_device(embedding)
+    device = execution_device(embedding_of(base))
     if device is None:
         raise ValueError(
             f"{type(base).__name__} is on the meta device: it has no weights to score with; load it with from_pretrained, "

@@ -24,26 +24,27 @@ class EvalMode:
         Raises:
             RuntimeError: somebody else has set training mode meanwhile.
         """
-        disturbed = self._enter(model)
+        modules = list(model.modules())
+        disturbed = self._enter(model, modules)
         try:
             yield
         finally:
-            disturbed = self._leave(model) != disturbed
+            disturbed = self._leave(model, modules) != disturbed
         if disturbed:
             raise RuntimeError(
                 "the model was put into training mode while it scored, so that the scores may hold dropout: train and "
                 "score one after the other, or score with a copy of the model"
             )
 
-    def _enter(self, model):
+    def _enter(self, model, modules):
         with self.lock:
-            self._set(model)
+            self._set(model, modules)
             self.inside += 1
             return self.disturbed
 
-    def _leave(self, model):
+    def _leave(self, model, modules):
         with self.lock:
-            self._set(model)
+            self._set(model, modules)
             self.inside -= 1
             if self.inside == 0:
                 for module in self.training:
@@ -51,8 +52,7 @@ class EvalMode:
                 self.training, self.kept = [], set()
             return self.disturbed
 
-    def _set(self, model):
-        modules = list(model.modules())
+    def _set(self, model, modules):
         training = [module for module in modules if module.training]
         if training:
             self.disturbed += any(id(module) in self.kept for module in training)

@@ -105,8 +105,7 @@ class RowGraphs:
 
     def run(self, layer, forward, hidden, **kwargs):
         """What `forward(layer, hidden, **kwargs)` gives, from a graph."""
-        place = next(place for place, own in enumerate(self.layers) if own is layer)
-        return self.frame.run(place, functools.partial(forward, layer), hidden, kwargs, self.capture)
+        return self.frame.run(self.layers.index(layer), functools.partial(forward, layer), hidden, kwargs, self.capture)
 
     def _takes(self, layout):
         tokens = layout.num_tokens

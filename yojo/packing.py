@@ -102,20 +102,11 @@ class Example:
             raise ValueError(f"{self.name}: rankings {rankings} must not be negative; 1 is the best")
 
     def _check_prompt(self):
-        if isinstance(self.prompt, str):
-            if not self.prompt.strip() and not self.images and not self.videos:
-                raise ValueError(f"{self.name}: the prompt is empty")
-            self._check_unicode(self.prompt, "the prompt")
-            try:
-                messages.place(self.prompt, self.images, self.videos, self.literal_tags)
-            except ValueError as error:
-                raise ValueError(f"{self.name}: {error}") from None
-            return
         try:
-            turns = messages.clean(self.prompt)
-            if not turns:
+            turns = self.prompt if isinstance(self.prompt, str) else messages.clean(self.prompt)
+            if isinstance(turns, list) and not turns:
                 raise ValueError("prompt is an empty list: at least one chat message is needed")
-            if turns[-1]["role"] == "assistant":
+            if isinstance(turns, list) and turns[-1]["role"] == "assistant":
                 raise ValueError("the prompt ends with an assistant turn; what the assistant says goes into responses")
             placed = messages.place(turns, self.images, self.videos, self.literal_tags)
         except (TypeError, ValueError) as error:

@@ -2,6 +2,8 @@
 
 import torch
 
+from yojo_kernels.reference import accumulation_dtype
+
 # These read one row, which the value head gathers for itself.
 ONE_ROW = ("separator", "last", "first")
 # These do not ask where a response begins, which ordinary [B, L] inputs do not say.
@@ -55,7 +57,7 @@ def pool(hidden, rows, pooling, lengths=None):
     values = hidden[rows]
     if pooling == "response_mean":
         return _SegmentMean.apply(values, lengths)
-    values = values.to(_accumulation_dtype(values))
+    values = values.to(accumulation_dtype(values.dtype))
     if pooling in ONE_ROW:
         return values
     first, last = values.view(-1, 2, hidden.shape[1]).unbind(dim=1)
@@ -77,14 +79,10 @@ class _SegmentMean(torch.autograd.Function):
         ctx.num_rows, ctx.dtype = values.shape[0], values.dtype
         # unsafe: no check of the lengths, which would wait for the device.
         means = torch.segment_reduce(values.double(), "mean", lengths=lengths, unsafe=True)
-        return means.to(_accumulation_dtype(values))
+        return means.to(accumulation_dtype(values.dtype))
 
     @staticmethod
     def backward(ctx, gradient):
         (lengths,) = ctx.saved_tensors
         share = (gradient / lengths[:, None]).to(ctx.dtype)
         return share.repeat_interleave(lengths, dim=0, output_size=ctx.num_rows), None
-
-
-def _accumulation_dtype(tensor):
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -299,8 +299,10 @@ class PromptEncoder:
 
     def placeholders(self):
         """The tokens that stand for media: `placeholder_tokens` of the processor and the model's config."""
+        from yojo.plain import known_state
+
         known = _PLACEHOLDERS.setdefault(self.given, {})
-        key = id(self.config)
+        key = id(self.config), known_state(self.tokenizer)
         if key not in known:  # beside the config, whose id nothing else may get then
             known[key] = self.config, placeholder_tokens(self.given, self.config)
         return known[key][1]

@@ -13,6 +13,7 @@ import torch
 
 from yojo import dates, stock
 from yojo.config import CHOICES
+from yojo.devices import embedding_of
 from yojo.folders import replaced_folder
 from yojo.patch import patch, patched_base, separator_id_of, tokenizer_of
 from yojo.processors import load_processor, save_processor
@@ -362,7 +363,7 @@ def export_mr2rm(reward_model, out):
     Raises:
         ValueError: a model whose scores the released code would not give, with the reason.
     """
-    from yojo.checkpoint import active_head, adapter_of, embedding_weight, save_model
+    from yojo.checkpoint import active_head, adapter_of, save_model
 
     base, config = patched_base(reward_model.model, "export"), reward_model.config
     if config.format != "mr2rm":
@@ -378,8 +379,8 @@ def export_mr2rm(reward_model, out):
         raise ValueError(f"the model's separator is {config.separator!r}, the released code knows {SEPARATOR!r} alone")
     adapter, head = adapter_of(reward_model.model), dict(active_head(base).named_parameters())
     embedding = folded(
-        base.get_input_embeddings(),
-        embedding_weight(base),
+        embedding_of(base),
+        embedding_of(base).weight,
         reward_model.collator.separator_id,
         head["separator_delta"],
     )
@@ -406,9 +407,9 @@ def _write_adapter(adapter, base, embedding, staging):
     from safetensors.torch import save_file
 
     config = adapter.peft_config[adapter.active_adapter]
-    if getattr(config, "trainable_token_indices", None):
+    if getattr(config, "trainable_token_indices", None) or hasattr(base.get_input_embeddings(), "modules_to_save"):
         raise ValueError(
-            "the adapter trained the separator's embedding, which the released layout keeps in the model: merge it first "
+            "the adapter trained the model's embedding, which the released layout keeps in the model: merge it first "
             "(yojo merge) and export the merged model"
         )
     adapter.save_pretrained(staging, save_embedding_layers=False)

@@ -152,9 +152,9 @@ class WholeCheckpoints:
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         self._check_settings(resume_from_checkpoint)
         adopt_date(self.model if model is None else model, self.processing_class, resume_from_checkpoint)
-        if (Path(resume_from_checkpoint) / CONFIG_FILE).is_file():
-            check_resumable(self.model if model is None else model, resume_from_checkpoint)
         if self.is_fsdp_enabled:
+            if (Path(resume_from_checkpoint) / CONFIG_FILE).is_file():
+                check_resumable(self.model if model is None else model, resume_from_checkpoint)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             load_weights(self.model if model is None else model, resume_from_checkpoint)

@@ -61,13 +61,12 @@ def folded(embedding, weight, separator_id, delta):
     """An embedding that needs no delta: weight [V, H], a copy with the delta [H] added to the separator's row.
 
     Args:
-        embedding: the module; Gemma's multiply a row by a constant, behind which the delta is added.
+        embedding: the module, without PEFT's wrappers; Gemma's multiply a row by a constant, behind which the delta is added.
         weight: its weight [V, H].
         separator_id: the separator's row.
         delta: [H].
     """
     weight, delta = weight.detach().clone(), delta.detach()
-    for module in embedding.modules():  # PEFT keeps what it wraps inside
-        delta = delta / float(getattr(module, "embed_scale", 1.0))
+    delta = delta / float(getattr(embedding, "embed_scale", 1.0))
     weight[separator_id] += delta.to(weight.device, weight.dtype)
     return weight

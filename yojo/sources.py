@@ -9,9 +9,7 @@ import typing
 from yojo import critic
 from yojo.columns import CONTENT, OF_A_RESPONSE, Row, given, one_of, reason, same
 from yojo.images import is_array
-from yojo.messages import clean
-
-TAG = re.compile("<(image|video)>")  # a place of an image or a video in text, as LLaVA's files have it
+from yojo.messages import KINDS, TAGS, clean
 
 
 @dataclasses.dataclass
@@ -118,8 +116,8 @@ def trl(row):
             prompt, chosen, rejected = _shared_wrapper(chosen, rejected)
         responses = [chosen, rejected]
     else:
-        prompt, responses = _shared_turns(prompt, clean_messages(chosen), clean_messages(rejected))
-    prompt = clean_messages(prompt) if isinstance(prompt, (list, tuple)) else prompt
+        prompt, responses = _shared_turns(prompt, clean(chosen), clean(rejected))
+    prompt = clean(prompt) if isinstance(prompt, (list, tuple)) else prompt
     return Fields(prompt=prompt, responses=responses, rankings=[1, 2])
 
 
@@ -172,7 +170,7 @@ def nemo_rl(row):
     for i, completion in enumerate(completions):
         answer = completion.get("completion")
         if isinstance(answer, (list, tuple)):
-            answer = _only_reply(clean_messages(answer), f"completion {i}")
+            answer = _only_reply(clean(answer), f"completion {i}")
         responses.append(answer)
     return Fields(prompt=_prompt(row, "context"), responses=responses, rankings=ranks)
 
@@ -246,11 +244,6 @@ def detect(record, columns):
     return "llava_critic" if has({"conversations"}) else None
 
 
-def clean_messages(messages):
-    """Chat messages in the one form that `Example.prompt` has: see `yojo.messages.clean`."""
-    return clean(messages)
-
-
 def unwrapped(text):
     """A prompt in a Human/Assistant wrapper as messages, or as a string when it is one user turn.
 
@@ -290,7 +283,7 @@ def _prompt(row, *names):
     value = one_of(row, *names, as_given=_turns)
     if value is None:
         raise ValueError(f"no {' or '.join(names)}{_columns(row)}")
-    return clean_messages(value) if isinstance(value, (list, tuple)) else value
+    return clean(value) if isinstance(value, (list, tuple)) else value
 
 
 def _turns(prompt):
@@ -393,7 +386,7 @@ def _says_again(value, fields):
     if all(any(same(item, response) for response in responses) for item in value):
         return True
     try:
-        turns = clean_messages(value)
+        turns = clean(value)
     except (TypeError, ValueError):  # no messages
         return False
     asked = _turns(prompt)
@@ -427,8 +420,8 @@ def _left_in_parts(row):
 
 
 def _left_in_part(part):
-    inner = part.get("image_url")
-    fields = part | (inner if isinstance(inner, dict) else {})
+    inner = [part.get(name) for name in ("image_url", "video_url")]
+    fields = {**part, **{key: value for each in inner if isinstance(each, dict) for key, value in each.items()}}
     left = {f"parts.{name}": "is for a server" for name in ("detail", "cache_control") if given(fields.get(name))}
     if given(part.get("index")) and any(given(part.get(name)) for name in ("image", "video", "path", "url")):
         left["parts.index"] = "the part brings its own"
@@ -468,10 +461,7 @@ def _check_tags(fields):
 
 
 def _tags(text):
-    counts = {"image": 0, "video": 0}
-    for kind in TAG.findall(text):
-        counts[kind] += 1
-    return counts
+    return {kind: text.count(TAGS[kind]) for kind in KINDS}
 
 
 def _fps(row):
@@ -608,7 +598,7 @@ def _shared_turns(prompt, chosen, rejected):
     if isinstance(prompt, str) and not any(prompt.strip() == _text(turn).strip() for turn in turns):
         raise ValueError("prompt and chosen disagree: no message of chosen says what prompt says")
     if isinstance(prompt, (list, tuple)):
-        prompt = clean_messages(prompt)
+        prompt = clean(prompt)
         if turns[: len(prompt)] != prompt and turns[-len(prompt) :] != prompt:
             if any(turn in turns for turn in prompt):
                 raise ValueError("prompt and chosen disagree: they share some messages, but not all of prompt")

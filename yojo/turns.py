@@ -31,8 +31,8 @@ class Opening:
 
     Attributes:
         prompt: text of the prompt's tokens, placeholders not expanded.
-        generation: text with the generation prompt; None behind `head` where the template does not show answers.
-        head: text of a conversation up to the answer, or None.
+        generation: text with the generation prompt.
+        head: text of a conversation up to the answer; None where the template does not show answers.
         tail: text behind the answer.
         lead: between `prompt` and an answer that the template renders: `prompt + lead` is `head`.
         other: between `prompt` and an answer that it does not render as it is.
@@ -127,13 +127,15 @@ class TurnEncoder:
         changed = opening.prompt != opening.generation
         prompt = prompts.process(messages, options, opening.prompt if changed else None)
         split = [opening.split(_rendered(prompts, messages, text), text) for text in example.responses]
-        joined = self._joined(prompts, opening, prompt["input_ids"][0].tolist(), split)
+        with named_errors(prompts.name):
+            context = self._encode(opening.context).ids
+            led = {lead: self._encode(opening.context + lead).ids for lead, _ in split}
+        known = bool(context) and prompt["input_ids"][0].tolist()[-len(context) :] == context
         responses, leads = [], []
         for i, (lead, answer) in enumerate(split):
             with named_errors(f"{prompts.name}: response {i}"):
-                ids, count = next(joined)
-                if ids is None:
-                    ids, count = self._behind(opening, lead, answer)
+                found = self._joined(opening, context, led[lead], lead, answer) if known else None
+                ids, count = found or self._behind(opening, lead, answer)
             responses.append(self._not_empty(ids[count:] and ids, prompts.name, i, answer))
             leads.append(count)
         return prompt, responses, leads
@@ -193,20 +195,13 @@ class TurnEncoder:
         start = starts[-1] if starts else 0
         return Opening(prompt, generation, head, tail, lead, other, prompt[start:], bool(starts), opener)
 
-    def _joined(self, prompts, opening, prompt_ids, split):
-        """Yield (ids, how many of them lead) of each response tokenised behind the prompt; None where that cannot be."""
-        with named_errors(prompts.name):
-            context = self._encode(opening.context).ids
-            leads = {lead: self._encode(opening.context + lead).ids for lead, _ in set(split)}
-            rows = [self._encode(opening.context + lead + answer).ids for lead, answer in split]
-        known = bool(context) and prompt_ids[-len(context) :] == context
-        for (lead, text), ids in zip(split, rows, strict=True):
-            answer = ids[len(context) :]
-            count = _shared(leads[lead][len(context) :], answer)
-            if not known or ids[: len(context)] != context or self._is_foreign(answer, text):
-                yield None, 0
-            else:
-                yield answer, count
+    def _joined(self, opening, context, led, lead, answer):
+        """(ids, how many of them lead) of a response tokenised behind the prompt; None where that cannot be."""
+        ids = self._encode(opening.context + lead + answer).ids
+        own = ids[len(context) :]
+        if ids[: len(context)] != context or self._is_foreign(own, answer):
+            return None
+        return own, _shared(led[len(context) :], own)
 
     def _is_foreign(self, ids, text):
         """Whether a response spells a special token; what the vocabulary does not know is another matter."""

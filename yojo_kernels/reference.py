@@ -44,7 +44,7 @@ def masked_attention(query, key, value, visible, *, scale, softcap=None):
     q = query.transpose(0, 1)  # [Hq, T, D]
     k = key.transpose(0, 1).repeat_interleave(group, dim=0)
     v = value.transpose(0, 1).repeat_interleave(group, dim=0)
-    scores = _Scores.apply(q, k, visible).to(_accumulation_dtype(q.dtype)) * scale  # [Hq, T, T]
+    scores = _Scores.apply(q, k, visible).to(accumulation_dtype(q.dtype)) * scale  # [Hq, T, T]
     weights, lse = _softmax(scores, visible, softcap)
     return _Mean.apply(weights.to(v.dtype), v, visible).transpose(0, 1), lse.transpose(0, 1)
 
@@ -137,14 +137,14 @@ def attention_of_rows(query, key, value, layout, rows, counts, *, scale, window=
                     _few_queries(query[own], key[keys], value[keys], layout, rows[own], start, scale, window, softcap)
                 )
     if not pieces:
-        return query, query.sum(-1, dtype=_accumulation_dtype(query.dtype))  # nothing asked
+        return query, query.sum(-1, dtype=accumulation_dtype(query.dtype))  # nothing asked
     output, lse = zip(*pieces, strict=True)
     return torch.cat(output).to(query.dtype), torch.cat(lse)
 
 
 def _few_queries(query, key, value, layout, rows, start, scale, window, softcap):
     """Attention of the queries of some rows to the keys from `start` on: (output [M, Hq, D], lse [M, Hq]), float32."""
-    dtype = _accumulation_dtype(query.dtype)
+    dtype = accumulation_dtype(query.dtype)
     (num_queries, num_heads, head_dim), (num_keys, num_key_heads, _) = query.shape, key.shape
     group = num_heads // num_key_heads
     span = slice(start, start + num_keys)
@@ -178,7 +178,7 @@ def _few_queries(query, key, value, layout, rows, start, scale, window, softcap)
 
 def score_head(hidden, rows, weight1, bias1, weight2, bias2, *, activation="silu", scale=1.0):
     """(activation(hidden[rows] weight1^T + bias1) weight2^T + bias2) / scale, in float32 (float64 for float64)."""
-    dtype = _accumulation_dtype(hidden.dtype, weight2.dtype)
+    dtype = accumulation_dtype(hidden.dtype, weight2.dtype)
     with torch.autocast(hidden.device.type, enabled=False):
         x = hidden[rows].to(dtype)
         if weight1 is not None:
@@ -194,7 +194,7 @@ def listwise_loss(scores, rankings, offsets, *, kind="best", reduction="none"):
 
 
 def _losses(scores, rankings, offsets, kind):
-    scores = scores.to(_accumulation_dtype(scores.dtype))
+    scores = scores.to(accumulation_dtype(scores.dtype))
     num_samples = offsets.shape[0] - 1
     lengths = (offsets[1:] - offsets[:-1]).to(torch.int64)
     sample = torch.arange(num_samples, device=scores.device)
@@ -230,5 +230,5 @@ def _logsumexp_over(scores, members):
     return scores.expand_as(members).masked_fill(~members, float("-inf")).logsumexp(dim=1)
 
 
-def _accumulation_dtype(*dtypes):
+def accumulation_dtype(*dtypes):
     return torch.float64 if torch.float64 in dtypes else torch.float32

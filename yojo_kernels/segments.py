@@ -78,11 +78,7 @@ def with_positive_scale(query, scale):
 
 def _is_finite(tensor):
     """Whether all entries are; False also where their sum is beyond float32, which costs time alone."""
-    return bool(tensor.sum(dtype=_accumulation_dtype(tensor)).isfinite())
-
-
-def _accumulation_dtype(tensor):
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    return bool(tensor.sum(dtype=reference.accumulation_dtype(tensor.dtype)).isfinite())
 
 
 class _Inputs(torch.autograd.Function):
