@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import torch
 
-from bench import models, points, schema, sections
+from bench import models, points, schema, sections, tiles
 from bench.timing import skips_what_does_not_fit
 
 
@@ -23,6 +23,7 @@ def pytest_addoption(parser):
     )
     group.addoption("--quick", action="store_true", help="few points and few rounds, to see that everything works")
     group.addoption("--full", action="store_true", help="every combination of responses, prompts and lengths")
+    group.addoption("--tiles", help="tiles to measure with: the fastest of a file of bench.tune_attention --json")
     group.addoption("--commit", help="of the code, for the result lines; by default what git says")
 
 
@@ -38,6 +39,8 @@ def pytest_configure(config):
             raise pytest.UsageError(
                 f"--model-shape {name}: on {config.getoption('--device')} there are {', '.join(known)}, and all"
             )
+    if config.getoption("--tiles"):
+        tiles.use(tiles.chosen(config.getoption("--tiles")))
     if config.getoption("--quick") and config.getoption("--full"):
         raise pytest.UsageError("--quick and --full exclude each other")
 

@@ -7,16 +7,19 @@ sample and of a packed mix; the other kernels keep their tiles. Candidates that 
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import math
-import pathlib
 import statistics
 import sys
 
 import torch
 
+from bench import tiles
 from bench.attention_peers import Case, mix, one
+from bench.pretended_driver import pretended
+from bench.smoke import UNUSABLE, usable
 from bench.timing import measure
 from yojo_kernels import multi_response_attention, tuning
 from yojo_kernels.tuning import Tile
@@ -59,14 +62,14 @@ def run(case, kernel):
     return backward(), backward
 
 
-def time_of(cases, kernel, tile, expected, device):
+def time_of(cases, kernel, tile, expected, device, compares=True):
     """Milliseconds on each case; a string that says why there are none."""
     times = []
     for case, results in zip(cases, expected, strict=True):
         with tuning.forced(**{kernel: tile}):
             try:
                 got, timed = run(case, kernel)
-                for one_result, other in zip(got, results, strict=True):
+                for one_result, other in zip(got, results, strict=True) if compares else ():
                     error = (one_result.float() - other.float()).norm() / other.float().norm()
                     if not error <= TOLERANCE[other.dtype]:
                         return f"wrong: relative error {error:.1e}"
@@ -76,20 +79,41 @@ def time_of(cases, kernel, tile, expected, device):
     return times
 
 
-def tune(shapes, kernels, dtype, device, candidates):
-    """Lines (dicts) of every candidate, fastest first, for each kernel."""
+def tune(shapes, kernels, dtype, device, candidates, known=(), append=lambda line: None, most=None, compares=True):
+    """Lines (dicts) of every candidate, fastest first, for each kernel.
+
+    Args:
+        shapes: rows to time, of one head dim.
+        kernels: names.
+        dtype, device: of the tensors.
+        candidates: kernel -> tiles to try beside the one in use.
+        known: lines of an earlier run: what they are about is not tried again.
+        append: function (line), called before a tile is tried (with neither times nor error) and when it has been.
+        most: how many candidates to try, at most.
+        compares: False where kernels are launched into nothing.
+    """
     cases = [Case(shape, dtype, device) for shape in shapes]
     head_dim, lines = shapes[0].head_dim, []
     chip = tuning.chip_of(device) if device.type == "cuda" else 90
+    known = {tiles.identity(line): line for line in known}
     for kernel in kernels:
-        expected = [run(case, kernel)[0] for case in cases]
         used = tuning.attention(kernel, head_dim, dtype, device)
-        tiles = [used, *(t for t in candidates[kernel] if t != used and fits(kernel, t, head_dim, dtype, chip))]
-        rows = []
-        for tile in tiles:
-            times = time_of(cases, kernel, tile, expected, device)
-            rows.append({"kernel": kernel, "chip": chip, "head_dim": head_dim, "tile": tile, "in_use": tile == used}
-                        | ({"error": times} if isinstance(times, str) else {"milliseconds": times}))  # fmt: skip
+        tried = [used, *(t for t in candidates[kernel] if t != used and fits(kernel, t, head_dim, dtype, chip))][:most]
+        about = {"kernel": kernel, "chip": chip, "dtype": str(dtype).removeprefix("torch."), "head_dim": head_dim}
+        rows, expected = [], None
+        for tile in tried:
+            line = about | {"tile": list(tile), "in_use": tile == used}
+            if tiles.identity(line) in known:
+                rows.append(known[tiles.identity(line)])
+                continue
+            append(line)
+            if expected is None:
+                expected = [run(case, kernel)[0] for case in cases]
+            times = time_of(cases, kernel, tile, expected, device, compares)
+            rows.append(line | ({"error": times} if isinstance(times, str) else {"milliseconds": times}))
+            append(rows[-1])
+            if isinstance(times, str) and not usable(device):
+                raise Unusable
         rows.sort(key=lambda row: sum(map(math.log, row["milliseconds"])) if "milliseconds" in row else math.inf)
         for row in rows:
             what = row.get("error") or " ".join(f"{ms:9.3f}" for ms in row["milliseconds"])
@@ -100,23 +124,46 @@ def tune(shapes, kernels, dtype, device, candidates):
     return lines
 
 
+class Unusable(Exception):
+    """An error left the GPU so that nothing runs on it any more."""
+
+
 def main(argv=None):
     """Print the tables; with --json also write them, one object per line."""
     parser = argparse.ArgumentParser(prog="python -m bench.tune_attention", description=__doc__.partition("\n")[0])
     parser.add_argument("--head-dims", type=int, nargs="+", default=(64, 128, 256))
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--kernels", nargs="+", default=tuple(CANDIDATES), choices=tuple(CANDIDATES))
-    parser.add_argument("--json", metavar="FILE", help="also write the tables as JSON lines")
+    parser.add_argument(
+        "--json", metavar="FILE", help="append a JSON line for each tile; those in FILE are not tried again"
+    )
+    parser.add_argument("--most", type=int, help="try so many tiles of a kernel at most")
+    parser.add_argument(
+        "--pretended", action="store_true", help="compile and launch into nothing: needs no GPU, times nothing"
+    )
     options = parser.parse_args(argv)
-    if not torch.cuda.is_available():
+    if not (options.pretended or torch.cuda.is_available()):
         parser.error("tiles are timed on a GPU, and torch finds none")
-    lines = []
-    for dim in options.head_dims:
-        shapes = [one(8192, 8, 256, head_dim=dim), mix(16384, head_dim=dim)]
-        lines += tune(shapes, options.kernels, getattr(torch, options.dtype), torch.device("cuda"), CANDIDATES)
-    if options.json:
-        about = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
-        pathlib.Path(options.json).write_text("".join(json.dumps(line | about) + "\n" for line in lines))
+    device = torch.device("cpu" if options.pretended else "cuda")
+    about = {"gpu": None if options.pretended else torch.cuda.get_device_name(), "torch": torch.__version__}
+
+    def append(line):
+        if options.json:
+            with open(options.json, "a") as file:
+                file.write(json.dumps(line | about) + "\n")
+
+    with pretended() if options.pretended else contextlib.nullcontext():
+        for dim in options.head_dims:
+            shapes = [one(8192, 8, 256, head_dim=dim), mix(16384, head_dim=dim)]
+            if options.pretended:
+                shapes = [one(64, 2, 16, head_dim=dim, heads=2, kv_heads=1)]
+            known = tiles.read(options.json) if options.json else ()
+            try:
+                tune(shapes, options.kernels, getattr(torch, options.dtype), device, CANDIDATES, known, append, options.most, not options.pretended)  # fmt: skip
+            except Unusable:
+                print("an error left the GPU unusable: run again to go on behind it", file=sys.stderr)
+                return UNUSABLE
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,123 @@
+"""The tiles that `bench.tune_attention` timed: which are the fastest, and how they get into `yojo_kernels/tuning.py`."""
+
+import json
+import math
+import pathlib
+import re
+import typing
+
+import torch
+
+from yojo_kernels import tuning
+from yojo_kernels.tuning import Tile
+
+WORTH = 1.02  # times as fast as the tile in use: less is noise
+
+
+class Chosen(typing.NamedTuple):
+    """A tile that is faster than the one in use.
+
+    Attributes:
+        kernel, chip, dtype, head_dim: what it is for; the dtype by its name.
+        used, tile: the tile in use and the fastest.
+        gain: how many times as fast it is, the geometric mean over the rows that were timed.
+    """
+
+    kernel: str
+    chip: int
+    dtype: str
+    head_dim: int
+    used: Tile
+    tile: Tile
+    gain: float
+
+
+def read(path):
+    """The lines of a file of tiles, the later of two about the same tile; none where there is no file."""
+    found, path = {}, pathlib.Path(path)
+    for text in path.read_text().splitlines() if path.is_file() else ():
+        line = json.loads(text)
+        found[identity(line)] = line
+    for line in found.values():
+        if not {"milliseconds", "error"} & set(line):
+            line["error"] = "the process ended, or was ended, while this tile was tried"
+    return list(found.values())
+
+
+def identity(line):
+    """What a line is about."""
+    return line["kernel"], line["chip"], line["dtype"], line["head_dim"], tuple(line["tile"])
+
+
+def chosen(path, allowed=lambda choice: True):
+    """`Chosen` for each kernel and head dim whose tile in use was beaten, by the fastest tile that is allowed.
+
+    Args:
+        path: file of `bench.tune_attention --json`.
+        allowed: function (Chosen) -> bool.
+    """
+    groups, found = {}, []
+    for line in read(path):
+        if "milliseconds" in line:
+            key = line["kernel"], line["chip"], line["dtype"], line["head_dim"]
+            groups.setdefault(key, []).append(line)
+    for key, lines in groups.items():
+        used = next((line for line in lines if line["in_use"]), None)
+        if used is None:
+            continue
+        for line in sorted(lines, key=_time):
+            gain = math.exp((_time(used) - _time(line)) / len(line["milliseconds"]))
+            choice = Chosen(*key, Tile(*used["tile"]), Tile(*line["tile"]), gain)
+            if gain < WORTH:
+                break
+            if allowed(choice):
+                found.append(choice)
+                break
+    return found
+
+
+def _time(line):
+    return sum(map(math.log, line["milliseconds"]))
+
+
+def passes_the_gate(choice):
+    """Whether the kernel, compiled with the tile, breaks no rule of `yojo_kernels.aot`."""
+    from yojo_kernels import aot
+
+    dtype = getattr(torch, choice.dtype)
+    return not any(
+        aot.compile_kernel(choice.kernel, choice.chip, dtype, choice.head_dim, features, choice.tile).problems()
+        for features in aot.features_of(choice.kernel)
+    )
+
+
+def use(choices):
+    """Have kernels launched with these tiles, for the rest of the process."""
+    for one in choices:
+        entry = tuning.TILES[one.kernel, getattr(torch, one.dtype).itemsize * 8, one.chip]
+        entry[tuning.padded(one.head_dim)] = one.tile
+
+
+def written_into(source, choices):
+    """The text of `yojo_kernels/tuning.py` with these tiles in it.
+
+    Raises:
+        ValueError: a table is not found in the text as one line.
+    """
+    for one in choices:
+        bits = getattr(torch, one.dtype).itemsize * 8
+        head = f'    ("{one.kernel}", {bits}, {one.chip}): {{'
+        lines = [line for line in source.split("\n") if line.startswith(head)]
+        if len(lines) != 1:
+            raise ValueError(
+                f"tuning.py has {len(lines)} lines that begin with {head.strip()}, not one: edit it by hand"
+            )
+        (line,) = lines
+        entries = {
+            int(dim): tuple(map(int, numbers.split(",")))
+            for dim, numbers in re.findall(r"(\d+): Tile\(([\d, ]+)\)", line)
+        }
+        entries[tuning.padded(one.head_dim)] = tuple(one.tile)
+        body = ", ".join(f"{dim}: Tile({', '.join(map(str, entries[dim]))})" for dim in sorted(entries))
+        source = source.replace(line, f"{head}{body}}},")
+    return source

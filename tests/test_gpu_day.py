@@ -1,0 +1,242 @@
+"""A day on a GPU, without one: the clock, going on, what is kept, and what is written into the repository."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import day_plugin, gpu_day, smoke, tiles
+from bench.gpu_day import Step
+from yojo_kernels import tuning
+from yojo_kernels.tuning import Tile
+
+ROOT = Path(__file__).parents[1]
+TESTS = """
+import os, time, pytest
+def test_a(): pass
+def test_b(): assert False, "b is wrong"
+def test_c(): pytest.skip("c is missing")
+def test_d():
+    if os.environ.get("SLOW"): time.sleep(60)
+def test_e(): pass
+def test_f():
+    if os.environ.get("CRASH"): os._exit(-6)
+def test_g(): pass
+"""
+
+
+@pytest.fixture()
+def day(monkeypatch, tmp_path):
+    """Function (steps, minutes) -> exit status of a call, on a GPU that only the summary speaks of."""
+    about = {"gpu": "NVIDIA Test", "driver": "1", "torch": "2", "triton": "3", "transformers": "5", "python": "3"}
+    monkeypatch.setattr(gpu_day, "_machine", lambda: about)
+    monkeypatch.setattr(gpu_day, "MARGIN", 0.5)
+    monkeypatch.setattr(gpu_day, "LEAST", 0.5)
+    monkeypatch.setattr(gpu_day, "WORKERS", 2)
+    # A worker of pytest-xdist tells its children that they are workers, too.
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        monkeypatch.delenv(name)
+
+    def call(steps, *more, minutes=2.0):
+        monkeypatch.setattr(gpu_day, "STEPS", tuple(steps))
+        monkeypatch.setattr(gpu_day, "TUNED_FROM", steps[-1].name)
+        return gpu_day.main(["--folder", str(tmp_path / "day"), "--minutes", str(minutes), "--commit", "abc", *more])
+
+    return call
+
+
+def suite(tmp_path):
+    path = tmp_path / "test_some.py"
+    path.write_text(TESTS)
+    return Step("some tests", "whether they pass", "suite", (str(path), "-c", os.devnull, "--rootdir", str(tmp_path)))
+
+
+def ended(tmp_path):
+    found = day_plugin.outcomes(tmp_path / "day/tests.jsonl", "some tests")
+    return {test.rpartition("_")[2]: outcome for test, outcome in found.items()}
+
+
+def test_a_call_ends_in_time_and_the_next_goes_on(day, tmp_path, monkeypatch, capsys):
+    steps = [suite(tmp_path)]
+    monkeypatch.setenv("SLOW", "1")
+    assert day(steps, minutes=0.25) == gpu_day.MORE  # test_d was running
+    first = ended(tmp_path)
+    assert "d" not in first and first["a"] == "passed" and first["b"] == "failed" and first["c"] == "skipped"
+    monkeypatch.delenv("SLOW")
+    assert day(steps) == 1
+    assert ended(tmp_path) == {**first, "d": "passed", "e": "passed", "f": "passed", "g": "passed"}
+    lines = [json.loads(text) for text in (tmp_path / "day/tests.jsonl").read_text().splitlines()]
+    assert sum(line["test"].endswith("test_a") and line["outcome"] == "begun" for line in lines) == 1  # not run again
+    printed = capsys.readouterr().out
+    assert "test_b: failed" in printed and "b is wrong" in (tmp_path / "day/log.txt").read_text()
+    assert day(steps) == 1 and sum(1 for _ in open(tmp_path / "day/tests.jsonl")) == len(lines)  # nothing left to run
+    assert day(steps, "--again", "some tests") == 1 and len(ended(tmp_path)) == 7
+
+
+@pytest.mark.parametrize("workers", [True, False])
+def test_what_ends_the_process_ends_one_test(day, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(gpu_day.importlib.util, "find_spec", lambda name: workers or None)
+    monkeypatch.setenv("CRASH", "1")
+    assert day([suite(tmp_path)]) == 1
+    assert ended(tmp_path)["f"] in ("failed", "given up") and ended(tmp_path)["g"] == "passed"
+
+
+def test_no_test_is_begun_behind_the_end(day, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_day, "MARGIN", 1e6)
+    monkeypatch.setattr(gpu_day, "LEAST", -2e6)
+    assert day([suite(tmp_path)]) == gpu_day.MORE and ended(tmp_path) == {}
+
+
+def test_results_of_two_machines_or_codes_are_not_mixed(day, tmp_path, capsys):
+    steps = [Step("nothing", "nothing", "suite", (str(tmp_path), "-c", os.devnull))]
+    day(steps)
+    assert gpu_day.main(["--folder", str(tmp_path / "day"), "--commit", "other"]) == 2
+    assert "commit 'abc', this call of 'other'" in capsys.readouterr().err
+
+
+def test_no_gpu_is_an_error(tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert gpu_day.main(["--folder", str(tmp_path / "day")]) == 2 and "finds none" in capsys.readouterr().err
+    assert gpu_day.main(["--write", str(tmp_path)]) == 2 and "not the folder of a day" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        gpu_day.main(["--minutes", "0"])
+
+
+def test_the_real_steps_collect_what_they_name():
+    """Every path and option of a step's command is known to pytest, with a GPU that torch only says is there."""
+    steps = [step for step in gpu_day.STEPS if step.kind in ("suite", "bench")]
+    assert all((ROOT / argument).exists() for step in steps for argument in step.arguments if "/" in argument[:6])
+    assert len({step.name for step in gpu_day.STEPS}) == len(gpu_day.STEPS)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    paths = sorted({a for step in steps for a in step.arguments if a.startswith(("bench/", "tests/"))} - {"tests/gpu"})
+    for own, more in ((["tests/gpu"], []), ([p for p in paths if p.startswith("bench")], ["--device", "cuda"])):
+        command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "bench.pretended_gpu", "-p", "no:cacheprovider", *own, *more]  # fmt: skip
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-2000:]
+        files = {path for path in paths if path.startswith(own[0].partition("/")[0])}
+        assert all(f"{path}: " in done.stdout or f"{path}::" in done.stdout for path in files)
+
+
+def test_a_dry_run_goes_through_the_steps_on_the_pretended_driver(tmp_path):
+    command = [sys.executable, "-m", "bench.gpu_day", "--dry-run", "--minutes", "9", "--folder", str(tmp_path / "day")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        [*command, "--steps", "smoke", "tune 64"],
+        cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    log = (tmp_path / "day/log.txt").read_text()
+    assert done.returncode == 0, done.stdout + done.stderr + log
+    assert all(line["ok"] for line in smoke.read(tmp_path / "day/smoke.jsonl").values()) and "FAIL" not in log
+    assert [line["head_dim"] for line in tiles.read(tmp_path / "day/tiles.jsonl")] == [64]
+    assert gpu_day.main(["--write", str(tmp_path / "day")]) == 2  # nothing in it was measured
+
+
+# ---- what is written into the repository ----
+
+
+def tile_line(kernel, tile, milliseconds, dim=128, in_use=False):
+    about = {"kernel": kernel, "chip": 90, "dtype": "bfloat16", "head_dim": dim, "tile": list(tile), "in_use": in_use}
+    return about | ({"milliseconds": milliseconds} if milliseconds else {"error": "wrong"})
+
+
+def test_the_fastest_tiles_that_may_be_used_are_chosen(tmp_path):
+    path = tmp_path / "tiles.jsonl"
+    used = tuning.TILES["forward", 16, 90][128]
+    lines = [
+        tile_line("forward", used, [1.0, 2.0], in_use=True),
+        tile_line("forward", (64, 16, 4, 1), [0.5, 1.0]),
+        tile_line("forward", (64, 16, 4, 2), [0.8, 1.5]),
+        tile_line("forward", (64, 16, 4, 3), None),
+        tile_line("query_grad", tuning.TILES["query_grad", 16, 90][128], [1.0, 1.0], in_use=True),
+        tile_line("query_grad", (64, 16, 4, 1), [0.99, 0.99]),  # noise
+        tile_line("key_grad", (64, 16, 4, 1), [0.1, 0.1]),  # nothing to compare with
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (best,) = tiles.chosen(path)
+    assert best.tile == Tile(64, 16, 4, 1) and best.used == used and best.gain == pytest.approx(2)
+    (second,) = tiles.chosen(path, allowed=lambda one: one.tile.num_stages > 1)
+    assert second.tile == Tile(64, 16, 4, 2) and second.gain == pytest.approx((2 / 1.2) ** 0.5)
+    source = (ROOT / "yojo_kernels/tuning.py").read_text()
+    namespace = {}
+    exec(compile(tiles.written_into(source, [best]), "tuning.py", "exec"), namespace)
+    expected = {key: dict(entry) for key, entry in tuning.TILES.items()}
+    expected["forward", 16, 90][128] = best.tile
+    assert namespace["TILES"] == expected
+    with pytest.raises(ValueError, match="edit it by hand"):
+        tiles.written_into("", [best])
+
+
+def test_every_table_of_tensor_cores_can_be_written():
+    source = (ROOT / "yojo_kernels/tuning.py").read_text()
+    for (kernel, bits, chip), entry in tuning.TILES.items():
+        if bits == 16:
+            for dim, tile in entry.items():
+                assert (
+                    tiles.written_into(source, [tiles.Chosen(kernel, chip, "bfloat16", dim, tile, tile, 1.0)]) == source
+                )
+
+
+def test_results_tiles_and_docs_are_written(day, tmp_path, monkeypatch, capsys):
+    root = tmp_path / "repository"
+    for name in ("bench/results/cpu.jsonl", "yojo_kernels/tuning.py", "README.md"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    folder = tmp_path / "day"
+    folder.mkdir()
+    (folder / "state.json").write_text(json.dumps({"dry": False, "steps": {}}))
+    line = json.loads((ROOT / "bench/results/cpu.jsonl").read_text().splitlines()[0])
+    line |= {"gpu": "NVIDIA Test", "cpu": None, "driver": "1.2", "commit": "abc+tiles"}
+    (folder / "nvidia-test.jsonl").write_text(json.dumps(line) + "\n")
+    used = tuning.TILES["forward", 16, 90][128]
+    rows = [tile_line("forward", used, [1.0], in_use=True), tile_line("forward", (64, 16, 4, 1), [0.5])]
+    (folder / "tiles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(tiles, "passes_the_gate", lambda choice: True)
+    printed = "\n".join(gpu_day.write(folder, root))
+    assert "forward 128 on sm_90 is (64, 16, 4, 1)" in printed and "--record" in printed
+    assert json.loads((root / "bench/results/nvidia-test.jsonl").read_text()) == line
+    assert "NVIDIA Test" in (root / "docs/benchmarks.md").read_text()
+    assert "128: Tile(64, 16, 4, 1)" in (root / "yojo_kernels/tuning.py").read_text()
+    gpu_day.write(folder, root)  # once more changes nothing
+    assert len((root / "bench/results/nvidia-test.jsonl").read_text().splitlines()) == 1
+
+
+# ---- smoke ----
+
+
+def test_a_wrong_kernel_is_seen(monkeypatch, tmp_path, capsys):
+    place = smoke.Place(torch.device("cpu"), scale=20)
+    real = smoke.multi_response_attention
+
+    def wrong(query, key, value, layout, *, impl, return_lse=False, **options):
+        output, lse = real(query, key, value, layout, impl="reference", return_lse=True, **options)
+        if impl == "triton":
+            output = output + 1e-2 * output.abs().max()
+        return (output, lse) if return_lse else output
+
+    monkeypatch.setattr(smoke, "multi_response_attention", wrong)
+    only = ["--only", "attention float32, 8:2 heads of 64", "--json", str(tmp_path / "smoke.jsonl")]
+    assert smoke.main(only, place) == 1
+    assert "FAIL" in capsys.readouterr().out
+    calls = []
+    monkeypatch.setattr(smoke, "multi_response_attention", lambda *a, **o: calls.append(1))
+    assert smoke.main(only, place) == 1 and not calls  # known already
+    (tmp_path / "smoke.jsonl").write_text('{"check": "attention float32, 8:2 heads of 64"}\n')
+    assert smoke.main(only, place) == 1 and not calls and "ended" in capsys.readouterr().out
+
+
+def test_launches_that_disagree_are_seen(monkeypatch, capsys):
+    place, drawn = smoke.Place(torch.device("cpu"), scale=20), iter(range(100))
+    real = smoke.listwise_loss
+    monkeypatch.setattr(
+        smoke, "listwise_loss", lambda *a, impl, **o: real(*a, impl="reference", **o) + 1e-9 * next(drawn) * a[0].sum()
+    )
+    assert smoke.main(["--only", "loss soft"], place) == 1
+    assert "do not agree to the bit" in capsys.readouterr().out
