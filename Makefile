@@ -7,7 +7,7 @@ WORKERS ?= 8
 SETUP := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/ready)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: demo test setup lint bench bench-compare bench-report kernels gpu-test gpu-bench clean
+.PHONY: demo test setup lint bench bench-compare bench-report kernels gpu-test gpu-bench gpu-day clean
 
 demo: $(SETUP)
 	$(PYTHON) -m yojo.cli demo $(ARGS)
@@ -56,6 +56,10 @@ gpu-test: $(SETUP)
 
 gpu-bench: $(SETUP)
 	$(PYTHON) -m pytest bench --benchmark-only --device cuda --results bench/results $(ARGS)
+
+# Smoke, suites, tuning and benchmarks on a borrowed GPU, 9 minutes a call, each going on where the last one ended.
+gpu-day: $(SETUP)
+	$(PYTHON) -m bench.gpu_day $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .benchmarks

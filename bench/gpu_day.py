@@ -149,16 +149,15 @@ class Day:
             known.unlink()
             if status is None:
                 return "begun"  # stopped by the clock
-            left = any(line["outcome"] == "left" for line in self._lines("tests.jsonl")[len(before) :])
-            if left:
+            new = self._lines("tests.jsonl")[len(before) :]
+            if any(line["outcome"] == "left" for line in new):
                 return "begun"
             if status == 0 or (status == 5 and step.kind != "smoke"):  # 5: pytest had nothing left to run
                 return "failed" if self.failures(step) else "done"
-            if status == 1:
+            moved = bool(new) or step.kind in ("smoke", "tune")
+            if status in (1, 2, 4) or not moved:
                 return "failed"
-            if status not in (smoke.UNUSABLE, -6, -9, -11):
-                return "failed"
-            self.log(f"\n[{step.name}: the GPU was left unusable (status {status}); going on behind it]\n")
+            self.log(f"\n[{step.name} ended with status {status}: going on behind what ended it]\n")
         return "failed"
 
     def _process(self, step):
@@ -170,9 +169,9 @@ class Day:
                 command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )
             try:
-                return process.wait(timeout=max(1.0, self.left()))
-            except subprocess.TimeoutExpired:
-                return None
+                while process.poll() is None and self.left() > 0:
+                    time.sleep(0.2)
+                return process.poll()
             finally:
                 _end(process)
 
@@ -231,7 +230,14 @@ class Day:
         if step.kind == "smoke":
             return [smoke.described(line) for line in smoke.read(self.path("smoke.jsonl")).values() if not line["ok"]]
         found = day_plugin.outcomes(self.path("tests.jsonl"), step.name)
-        return [f"{test}: {outcome}" for test, outcome in found.items() if outcome in ("failed", "given up")]
+        words = {
+            line["test"]: line.get("words", "") for line in self._lines("tests.jsonl") if line["step"] == step.name
+        }
+        return [
+            f"{test}: {outcome} {_error(words[test])}".strip()
+            for test, outcome in found.items()
+            if outcome in ("failed", "given up")
+        ]
 
     def counts(self, step):
         """How many tests, checks or tiles of a step have ended, by what came of them."""
@@ -249,6 +255,12 @@ class Day:
         if not self.path(name).is_file():
             return []
         return [json.loads(text) for text in self.path(name).read_text().splitlines()]
+
+
+def _error(words):
+    """The line of a failure that says most."""
+    lines = [line for line in words.splitlines() if line.startswith("E ")] or words.splitlines()
+    return f"({lines[0].removeprefix('E ').strip()[:200]})" if lines else ""
 
 
 def _end(process):
