@@ -87,6 +87,8 @@ def test_scores_and_loss(family, train, device):
     names = list(samples_of(family))
     if not PLACED:  # rows of text alone wait for nothing, whatever the version
         names = [name for name in names if not has_images(samples_of(family)[name][0])]
+        if not names:
+            pytest.skip(NOT_PLACED)
     for row in [[name] for name in names] + (rows_of(family) if PLACED else [names]):
         batch = packed(collator, [samples_of(family)[name] for name in row])
         known = known_waits(family, batch)
