@@ -2,7 +2,7 @@
 
 import inspect
 
-TESTED = {"torch": "2.11 to 2.14", "triton": "3.6 to 3.8", "transformers": "5.17 to 5.23"}
+OLDEST = {"torch": "2.10", "triton": "3.6", "transformers": "5.8"}  # as in pyproject.toml
 
 
 def places_features():
