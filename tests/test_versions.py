@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_versions_of_the_constraints_lack_nothing():
-    constraints = dict(re.findall(r"^(torch|transformers)==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    constraints = dict(
+        re.findall(r"^(torch|transformers)==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    )
     installed = {name: importlib.metadata.version(name).partition("+")[0] for name in constraints}
     if any(Version(installed[name]) < Version(version) for name, version in constraints.items()):
         pytest.skip(f"older versions are installed: {installed}")

@@ -297,10 +297,10 @@ class Layout:
 
         Within a CUDA graph there is nothing to wait for: its capture begins with nothing left to do on any stream.
         """
-        if torch.compiler.is_compiling() or key not in self._made or torch.cuda.is_current_stream_capturing():
+        if torch.compiler.is_compiling() or key not in self._made:
             return
         made_on, event = self._made[key]
-        if torch._C._cuda_getCurrentRawStream(self.device.index) == made_on:
+        if torch._C._cuda_getCurrentRawStream(self.device.index) == made_on or torch.cuda.is_current_stream_capturing():
             return
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(event)
