@@ -50,9 +50,23 @@ bench-report: $(SETUP)
 kernels: $(SETUP)
 	$(PYTHON) -m yojo_kernels.aot $(ARGS)
 
-# Most of the time goes into compiling kernels, so several workers share the GPU.
-gpu-test: $(SETUP)
-	$(PYTHON) -m pytest tests/gpu -n $(WORKERS) --dist worksteal $(ARGS)
+# Most of the time goes into compiling kernels: workers share the GPU and one cache of kernels, and a second run compiles
+# nothing. `make PYTHON=python3 gpu-test` needs torch, transformers, peft and pytest, and no network. The portions can be
+# run one by one (some tests of one: `make gpu-test-models ARGS='-k graphs'`); `make -k gpu-test` goes on after one that
+# failed. Without pytest-xdist there is one worker.
+GPU_PORTIONS := gpu-test-attention gpu-test-head gpu-test-models
+.PHONY: $(GPU_PORTIONS)
+
+$(GPU_PORTIONS) gpu-bench: export TRITON_CACHE_DIR ?= $(CURDIR)/.kernels
+
+gpu-test: $(GPU_PORTIONS)
+
+gpu-test-attention: GPU_FILES := tests/gpu/test_attention.py
+gpu-test-head: GPU_FILES := tests/gpu/test_head_loss.py
+gpu-test-models: GPU_FILES := $(filter-out tests/gpu/test_attention.py tests/gpu/test_head_loss.py,$(wildcard tests/gpu/test_*.py))
+
+$(GPU_PORTIONS): $(SETUP)
+	$(PYTHON) -m pytest $(GPU_FILES) $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses $(WORKERS) --dist worksteal) $(ARGS)
 
 gpu-bench: $(SETUP)
 	$(PYTHON) -m pytest bench --benchmark-only --device cuda --results bench/results $(ARGS)
@@ -62,4 +76,4 @@ gpu-day: $(SETUP)
 	$(PYTHON) -m bench.gpu_day $(ARGS)
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .benchmarks
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .kernels

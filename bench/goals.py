@@ -13,6 +13,9 @@ from yojo.profiling import PARTS
 # The headline's point: an image prompt of 2k tokens, with room for what a processor puts around the image.
 PROMPT, PROMPT_TOKENS, RESPONSE_TOKENS, RESPONSES = "image", (1800, 2300), (90, 110), 4
 MOST_RESPONSES = 64  # up to which every N is to give what its FLOPs promise
+REPLAYED = 15e-6  # seconds that a head or a loss may take from a graph, where what it has to move allows it
+# Bytes per second of the memory of a GPU, as its maker states them; the first whose name is part of the GPU's.
+BANDWIDTH = {"GB200": 8e12, "B200": 8e12, "H200": 4.8e12, "H100 NVL": 3.9e12, "H100 PCIe": 2e12, "H100": 3.35e12, "A100-SXM4-80GB": 2.039e12}  # fmt: skip
 LONG = 8192  # tokens of a row from which attention and whole passes are held to what the GPU can do
 
 
@@ -335,15 +338,45 @@ def head_and_loss(lines):
     return Found(value, about)
 
 
+def head_bytes(line):
+    """Bytes that a value head reads and writes at least, forward and backward, from a line that says its sizes.
+
+    Each is counted once: read are the M rows of hidden states, the weights and the gradient of the scores; written are
+    the scores, the gradient of all T rows of hidden states and those of the weights.
+    """
+    size, width, _ = map(int, line["model"].split("-"))
+    rows = (line["prompt_tokens"] + line["responses"]) * size * (2 if line["dtype"] in ("bfloat16", "float16") else 4)
+    return rows + 4 * (2 * (width * size + 2 * width + 1) + 2 * line["responses"])
+
+
+def _allowed(line, peak):
+    """(seconds that a replayed head or loss may take, why in words); peak: of the measured matrix product, or None."""
+    bandwidth = next((rate for name, rate in BANDWIDTH.items() if name in line["gpu"]), None)
+    floors = [(REPLAYED, "")]
+    if line["bench"] == "head" and line["prompt_tokens"] and bandwidth:
+        moved = head_bytes(line)
+        floors.append((1.5 * moved / bandwidth, f"1.5 x {digits(moved / 1e6)} MB at {bandwidth / 1e12:g} TB/s"))
+    if line["bench"] == "head" and line["flops"] and peak:
+        products = 3 * line["flops"]  # a product of float32 weights is three of bfloat16
+        floors.append((1.5 * products / peak / 1e12, f"1.5 x {digits(products / 1e9)} GFLOP at {digits(peak)} TFLOP/s"))
+    return max(floors)
+
+
 def replayed(lines):
-    """Microseconds of head or loss, forward and backward, replayed from a graph: the longest."""
+    """Head or loss, forward and backward, replayed from a graph: time over what it may take, the worst."""
     heads, losses = _head_and_losses(lines, "triton_graph")
-    found = [(1e6 * line["seconds"], line) for line in (*heads.values(), *losses.values())]
+    peak = matmul_peak(lines, "bfloat16")
+    found = []
+    for line in (*heads.values(), *losses.values()):
+        allowed, why = _allowed(line, peak)
+        found.append((line["seconds"] / allowed, allowed, why, line))
     if not found:
         return None
-    value, line = max(found, key=lambda pair: pair[0])
-    values = [one for one, _ in found]
-    about = f"longest of {len(found)}, {line['bench']} of {line['responses']} responses; from {digits(min(values))} us"
+    value, allowed, why, line = max(found, key=lambda one: one[0])
+    durations = [1e6 * one["seconds"] for *_, one in found]
+    about = f"worst of {len(found)}, {line['bench']} of {line['responses']} responses: "
+    about += f"{digits(1e6 * line['seconds'])} us, {digits(1e6 * allowed)} us allowed{why and f' ({why})'}; "
+    about += f"{digits(min(durations))} to {digits(max(durations))} us"
     return Found(value, about, complete=bool(heads and losses))
 
 
@@ -391,6 +424,6 @@ GOALS = (
     Goal("Training step: samples/s / those of the released loop", ">=", 2, "x", training("seconds")),
     Goal("Training step: peak memory / that of the released loop", "<=", 0.5, "x", training("peak_bytes")),
     Goal("Head + loss, forward and backward: faster than PyTorch eager", ">=", 4, "x", head_and_loss),
-    Goal("Head, and loss, forward and backward, replayed from a graph", "<=", 15, " us", replayed),
+    Goal("Head, and loss, forward and backward, replayed from a graph: time / 15 us, or / 1.5 x what its bytes and products take at least, where that is longer", "<=", 1, "x", replayed),
     Goal("Whole pass at 8k packed tokens: share of the measured matmul peak", ">=", 60, " %", share_of_peak),
 )  # fmt: skip

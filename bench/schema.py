@@ -19,7 +19,7 @@ FIELDS = {
     "samples": (int, True),  # prompts of the row; of a batch, all its rows are one
     "prompt": (str, True),  # what the prompt is beside words, one of PROMPTS
     "responses": (int, True),  # of all samples of the row
-    "prompt_tokens": (int, True),  # of all samples of the row
+    "prompt_tokens": (int, True),  # of all samples of the row; for bench "head" all its tokens
     "response_tokens": (float, True),  # mean over the responses
     "head_dim": (int, True),
     "heads": (int, True),

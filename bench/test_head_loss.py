@@ -94,7 +94,7 @@ def timed(benchmark, record, device, way, forward, inputs, direction, flops, **f
 
 def test_head(benchmark, device, record, readings, way, direction):
     tensors, rows, grad = head_case(readings, device)
-    _, size, width = SIZES[device.type]
+    tokens, size, width = SIZES[device.type]
 
     def forward(impl):
         return score_head(tensors[0], rows, *tensors[1:], scale=size**0.5, impl=impl), grad
@@ -105,7 +105,7 @@ def test_head(benchmark, device, record, readings, way, direction):
     benchmark.group = f"head, {readings} readings, {direction}"
     timed(benchmark, record, device, way, forward, tensors, direction,
           once * {"forward": 1, "backward": 2, "both": 3}[direction],
-          bench="head", responses=readings, model=f"{size}-{width}-1", dtype=str(tensors[0].dtype).removeprefix("torch."))  # fmt: skip
+          bench="head", prompt_tokens=tokens, responses=readings, model=f"{size}-{width}-1", dtype=str(tensors[0].dtype).removeprefix("torch."))  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

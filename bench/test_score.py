@@ -6,9 +6,9 @@ Before a way is timed it must score as the stock model does (`bench.ways.Truth`)
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from bench import ways
+from bench.counting import flop_counter
 from bench.sweeps import points_of
 from bench.timing import clocked, figures, peak_bytes, skips_what_does_not_fit
 
@@ -59,7 +59,7 @@ def test_score(benchmark, in_memory, device, record, request, shape, variant, fu
         for _ in range(1 if fuse == "none" else 3):  # the first passes compile
             scores = call()
         if fuse == "none" and variant != "flex":  # nobody sees into compiled code
-            with FlopCounterMode(display=False, custom_mapping=CPU_FORMULAS) as counter:
+            with flop_counter() as counter:
                 scores = call()
             counted = float(counter.get_total_flops())
         benchmark.extra_info["error"] = truth.check(mode, point, scores)
@@ -83,14 +83,3 @@ def test_score(benchmark, in_memory, device, record, request, shape, variant, fu
         **figures(seconds, float(scene.twin.flops_of(variant, fuse, point))),
         **{"pass": "forward"},
     )
-
-
-# torch has no formulas for what its attention on CPUs comes to.
-CPU_FORMULAS = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, out_shape=None, **__: (
-        sdpa_flop_count(query, key, value)
-    ),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, query, key, value, *_, out_shape=None, **__: sdpa_backward_flop_count(grad, query, key, value)
-    ),
-}

@@ -10,11 +10,10 @@ import functools
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench import ways
+from bench.counting import flop_counter
 from bench.sweeps import Point
-from bench.test_score import CPU_FORMULAS
 from bench.timing import clocked, figures, peak_bytes, skips_what_does_not_fit
 from yojo.flops import batch_flops
 
@@ -219,7 +218,7 @@ def test_train(benchmark, in_memory, device, record, request, shape, variant, fu
             call()
         counted = None
         if fuse == "none":
-            with FlopCounterMode(display=False, custom_mapping=CPU_FORMULAS) as counter:
+            with flop_counter() as counter:
                 call()
             counted = float(counter.get_total_flops())
         benchmark.group = f"{shape}: training, {point}"

@@ -1,11 +1,14 @@
 """Fixtures shared by the tests: the demonstration's backbone, patched in every mode."""
 
 import copy
+import importlib.util
 import os
 import random
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 
 import yojo
 from yojo_kernels import segments
@@ -75,9 +78,12 @@ def make_reward_model(backbone):
 
 @pytest.fixture(scope="session")
 def samples():
-    """A few (PIL image, digit) pairs."""
+    """A few (PIL image, digit) pairs; noise in the place of digits where scikit-learn, which has them, is missing."""
     from yojo.demo import digits
 
+    if importlib.util.find_spec("sklearn") is None:
+        noise = numpy.random.default_rng(0).integers(0, 256, (8, digits.IMAGE_SIZE, digits.IMAGE_SIZE, 3), "uint8")
+        return [(Image.fromarray(pixels), digit) for digit, pixels in enumerate(noise)]
     return digits.load_digits_split()[1][:8]
 
 

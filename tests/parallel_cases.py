@@ -156,7 +156,7 @@ def run_cases(world, folder, **options):
             accumulation=accumulation,
             tune=tune,
             mode=mode,
-            activation_checkpointing=tune == "lora",
+            gradient_checkpointing=tune == "lora",
             eval_strategy="steps",
             eval_steps=2,
             **options,

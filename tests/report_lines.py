@@ -135,10 +135,12 @@ def head_lines(place):
     """Head and one loss, launched and replayed, at two numbers of readings."""
     lines = []
     for readings in (4, 512):
-        for bench, model in (("head", "2560-1024-1"), ("loss", "best, samples of 4")):
+        once = 2.0 * readings * 1024 * 2561
+        for bench, model, tokens in (("head", "2560-1024-1", 8192), ("loss", "best, samples of 4", None)):
             for impl, us in (("reference", 200), ("triton", 40), ("reference_graph", 60), ("triton_graph", 12)):
-                for direction, part in (("forward", 0.4), ("backward", 0.6), ("both", 1.0)):
-                    lines.append(make(us * part * 1e-6, bench=bench, impl=impl, model=model, responses=readings, **place, **{"pass": direction}))  # fmt: skip
+                for direction, part, products in (("forward", 0.4, 1), ("backward", 0.6, 2), ("both", 1.0, 3)):
+                    lines.append(make(us * part * 1e-6, bench=bench, impl=impl, model=model, prompt_tokens=tokens, responses=readings,
+                                      flops=tokens and once * products, **place, **{"pass": direction}))  # fmt: skip
     return lines
 
 

@@ -10,6 +10,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
 from bench import goals, models, points, report, schema, sweeps, timing, ways
@@ -17,6 +18,15 @@ from bench import test_train as train
 from yojo.profiling import PARTS
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def the_family_is_there(request):
+    """Tests of a backbone are skipped where the installed transformers does not have its family."""
+    values = request.node.callspec.params.values() if hasattr(request.node, "callspec") else ()
+    for family, reason in tiny.LACKING.items():
+        if any(isinstance(value, str) and family in value for value in values):
+            pytest.skip(reason)
 
 
 def run(folder, *options):

@@ -201,11 +201,13 @@ def test_sdpa_gets_a_row_of_one_sample(monkeypatch, on_cpu):
 def test_varlen_gets_the_samples(monkeypatch, on_cpu):
     from torch.nn.attention import varlen
 
-    def function(query, key, value, q_offsets, k_offsets, longest_q, longest_k, *, scale, window_size, enable_gqa):
-        assert window_size == (-1, 0) and enable_gqa and longest_q == longest_k == 42 and q_offsets is k_offsets
+    named = "enable_gqa" in causal._varlen_parameters()  # of the real function
+
+    def function(query, key, value, q_offsets, k_offsets, longest_q, longest_k, *, scale, window_size, **grouped):
+        assert window_size == (-1, 0) and longest_q == longest_k == 42 and q_offsets is k_offsets
+        assert grouped == ({"enable_gqa": True} if named else {})
         return packed_causal(query, key, value, q_offsets, scale)
 
-    causal._varlen_parameters()  # of the real function
     monkeypatch.setattr(varlen, "varlen_attn", function)
     monkeypatch.setitem(tuning.CAUSAL, (90, 16), "varlen")
     layout, inputs = case([30, 4], [[12], [5]])

@@ -93,11 +93,11 @@ def samples_of(family):
 
 def rows_of(family):
     """Lists of sample names that go into one packed row."""
-    names = list(samples_of(family))
     if family == "molmo2":  # its forward takes images or videos, not both
         return [["image", "text", "two images", "image"], ["video", "text", "longer video"]]
     if family == "llava_onevision":
         return [["image", "text", "two images", "video"], ["two images", "larger image", "image"]]
+    names = list(samples_of(family))
     return [names, names[::-1]]
 
 

@@ -108,3 +108,86 @@ def test_a_layout_moves_pickles_and_pins(monkeypatch):
 def test_what_cannot_be_laid_out_is_refused(arguments, options, error, message):
     with pytest.raises(error, match=message):
         Layout.build(*arguments, **options)
+
+
+# ---- several devices, several streams ----
+
+
+def test_layers_of_one_device_share_the_layout_that_is_moved_there(monkeypatch):
+    """Hooks of a model that is spread over devices move it for every layer: copied once, and tables made once."""
+    layout = Layout.build([20], [[5, 1, 30]])
+    there = layout.to("meta")
+    assert layout.to("meta") is there and layout.to(torch.device("meta")) is there and there is not layout
+    table = there.query_tiles(16, 8)
+    monkeypatch.setattr(torch.ops.yojo, "query_tiles", None)  # nothing is made anew
+    assert layout.to("meta").query_tiles(16, 8) is table and table.device.type == "meta"
+
+
+def test_a_layout_elsewhere_is_of_its_own_pass_and_is_not_pickled():
+    layout = Layout.build([20], [[5, 1, 30]])
+    one, other = layout.for_one_pass(), layout.for_one_pass()
+    assert one.to("meta") is one.to("meta") and one.to("meta") is not other.to("meta") is not layout.to("meta")
+    one.to("meta").query_tiles(16, 8)
+    assert one.to("meta").tables_of_pass == (("query_tiles", (16, 8, 0)),) and other.to("meta").tables_of_pass == ()
+    layout.query_tiles(16, 8)
+    copy = pickle.loads(pickle.dumps(layout))
+    assert copy._twins == {} and set(copy._tables) == set(layout._tables) and set(layout._twins)
+
+
+class Stream:
+    """What a layout asks of a stream; one of them is current."""
+
+    current = None
+
+    def __init__(self, number):
+        self.cuda_stream, self.waited_for = number, []
+
+    def record_event(self):
+        return f"event of {self.cuda_stream}"
+
+    def wait_event(self, event):
+        self.waited_for.append(event)
+
+
+@pytest.fixture()
+def streams(monkeypatch):
+    """Two streams of a GPU that is not there; a layout on the CPU says it is on it."""
+    made = Stream(7), Stream(8)
+    monkeypatch.setattr(Stream, "current", made[0])
+    monkeypatch.setattr(Layout, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream.current)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda i: Stream.current.cuda_stream, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    kept = []
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: kept.append((tensor, stream)))
+    return *made, kept
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_a_table_of_another_stream_is_waited_for(streams, window):
+    first, second, kept = streams
+    layout = Layout.build([20], [[5, 1, 30]])
+    table = layout.query_tiles(16, 8, window)
+    assert layout.query_tiles(16, 8, window) is table and first.waited_for == second.waited_for == kept == []
+    Stream.current = second
+    assert layout.query_tiles(16, 8, window) is table
+    assert set(second.waited_for) == {"event of 7"} and (id(table), second) in [(id(one), to) for one, to in kept]
+    second.waited_for.clear()
+    tables = layout.key_tiles(16, 8, 4, window)  # made here; with a window from positions that the other stream sorted
+    assert set(second.waited_for) == ({"event of 7"} if window else set())
+    kept.clear()
+    Stream.current = first
+    assert layout.key_tiles(16, 8, 4, window)[0] is tables[0]
+    assert first.waited_for == ["event of 8"] and {id(one) for one, _ in kept} == set(map(id, tables))
+
+
+def test_a_copy_of_a_table_is_made_behind_it_and_capture_waits_for_nothing(streams, monkeypatch):
+    _, second, _ = streams
+    layout = Layout.build([20], [[5, 1, 30]])
+    layout.query_tiles(16, 8)
+    Stream.current = second
+    layout.to("meta")
+    assert second.waited_for == ["event of 7"]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    layout.query_tiles(16, 8)
+    assert second.waited_for == ["event of 7"]

@@ -39,7 +39,7 @@ def make(tmp_path):
     """Function examples, options -> (`RewardTrainer`, record of its first step), one batch of all of them, one step."""
 
     def make(examples, eval_dataset=None, **options):
-        options = {"batch": len(examples), "max_steps": 1, "activation_checkpointing": False} | options
+        options = {"batch": len(examples), "max_steps": 1, "gradient_checkpointing": False} | options
         return parallel_cases.make_trainer(tmp_path, examples, eval_dataset, world=1, **options)
 
     return make

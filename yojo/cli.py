@@ -421,7 +421,7 @@ def info():
 
     import yojo
     import yojo_kernels
-    from yojo import fuse
+    from yojo import fuse, versions
 
     typer.echo(f"yojo          {yojo.__version__}")
     typer.echo(f"python        {platform.python_version()}")
@@ -444,6 +444,8 @@ def info():
         typer.echo(f"{name}: {implementation} ({reason})")
     implementation, reason = fuse.implementation()
     typer.echo(f"decoder layers: {implementation} ({reason})")
+    for sentence in versions.shortcomings():
+        typer.echo(f"note: {sentence}")
 
 
 def _fail(message):

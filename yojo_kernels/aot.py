@@ -2,13 +2,14 @@
 
     python -m yojo_kernels.aot [--json FILE] [--chips 90 100] [--head-dims 64 128] [--dtypes bfloat16] [--jobs N]
     python -m yojo_kernels.aot --kernels head_forward head_backward loss
-    python -m yojo_kernels.aot --record     # after a change of kernels or tiles: write spills.json anew
+    python -m yojo_kernels.aot --record     # after a change of kernels or tiles: write this Triton's part of spills.json anew
 
 One line per kernel, chip, dtype, head dim and set of features: registers and shared memory of a program, instructions
 that spill registers to memory (all, and those inside an inner loop that multiplies matrices, where they cost time at
 every step), and tensor-core instructions. The exit status is 1 when a configuration breaks a rule of `problems`.
 
-`spills.json` beside this file holds the spills outside inner loops, which cost little but may not grow.
+`spills.json` beside this file holds, by version of Triton, the spills outside inner loops, which cost little but may not
+grow. For a version without a record the other rules hold.
 """
 
 import argparse
@@ -235,9 +236,8 @@ def _loss_pointer(features):
 
 
 def recorded_spills():
-    """Spills that `spills.json` records, by configuration; None where it was written with another Triton."""
-    record = json.loads(RECORD.read_text())
-    return record["spills"] if record["triton"] == triton.__version__ else None
+    """Spills that `spills.json` records for the installed Triton, by configuration; None where it has no record of it."""
+    return json.loads(RECORD.read_text()).get(triton.__version__)
 
 
 MATRIX = re.compile(r"\b(\w*MMA|FFMA\w*)\b")  # float32 multiplies matrices with plain multiply-adds
@@ -318,7 +318,7 @@ def main(argv=None):
     parser.add_argument("--kernels", nargs="+", default=KERNELS, choices=KERNELS)
     parser.add_argument("--features", nargs="+", help="only these sets of features, such as plain or silu-16")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--record", action="store_true", help="write spills.json anew; needs all configurations")
+    parser.add_argument("--record", action="store_true", help="write this Triton's record; needs all configurations")
     options = parser.parse_args(argv)
     chosen = (options.chips, options.head_dims, options.dtypes, options.kernels, options.features)
     everything = (tuning.CHIPS, HEAD_DIMS, tuple(DTYPE_NAMES), KERNELS, None)
@@ -340,9 +340,12 @@ def main(argv=None):
     if options.json:
         pathlib.Path(options.json).write_text("".join(line + "\n" for line in lines))
     if options.record:
-        RECORD.write_text(json.dumps({"triton": triton.__version__, "spills": spills}, indent=1) + "\n")
+        records = json.loads(RECORD.read_text()) | {triton.__version__: spills}
+        RECORD.write_text(json.dumps(records, indent=1) + "\n")
+        for version in records.keys() - {triton.__version__}:
+            print(f"the record of Triton {version} is left as it was: run this with that version, too")
     elif recorded is None:
-        print(f"{RECORD.name} was written with another Triton: whether spills grew is not checked")
+        print(f"{RECORD.name} has no record of Triton {triton.__version__}: whether spills grew is not checked")
     print(f"{len(work)} configurations with Triton {triton.__version__}, {broken} with problems")
     return 1 if broken else 0
 

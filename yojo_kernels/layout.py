@@ -54,6 +54,10 @@ class Layout:
     _lengths: Lengths
     _tables: dict = dataclasses.field(default_factory=dict)  # tile tables made so far, by what they were made for
     _tables_of_pass: dict | None = None  # likewise, where a compiler may look; see `for_one_pass`
+    _made: dict = dataclasses.field(
+        default_factory=dict
+    )  # table on a GPU -> (raw stream, event) behind which it is there
+    _twins: dict = dataclasses.field(default_factory=dict)  # the layout on other devices, by device
 
     @staticmethod
     @torch.inference_mode(False)  # a layout made while scoring may be trained on
@@ -184,11 +188,20 @@ class Layout:
         return visible_to(queries, sample, branch, position, None if self.block is None else self.block[rows], window)
 
     def to(self, device, non_blocking=False):
-        """The same layout on another device (itself if it is there already)."""
+        """The same layout on another device (itself if it is there already).
+
+        Asked again, it gives the same object: where the layers of a model are spread over devices, each of them has the
+        layout moved to its own, and all layers of a device share what it was moved for and the tables made there.
+        """
         device = torch.device(device)
         if self.device == device:
             return self
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        move = lambda tensor: tensor.to(device, non_blocking=non_blocking)  # noqa: E731
+        if torch.compiler.is_compiling() or device.index is None and device.type not in ("cpu", "meta"):
+            return self._map(move)  # which device that is may change from call to call
+        if device not in self._twins:
+            self._twins[device] = self._map(move)
+        return self._twins[device]
 
     def pin_memory(self):
         """The same layout in page-locked memory; DataLoader(pin_memory=True) calls this."""
@@ -227,7 +240,7 @@ class Layout:
             tables: which tables to make at once, as `tables_of_pass` of an earlier pass has them. Where each layer is
                 compiled by itself, the first one then finds them like all others and needs no graph of its own.
         """
-        layout = dataclasses.replace(self, _tables_of_pass={})
+        layout = dataclasses.replace(self, _tables_of_pass={}, _twins={})
         for name, settings in tables:
             layout._tiles(name, settings)
         return layout
@@ -246,11 +259,13 @@ class Layout:
         return self._tiles("key_tiles", (block_m, block_n, extra, window or 0))
 
     def _tiles(self, name, settings):
+        self._wait_for((name, settings))
         known = self._tables_of_pass
         if known is not None and (name, settings) in known and torch.compiler.is_compiling():
             return known[name, settings]  # a graph that does without what the table was made from
         extremes = None
         if settings[-1]:  # a window
+            self._wait_for(("position_extremes", ()))
             extremes = self._kept("position_extremes", (self.segment_offsets, self.position), ())
         fields = self.sample_offsets, self.prompt_ends, self.segment_offsets, self.position, self.block_span, extremes
         return self._kept(name, fields, settings)
@@ -270,14 +285,37 @@ class Layout:
         if key not in tables:
             with torch.inference_mode(False):  # scoring may make what training will save for backward
                 tables[key] = make(*tensors, *settings)
+            if self.device.type == "cuda" and not capturing:
+                stream = torch.cuda.current_stream(self.device)
+                self._made[key] = stream.cuda_stream, stream.record_event()
         if settings:
             of_pass[key] = tables[key]
         return tables[key]
+
+    def _wait_for(self, key):
+        """Have the current stream wait for a table that was made on another one.
+
+        Within a CUDA graph there is nothing to wait for: its capture begins with nothing left to do on any stream.
+        """
+        if torch.compiler.is_compiling() or key not in self._made:
+            return
+        made_on, event = self._made[key]
+        if torch._C._cuda_getCurrentRawStream(self.device.index) == made_on or torch.cuda.is_current_stream_capturing():
+            return
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(event)
+        for table in self._tables[key] if isinstance(self._tables[key], tuple) else (self._tables[key],):
+            table.record_stream(stream)  # its memory is not given to others while this stream reads it
+
+    def __getstate__(self):
+        return self.__dict__ | {"_made": {}, "_twins": {}}
 
     def _map(self, function):
         if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
                 return self._map(function)
+        for key in self._made:
+            self._wait_for(key)
         tensors = {
             field.name: function(value)
             for field in dataclasses.fields(self)
@@ -288,7 +326,7 @@ class Layout:
             for name, table in self._tables.items()
         }
         of_pass = None if self._tables_of_pass is None else {}  # those made so far lie where the layout was
-        return dataclasses.replace(self, **tensors, _tables=tables, _tables_of_pass=of_pass)
+        return dataclasses.replace(self, **tensors, _tables=tables, _tables_of_pass=of_pass, _made={}, _twins={})
 
     def __repr__(self):
         branches = sum(map(len, self.branch_lengths))

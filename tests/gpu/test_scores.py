@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import transformers
 
 import yojo
-from yojo import last_layer
+from yojo import last_layer, versions
 from yojo.config import CHOICES
 from yojo.pooling import pool
 
@@ -102,33 +103,38 @@ def test_poolings_equal_the_cpus_wait_for_nothing_and_repeat_to_the_bit(make_rew
 @pytest.mark.parametrize("share", [0, 1])
 @pytest.mark.parametrize("layout_on", ["cpu", "cuda"])
 @pytest.mark.parametrize("mode", ["comparative", "isolated"])
-def test_nothing_waits_between_a_batch_and_its_scores(make_reward_model, examples, mode, layout_on, share, monkeypatch):
+@pytest.mark.parametrize("images", [False, True])
+def test_nothing_waits_between_a_batch_and_its_scores(
+    make_reward_model, examples, images, mode, layout_on, share, monkeypatch
+):
     """Qwen3-VL, rows of text alone and with images; the last layer for all rows and for those that are read."""
+    if images and not versions.places_features():
+        pytest.skip(f"transformers {transformers.__version__} places image features itself, and waits (5.18: never)")
     monkeypatch.setattr(last_layer, "LARGEST_SHARE", share)
     reward_model = make_reward_model(mode=mode)
     reward_model.model.cuda()
-    for row in (examples, [example for example in examples if not example.images]):
+    row = examples if images else [example for example in examples if not example.images]
 
-        def arrived(row=row):
-            """A batch nobody has seen yet, so that its tables are to be made; Trainer leaves layouts on the CPU."""
-            batch = reward_model.collator(row)
-            stays = {name for name, value in batch.items() if not isinstance(value, torch.Tensor)}
-            stays = stays if layout_on == "cpu" else set()
-            return {name: value if name in stays else value.to("cuda") for name, value in batch.items()}
+    def arrived():
+        """A batch nobody has seen yet, so that its tables are to be made; Trainer leaves layouts on the CPU."""
+        batch = reward_model.collator(row)
+        stays = {name for name, value in batch.items() if not isinstance(value, torch.Tensor)}
+        stays = stays if layout_on == "cpu" else set()
+        return {name: value if name in stays else value.to("cuda") for name, value in batch.items()}
 
-        def run(batch):
-            with torch.inference_mode():
-                return reward_model.model(**batch)
+    def run(batch):
+        with torch.inference_mode():
+            return reward_model.model(**batch)
 
-        for _ in range(3):  # kernels are compiled, libraries initialised
-            expected = run(arrived()).scores
-        batch = arrived()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            output = run(batch)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        assert torch.equal(output.scores, expected) and output.loss.isfinite()
+    for _ in range(3):  # kernels are compiled, libraries initialised
+        expected = run(arrived()).scores
+    batch = arrived()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        output = run(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(output.scores, expected) and output.loss.isfinite()
 
 
 def test_the_last_layer_for_the_rows_that_are_read(make_reward_model, examples, monkeypatch):

@@ -4,11 +4,12 @@ import collections
 
 import pytest
 import torch
+import transformers
 from attention_cases import random_case
 from pretend import OnDevice, Pretend
 from test_families import FAMILIES, gradients, parametrize_families, patched, rows_of, samples_of
 
-from yojo import last_layer
+from yojo import last_layer, versions
 from yojo.config import CHOICES
 from yojo_kernels import multi_response_attention, tiles
 
@@ -29,6 +30,9 @@ KNOWN = {
     },
 }
 
+PLACED = versions.places_features()
+NOT_PLACED = f"transformers {transformers.__version__} places image features itself, and waits (5.18 and later: never)"
+
 
 @pytest.fixture()
 def device():
@@ -44,16 +48,26 @@ def packed(collator, samples):
         count = len(responses)
         ranks = [1 / count] * count if collator.config.loss == "soft" else list(range(1, count + 1))
         encoded.append(collator.from_processed(prompt, responses, rankings=ranks))
-    return collator.pack(encoded)
+    return arrived(collator.pack(encoded))
+
+
+def arrived(batch):
+    """The batch; a test of one with images is skipped where features cannot be placed."""
+    if not PLACED and has_images(batch):
+        pytest.skip(NOT_PLACED)
+    return batch
 
 
 def moved(batch, device):
     return {name: value.to(device.name) for name, value in batch.items()}
 
 
+def has_images(batch):
+    return any(name.startswith("pixel_values") for name in batch)
+
+
 def known_waits(family, batch):
-    images = any(name.startswith("pixel_values") for name in batch)
-    return collections.Counter(KNOWN.get(family, {}) if images else {})
+    return collections.Counter(KNOWN.get(family, {}) if has_images(batch) else {})
 
 
 def seen_waits(device):
@@ -71,7 +85,11 @@ def test_scores_and_loss(family, train, device):
     model, collator = patched(family, mode="isolated")
     model.train(train).to(device.name)
     names = list(samples_of(family))
-    for row in [[name] for name in names] + rows_of(family):
+    if not PLACED:  # rows of text alone wait for nothing, whatever the version
+        names = [name for name in names if not has_images(samples_of(family)[name][0])]
+        if not names:
+            pytest.skip(NOT_PLACED)
+    for row in [[name] for name in names] + (rows_of(family) if PLACED else [names]):
         batch = packed(collator, [samples_of(family)[name] for name in row])
         known = known_waits(family, batch)
         batch = moved(batch, device)
