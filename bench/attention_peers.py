@@ -66,6 +66,29 @@ def mix(tokens, seed=0, shortest=64, longest=1024, most=8, **options):
     return Shape(tuple(prompts), tuple(responses), **options)
 
 
+# what is measured, by device
+SHAPES = {
+    "cuda": [
+        one(512, 4, 64),
+        one(2048, 4, 128),
+        one(2048, 16, 128),
+        one(8192, 1, 1024),
+        one(8192, 8, 256),
+        one(8192, 64, 64),
+        one(32768, 4, 512),
+        one(32768, 64, 1024),
+        mix(16384),
+        mix(65536),
+        *(one(8192, 8, 256, head_dim=dim) for dim in (64, 256)),
+        *(mix(16384, head_dim=dim) for dim in (64, 256)),
+    ],
+    "cpu": [
+        one(40, 3, 9, head_dim=16, heads=4, kv_heads=2),
+        mix(150, shortest=5, longest=20, most=4, head_dim=16, heads=4, kv_heads=2),
+    ],
+}
+
+
 class Case:
     """The tensors of a shape on a device: query, key, value and the gradient of the output, and its layouts."""
 

@@ -119,20 +119,10 @@ class Report:
 HEADER = "kernel          chip   dtype     head features              tile warps stages  regs spills in loop shared wgmma   mma"
 
 
-def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None):
-    """Compile one kernel as it would be launched.
+def build(kernel, chip, dtype, head_dim=0, features="plain", tile=None):
+    """Compile one kernel as it would be launched: (Triton's compiled kernel, its tile with warps and stages).
 
-    Args:
-        kernel: one of `KERNELS`.
-        chip: compute capability, 80, 90, 100 or 120.
-        dtype: bfloat16, float16 or float32; of the hidden states for the value head, whose weights are float32.
-        head_dim: 1 to 256 for attention; else 0.
-        features: for attention "plain", or "all" for blocks, window, soft cap and a gradient of the log-sum-exp; for
-            the value head and the loss one of `features_of(kernel)`.
-        tile: `tuning.Tile` or `tuning.HeadTile` to try instead of the one of the tables.
-
-    Returns:
-        `Report`.
+    Arguments are those of `compile_kernel`.
     """
     if launch.INTERPRETED:
         raise RuntimeError("kernels are interpreted (TRITON_INTERPRET=1) and cannot be compiled: unset it")
@@ -165,9 +155,28 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
         target=GPUTarget("cuda", chip, 32),
         options={"num_warps": num_warps, "num_stages": num_stages},
     )
-    usage, code = _disassemble(compiled.asm["cubin"])
+    return compiled, (*sizes, num_warps, num_stages)
+
+
+def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None):
+    """Compile one kernel as it would be launched.
+
+    Args:
+        kernel: one of `KERNELS`.
+        chip: compute capability, 80, 90, 100 or 120.
+        dtype: bfloat16, float16 or float32; of the hidden states for the value head, whose weights are float32.
+        head_dim: 1 to 256 for attention; else 0.
+        features: for attention "plain", or "all" for blocks, window, soft cap and a gradient of the log-sum-exp; for
+            the value head and the loss one of `features_of(kernel)`.
+        tile: `tuning.Tile` or `tuning.HeadTile` to try instead of the one of the tables.
+
+    Returns:
+        `Report`.
+    """
+    compiled, tile = build(kernel, chip, dtype, head_dim, features, tile)
+    usage, code = disassemble(compiled.asm["cubin"])
     registers = re.search(r"Function [^:]+:\s+REG:(\d+)", usage)
-    instructions = _instructions(code)
+    instructions = instructions_of(code)
     loops = [body for body in _inner_loops(instructions) if any(MATRIX.search(line) for line in body)]
     return Report(
         kernel=kernel,
@@ -175,7 +184,7 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
         dtype=str(dtype).removeprefix("torch."),
         head_dim=head_dim,
         features=features,
-        tile=(*sizes, num_warps, num_stages),
+        tile=tile,
         registers=int(registers.group(1)),
         spills=sum(map(_is_spill, instructions)),
         loop_spills=sum(_is_spill(line) for body in loops for line in body),
@@ -247,7 +256,7 @@ def _is_spill(line):
     return bool(re.search(r"\b(STL|LDL)\b", line))
 
 
-def _disassemble(cubin):
+def disassemble(cubin):
     """(resource usage, SASS) of a cubin, from the tools inside Triton's package."""
     tools = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -259,7 +268,7 @@ def _disassemble(cubin):
         )
 
 
-def _instructions(code):
+def instructions_of(code):
     """Lines of SASS that are labels or instructions."""
     return [line.strip() for line in code.splitlines() if re.match(r"\s*(/\*[0-9a-f]{4,}\*/|\.L_\w+:)", line)]
 
