@@ -28,7 +28,7 @@ class Shape:
     def __str__(self):
         counts = [len(lengths) for lengths in self.responses]
         if len(self.prompts) == 1:
-            row = f"{self.prompts[0]}+{counts[0]}x{self.responses[0][0]}"
+            row = f"{self.prompts[0]}" + (f"+{counts[0]}x{self.responses[0][0]}" if counts[0] else "")
         else:
             row = f"{len(self.prompts)} samples, {self.num_tokens} tokens"
         return f"{row}, {self.heads}:{self.kv_heads} heads of {self.head_dim}"

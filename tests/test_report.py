@@ -36,6 +36,7 @@ def all_machines():
 def places(tmp_path, monkeypatch):
     """Function (lines) -> arguments of `report.main` for a folder that holds them; what is counted takes long."""
     monkeypatch.setattr(savings, "count", lambda: None)
+    monkeypatch.setattr(report, "predictions", list)
     (tmp_path / "results").mkdir()
     readme = tmp_path / "README.md"
     readme.write_text("# Title\n\n<!-- benchmarks -->\nold\n<!-- /benchmarks -->\n\nThe end.\n")
