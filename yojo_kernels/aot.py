@@ -119,11 +119,27 @@ class Report:
 HEADER = "kernel          chip   dtype     head features              tile warps stages  regs spills in loop shared wgmma   mma"
 
 
-def build(kernel, chip, dtype, head_dim=0, features="plain", tile=None):
-    """Compile one kernel as it would be launched: (Triton's compiled kernel, its tile with warps and stages).
+def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None):
+    """Compile one kernel as it would be launched.
 
-    Arguments are those of `compile_kernel`.
+    Args:
+        kernel: one of `KERNELS`.
+        chip: compute capability, 80, 90, 100 or 120.
+        dtype: bfloat16, float16 or float32; of the hidden states for the value head, whose weights are float32.
+        head_dim: 1 to 256 for attention; else 0.
+        features: for attention "plain", or "all" for blocks, window, soft cap and a gradient of the log-sum-exp; for
+            the value head and the loss one of `features_of(kernel)`.
+        tile: `tuning.Tile` or `tuning.HeadTile` to try instead of the one of the tables.
+
+    Returns:
+        `Report`.
     """
+    compiled, tile = build(kernel, chip, dtype, head_dim, features, tile)
+    return _report(compiled, kernel, chip, dtype, head_dim, features, tile)
+
+
+def build(kernel, chip, dtype, head_dim=0, features="plain", tile=None):
+    """What `compile_kernel` reports on: (Triton's compiled kernel, sizes of its tile with warps and stages)."""
     if launch.INTERPRETED:
         raise RuntimeError("kernels are interpreted (TRITON_INTERPRET=1) and cannot be compiled: unset it")
     if kernel in HEAD_KERNELS:
@@ -158,22 +174,7 @@ def build(kernel, chip, dtype, head_dim=0, features="plain", tile=None):
     return compiled, (*sizes, num_warps, num_stages)
 
 
-def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None):
-    """Compile one kernel as it would be launched.
-
-    Args:
-        kernel: one of `KERNELS`.
-        chip: compute capability, 80, 90, 100 or 120.
-        dtype: bfloat16, float16 or float32; of the hidden states for the value head, whose weights are float32.
-        head_dim: 1 to 256 for attention; else 0.
-        features: for attention "plain", or "all" for blocks, window, soft cap and a gradient of the log-sum-exp; for
-            the value head and the loss one of `features_of(kernel)`.
-        tile: `tuning.Tile` or `tuning.HeadTile` to try instead of the one of the tables.
-
-    Returns:
-        `Report`.
-    """
-    compiled, tile = build(kernel, chip, dtype, head_dim, features, tile)
+def _report(compiled, kernel, chip, dtype, head_dim, features, tile):
     usage, code = disassemble(compiled.asm["cubin"])
     registers = re.search(r"Function [^:]+:\s+REG:(\d+)", usage)
     instructions = instructions_of(code)
