@@ -28,7 +28,7 @@ class Shape:
     def __str__(self):
         counts = [len(lengths) for lengths in self.responses]
         if len(self.prompts) == 1:
-            row = f"{self.prompts[0]}+{counts[0]}x{self.responses[0][0]}"
+            row = f"{self.prompts[0]}" + (f"+{counts[0]}x{self.responses[0][0]}" if counts[0] else "")
         else:
             row = f"{len(self.prompts)} samples, {self.num_tokens} tokens"
         return f"{row}, {self.heads}:{self.kv_heads} heads of {self.head_dim}"
@@ -64,6 +64,29 @@ def mix(tokens, seed=0, shortest=64, longest=1024, most=8, **options):
         prompts.append(rng.randint(2 * shortest, 4 * longest))
         responses.append(tuple(rng.randint(shortest, longest) for _ in range(rng.randint(1, most))))
     return Shape(tuple(prompts), tuple(responses), **options)
+
+
+# what is measured, by device
+SHAPES = {
+    "cuda": [
+        one(512, 4, 64),
+        one(2048, 4, 128),
+        one(2048, 16, 128),
+        one(8192, 1, 1024),
+        one(8192, 8, 256),
+        one(8192, 64, 64),
+        one(32768, 4, 512),
+        one(32768, 64, 1024),
+        mix(16384),
+        mix(65536),
+        *(one(8192, 8, 256, head_dim=dim) for dim in (64, 256)),
+        *(mix(16384, head_dim=dim) for dim in (64, 256)),
+    ],
+    "cpu": [
+        one(40, 3, 9, head_dim=16, heads=4, kv_heads=2),
+        mix(150, shortest=5, longest=20, most=4, head_dim=16, heads=4, kv_heads=2),
+    ],
+}
 
 
 class Case:

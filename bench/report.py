@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from bench import models, plots, points, savings, schema, sections
+from bench.model import DEVICES, predictions
 from bench.points import Scores, count, provenance, times
 from bench.sections import PICTURES, Page, table
 
@@ -61,28 +62,31 @@ model alone can go (released code, prefix cache, FlexAttention) are fused by Lig
   single passes over those of the way, is what computing less alone gives.
 - At N = 1 the padded batch and the single pass are the same computation: what lies between them is noise.
 - A ratio above N is possible: stock passes compute their last layer for every token, YOJO for the rows that are read.
-- An empty cell was not measured, or did not fit into memory; nothing is estimated."""
+- An empty cell was not measured, or did not fit into memory; nothing is estimated but what is called predicted."""
 
 
 # ---- the page and the README's block ----
 
 
-def build(lines, saved=None):
-    """The page of some result lines, and of what `bench.savings.count` counted: `Page`."""
+def build(lines, saved=None, predicted=()):
+    """The page of some result lines, of what `bench.savings.count` counted and `bench.model` predicts: `Page`."""
     page, lines = Page(), points.ordered(lines)
     page.write(HEAD)
     sections.goals_section(page, lines)
     if saved is not None:
         sections.savings_section(page, saved)
+    if predicted:
+        sections.predicted_section(page, predicted)
     if not lines:
         page.write("## Measured", "Nothing has been measured yet.")
     for machine in points.machines(lines):
-        machine_section(page, [line for line in lines if points.machine(line) == machine], machine)
+        own = [line for line in lines if points.machine(line) == machine]
+        machine_section(page, own, machine, predicted if machine in DEVICES else ())
     return page
 
 
-def machine_section(page, lines, machine):
-    """All that was measured on one machine; nothing of what was not."""
+def machine_section(page, lines, machine, predicted=()):
+    """All that was measured on one machine, predictions for it beside it; nothing of what was not measured."""
     by_bench = {name: [line for line in lines if line["bench"] == name] for name in schema.BENCHES}
     parts = [line for line in by_bench["forward"] if line["part"] is not None]
     steps = [line for line in by_bench["forward"] if line["part"] is None]
@@ -100,14 +104,14 @@ def machine_section(page, lines, machine):
     if steps:
         sections.steps_section(page, steps, lines)
     if by_bench["attention"]:
-        sections.attention_section(page, by_bench["attention"], machine)
+        sections.attention_section(page, by_bench["attention"], machine, predicted)
     if by_bench["head"] + by_bench["loss"]:
         sections.head_section(page, by_bench["head"] + by_bench["loss"])
 
 
-def page(lines, saved=None):
+def page(lines, saved=None, predicted=()):
     """The text of docs/benchmarks.md."""
-    return build(lines, saved).text()
+    return build(lines, saved, predicted).text()
 
 
 def headline(lines):
@@ -209,7 +213,7 @@ def main(arguments=None):
         return 2
     try:
         lines = read_results(options.results)
-        built = build(lines, savings.count())
+        built = build(lines, savings.count(), predictions())
         texts = {docs / "benchmarks.md": built.text()}
         if options.readme:
             readme = Path(options.readme)

@@ -105,6 +105,45 @@ def savings_section(page, savings):
         )
 
 
+# ---- what the kernels should do ----
+
+
+def predicted_section(page, predicted):
+    """What `bench.model` predicts of attention: `predicted` are its `Prediction`s. Nothing here is measured."""
+    rows = []
+    for one in predicted:
+        cells = [digits(one.visible)]
+        for direction, kernel in (("forward", "forward"), ("backward", "key_grad")):
+            cells += [points.seconds(1e-6 * one.microseconds(direction)), digits(one.tflops(direction)), digits(one.runs[kernel].balance)]  # fmt: skip
+        rows.append([plots.shape_name({"prompt": None, "samples": None, **one.shape.fields()}), *cells])
+    header = ["prompt tokens + N x response tokens; heads x head dim", "visible / computed",
+              "forward, predicted", "TFLOP/s, predicted", "balance",
+              "backward, predicted", "TFLOP/s, predicted", "balance of key gradients"]  # fmt: skip
+    page.write(
+        "## Predicted",
+        "Isolated attention in bfloat16 on an H100 SXM or an H200, computed by `python -m bench.model` from the kernels' "
+        "machine code and the tables of tiles (`--constants` shows what goes in): **no figure of this section was "
+        "measured**. TFLOP/s are of visible area; balance is the share of the time that a multiprocessor has work. Where "
+        'one of these GPUs was measured, its section sets both side by side ("Prediction against measurement").',
+        table(header, rows),
+    )
+
+
+def predicted_beside(lines, direction, predicted):
+    """Table of what was predicted for YOJO isolated beside what was measured; "" where nothing was both."""
+    rows = []
+    for one in predicted:
+        fields = one.shape.fields()
+        for line in lines:
+            ours = (line["variant"], line["impl"], line["dtype"]) == ("yojo_isolated", "triton", "bfloat16")
+            if ours and line["tflops"] and all(line[name] == value for name, value in fields.items()):
+                rate = one.tflops(direction)
+                rows.append([plots.shape_name(line), digits(rate), digits(line["tflops"]), percent(line["tflops"] / rate)])  # fmt: skip
+    header = ["prompt tokens + N x response tokens; heads x head dim", "TFLOP/s, predicted", "TFLOP/s, measured",
+              "measured / predicted"]  # fmt: skip
+    return table(header, rows)
+
+
 # ---- scoring ----
 
 
@@ -306,8 +345,11 @@ def _pass_of(line):
 # ---- attention, head and losses ----
 
 
-def attention_section(page, lines, machine):
-    """Rates of every way to compute attention, forward and backward, and what is prepared once per batch."""
+def attention_section(page, lines, machine, predicted=()):
+    """Rates of every way to compute attention, forward and backward, and what is prepared once per batch.
+
+    `predicted`: what `bench.model` predicts for this machine.
+    """
     ways = [line for line in lines if line["variant"] is not None]
     per, unit = points.rate_unit(lines)
     page.write("### Attention", provenance(lines))
@@ -316,6 +358,8 @@ def attention_section(page, lines, machine):
         for dtype in sorted({line["dtype"] or "" for line in found}):
             own = [line for line in found if (line["dtype"] or "") == dtype]
             attention_tables(page, own, machine, direction, dtype, goals.matmul_peak(lines, dtype))
+            if beside := predicted_beside(own, direction, predicted):
+                page.write("**Prediction against measurement**, YOJO isolated", beside)
     rows = [
         [{"matmul": "matrix product"}.get(line["impl"], line["impl"]), line["dtype"] or "",
          "" if line["prompt_tokens"] is None else plots.shape_name(line), points.seconds(line["seconds"]), digits(line["tflops"], per)]

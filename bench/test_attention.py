@@ -10,30 +10,10 @@ import pytest
 import torch
 
 from bench import attention_peers as peers
-from bench.attention_peers import mix, one
+from bench.attention_peers import SHAPES, one
 from bench.timing import figures, measure, peak_bytes
 from yojo_kernels import Layout, launch, tuning
 
-SHAPES = {
-    "cuda": [
-        one(512, 4, 64),
-        one(2048, 4, 128),
-        one(2048, 16, 128),
-        one(8192, 1, 1024),
-        one(8192, 8, 256),
-        one(8192, 64, 64),
-        one(32768, 4, 512),
-        one(32768, 64, 1024),
-        mix(16384),
-        mix(65536),
-        *(one(8192, 8, 256, head_dim=dim) for dim in (64, 256)),
-        *(mix(16384, head_dim=dim) for dim in (64, 256)),
-    ],
-    "cpu": [
-        one(40, 3, 9, head_dim=16, heads=4, kv_heads=2),
-        mix(150, shortest=5, longest=20, most=4, head_dim=16, heads=4, kv_heads=2),
-    ],
-}
 QUICK = (one(2048, 4, 128), one(8192, 8, 256))  # on a GPU
 # variant and impl of a result line -> the layout whose pairs it computes
 WAYS = {

@@ -19,7 +19,8 @@ from report_lines import (
     verdicts,
 )
 
-from bench import goals, report, savings
+from bench import goals, model, report, savings
+from bench.attention_peers import one
 from bench.points import Scores, digits, memory, seconds, times
 from yojo.profiling import PARTS
 
@@ -36,6 +37,7 @@ def all_machines():
 def places(tmp_path, monkeypatch):
     """Function (lines) -> arguments of `report.main` for a folder that holds them; what is counted takes long."""
     monkeypatch.setattr(savings, "count", lambda: None)
+    monkeypatch.setattr(report, "predictions", list)
     (tmp_path / "results").mkdir()
     readme = tmp_path / "README.md"
     readme.write_text("# Title\n\n<!-- benchmarks -->\nold\n<!-- /benchmarks -->\n\nThe end.\n")
@@ -311,6 +313,46 @@ def test_what_there_is_to_save():
     assert "responses of 100 tokens" in text
     assert cell(text, "text, 256 tokens", "N = 4") == "2.21x / 2.23x"
     assert "## What there is to save" not in report.page([])
+
+
+@pytest.fixture(name="predicted", scope="module")
+def all_predictions():
+    """A prediction for a row that was measured, and for one that was not: 400 TFLOP/s forward, 300 backward."""
+    predicted = []
+    for shape in (one(8192, 8, 256), one(512, 4, 64)):
+        flops = 4e-6 * shape.heads * shape.head_dim * 1e6
+        runs = {"forward": model.Run(320, flops / 400, 0.99, 2 * 10**6 * shape.heads)}
+        runs |= {kernel: model.Run(80, flops * 2.5 / 300 / 3, 0.75) for kernel in ("query_grad", "key_grad", "sum")}
+        predicted.append(model.Prediction(shape, runs, 10**6))
+    return predicted
+
+
+def test_predictions_are_called_so_and_stand_beside_what_was_measured(everything, predicted):
+    page = report.page(everything, predicted=predicted)
+    text = section(page, "## Predicted")
+    assert "no figure of this section was measured" in text
+    row = "512 + 4 x 64; 32:8 x 128"
+    assert cell(text, row, "forward, predicted") == f"{4 * 32 * 128 / 400:.1f} us" == "41.0 us"
+    assert cell(text, row, "TFLOP/s, predicted") == "400" and cell(text, row, "visible / computed") == "0.500"
+    assert cell(text, row, "balance of key gradients") == "0.750"
+    header = next(line for line in text.splitlines() if line.startswith("| prompt tokens"))
+    assert "measured" not in header  # a prediction never stands in a column of measurements
+    h200 = section(page, "## NVIDIA H200")
+    for direction, expected, measured in (("forward", 400, 500), ("backward", 300, 350)):
+        text = section(h200, f"#### Attention, {direction}, bfloat16: TFLOP/s of visible area")
+        row = "8,192 + 8 x 256; 32:8 x 128"
+        assert cell(text, row, "TFLOP/s, predicted") == str(expected)
+        assert cell(text, row, "TFLOP/s, measured") == str(measured) == cell(text, row, "YOJO isolated")
+        assert cell(text, row, "measured / predicted") == f"{100 * measured / expected:.0f} %"
+        beside = text.partition("**Prediction against measurement**")[2]
+        assert "2,048 + 4 x 128" not in beside and "512 + 4 x 64" not in text  # measured alone, predicted alone
+
+
+def test_nothing_is_predicted_for_other_machines(everything, predicted):
+    own = [line | {"gpu": "NVIDIA A100-SXM4-80GB"} for line in everything if line["gpu"] == H200["gpu"]]
+    assert "**Prediction against measurement**" not in report.page(own, predicted=predicted)
+    assert "**Prediction against measurement**" in report.page(everything, predicted=predicted)
+    assert "## Predicted" not in report.page(own)
 
 
 def test_docs_and_readme_equal_the_results_in_the_repository(monkeypatch, capsys):

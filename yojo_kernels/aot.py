@@ -135,6 +135,12 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
     Returns:
         `Report`.
     """
+    compiled, tile = build(kernel, chip, dtype, head_dim, features, tile)
+    return _report(compiled, kernel, chip, dtype, head_dim, features, tile)
+
+
+def build(kernel, chip, dtype, head_dim=0, features="plain", tile=None):
+    """What `compile_kernel` reports on: (Triton's compiled kernel, sizes of its tile with warps and stages)."""
     if launch.INTERPRETED:
         raise RuntimeError("kernels are interpreted (TRITON_INTERPRET=1) and cannot be compiled: unset it")
     if kernel in HEAD_KERNELS:
@@ -166,9 +172,13 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
         target=GPUTarget("cuda", chip, 32),
         options={"num_warps": num_warps, "num_stages": num_stages},
     )
-    usage, code = _disassemble(compiled.asm["cubin"])
+    return compiled, (*sizes, num_warps, num_stages)
+
+
+def _report(compiled, kernel, chip, dtype, head_dim, features, tile):
+    usage, code = disassemble(compiled.asm["cubin"])
     registers = re.search(r"Function [^:]+:\s+REG:(\d+)", usage)
-    instructions = _instructions(code)
+    instructions = instructions_of(code)
     loops = [body for body in _inner_loops(instructions) if any(MATRIX.search(line) for line in body)]
     return Report(
         kernel=kernel,
@@ -176,7 +186,7 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
         dtype=str(dtype).removeprefix("torch."),
         head_dim=head_dim,
         features=features,
-        tile=(*sizes, num_warps, num_stages),
+        tile=tile,
         registers=int(registers.group(1)),
         spills=sum(map(_is_spill, instructions)),
         loop_spills=sum(_is_spill(line) for body in loops for line in body),
@@ -247,7 +257,7 @@ def _is_spill(line):
     return bool(re.search(r"\b(STL|LDL)\b", line))
 
 
-def _disassemble(cubin):
+def disassemble(cubin):
     """(resource usage, SASS) of a cubin, from the tools inside Triton's package."""
     tools = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -259,7 +269,7 @@ def _disassemble(cubin):
         )
 
 
-def _instructions(code):
+def instructions_of(code):
     """Lines of SASS that are labels or instructions."""
     return [line.strip() for line in code.splitlines() if re.match(r"\s*(/\*[0-9a-f]{4,}\*/|\.L_\w+:)", line)]
 
