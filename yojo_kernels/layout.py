@@ -54,6 +54,7 @@ class Layout:
     _lengths: Lengths
     _tables: dict = dataclasses.field(default_factory=dict)  # tile tables made so far, by what they were made for
     _tables_of_pass: dict | None = None  # likewise, where a compiler may look; see `for_one_pass`
+    _plans: dict = dataclasses.field(default_factory=dict)  # of `segments`, which calls the row takes on a CPU
 
     @staticmethod
     @torch.inference_mode(False)  # a layout made while scoring may be trained on
@@ -288,7 +289,7 @@ class Layout:
             for name, table in self._tables.items()
         }
         of_pass = None if self._tables_of_pass is None else {}  # those made so far lie where the layout was
-        return dataclasses.replace(self, **tensors, _tables=tables, _tables_of_pass=of_pass)
+        return dataclasses.replace(self, **tensors, _tables=tables, _tables_of_pass=of_pass, _plans={})
 
     def __repr__(self):
         branches = sum(map(len, self.branch_lengths))
