@@ -8,7 +8,7 @@ from test_families import continued, parametrize_families, patched, rows_of, sam
 from torch.utils.flop_counter import FlopCounterMode
 
 import yojo
-from yojo import vision
+from yojo import last_layer, vision
 from yojo.flops import Flops, batch_flops, scoring_flops
 from yojo_kernels import Layout
 from yojo_kernels.layout import count_visible
@@ -140,14 +140,17 @@ def test_molmo2s_numbers_count_its_image_tokens_as_one_block():
     assert scoring_flops(model, 50, [5], images=[(3, 4, 4)]).attention - apart == 2 * 4 * 32 * (12 * 11 - 4 * 3) // 2
 
 
-def test_the_last_layer_counts_for_the_rows_that_are_read():
+def test_the_last_layer_counts_for_the_rows_that_are_read(monkeypatch):
     """From numbers alone, too; about one layer's worth where few rows are read, none where too many are."""
     model, _ = patched("llama", mode="isolated")
+    narrow = scoring_flops(model, 1000, [9] * 4)
+    monkeypatch.setattr(last_layer, "FEWEST_FLOPS", 0)
     few = scoring_flops(model, 1000, [9] * 4)
     many = scoring_flops(model, 4, [1] * 9)
     model.yojo.whole_last_layer = "for comparison"
     whole = scoring_flops(model, 1000, [9] * 4)
     assert few.head == whole.head and many == scoring_flops(model, 4, [1] * 9)
+    assert narrow == whole  # too little to be saved
     assert few.mlp == pytest.approx(whole.mlp / 2, rel=1e-2)  # one of two layers
     assert few.attention == pytest.approx(whole.attention / 2, rel=1e-2)
 

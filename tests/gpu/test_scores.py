@@ -105,6 +105,7 @@ def test_poolings_equal_the_cpus_wait_for_nothing_and_repeat_to_the_bit(make_rew
 def test_nothing_waits_between_a_batch_and_its_scores(make_reward_model, examples, mode, layout_on, share, monkeypatch):
     """Qwen3-VL, rows of text alone and with images; the last layer for all rows and for those that are read."""
     monkeypatch.setattr(last_layer, "LARGEST_SHARE", share)
+    monkeypatch.setattr(last_layer, "FEWEST_FLOPS", 0)
     reward_model = make_reward_model(mode=mode)
     reward_model.model.cuda()
     for row in (examples, [example for example in examples if not example.images]):
@@ -133,6 +134,7 @@ def test_nothing_waits_between_a_batch_and_its_scores(make_reward_model, example
 
 def test_the_last_layer_for_the_rows_that_are_read(make_reward_model, examples, monkeypatch):
     monkeypatch.setattr(last_layer, "LARGEST_SHARE", 1)
+    monkeypatch.setattr(last_layer, "FEWEST_FLOPS", 0)
     reward_model = make_reward_model(mode="isolated", fuse="none")
     model = reward_model.model.cuda()
     batch = {name: value.to("cuda") for name, value in reward_model.collator(examples).items()}
