@@ -35,13 +35,21 @@ def test_in_the_reference(attend, comparative, seed):
     check_apart(attend, causal_as_it_stands(case) if comparative else case, torch.float64, 1e-12, seed)
 
 
+def of_all_rows_here(query, key, value, layout, **options):
+    counts = [stop - start for start, stop in layout.sample_spans()]
+    return segments.attention_of_rows(query, key, value, layout, torch.arange(layout.num_tokens), counts, **options)
+
+
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("comparative", [False, True])
-def test_segment_by_segment(comparative, seed):
+@pytest.mark.parametrize("spared", [segments.SPARED, float("-inf"), None], ids=["one call", "apart", "rows"])
+def test_segment_by_segment(comparative, spared, seed, monkeypatch):
     case = random_case(seed)
     case["options"]["softcap"] = None
+    if spared is not None:
+        monkeypatch.setattr(segments, "SPARED", spared)
     check_apart(
-        segments.multi_response_attention,
+        of_all_rows_here if spared is None else segments.multi_response_attention,
         causal_as_it_stands(case) if comparative else case,
         torch.float64,
         1e-12,

@@ -8,7 +8,7 @@ from test_families import continued, parametrize_families, patched, rows_of, sam
 from torch.utils.flop_counter import FlopCounterMode
 
 import yojo
-from yojo import vision
+from yojo import last_layer, vision
 from yojo.flops import Flops, batch_flops, scoring_flops
 from yojo_kernels import Layout
 from yojo_kernels.layout import count_visible
@@ -19,6 +19,12 @@ EXACT = 1e-3  # equal to the last one with transformers 5.23; earlier ones make 
 
 # torch counts the matrix products of the reference, of all pairs of a sample.
 pytestmark = pytest.mark.usefixtures("reference_attention")
+
+
+@pytest.fixture(autouse=True)
+def however_little_it_saves(monkeypatch):
+    """The layers of these tests are narrow."""
+    monkeypatch.setattr(last_layer, "FEWEST_FLOPS", 0)
 
 
 def counted(call):
@@ -140,7 +146,7 @@ def test_molmo2s_numbers_count_its_image_tokens_as_one_block():
     assert scoring_flops(model, 50, [5], images=[(3, 4, 4)]).attention - apart == 2 * 4 * 32 * (12 * 11 - 4 * 3) // 2
 
 
-def test_the_last_layer_counts_for_the_rows_that_are_read():
+def test_the_last_layer_counts_for_the_rows_that_are_read(monkeypatch):
     """From numbers alone, too; about one layer's worth where few rows are read, none where too many are."""
     model, _ = patched("llama", mode="isolated")
     few = scoring_flops(model, 1000, [9] * 4)
@@ -148,6 +154,9 @@ def test_the_last_layer_counts_for_the_rows_that_are_read():
     model.yojo.whole_last_layer = "for comparison"
     whole = scoring_flops(model, 1000, [9] * 4)
     assert few.head == whole.head and many == scoring_flops(model, 4, [1] * 9)
+    model.yojo.whole_last_layer = None
+    monkeypatch.setattr(last_layer, "FEWEST_FLOPS", 2**27)
+    assert scoring_flops(model, 1000, [9] * 4) == whole  # too little to be saved
     assert few.mlp == pytest.approx(whole.mlp / 2, rel=1e-2)  # one of two layers
     assert few.attention == pytest.approx(whole.attention / 2, rel=1e-2)
 

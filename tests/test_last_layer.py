@@ -34,9 +34,10 @@ MODES = {
 
 
 @pytest.fixture(autouse=True)
-def whatever_the_share(monkeypatch):
-    """The rows of these tests are short: let many of their tokens be read."""
+def however_little_it_saves(monkeypatch):
+    """The rows of these tests are short and their layers narrow: let many of their tokens be read."""
     monkeypatch.setattr(last_layer, "LARGEST_SHARE", 1)
+    monkeypatch.setattr(last_layer, "FEWEST_FLOPS", 0)
 
 
 class Widths:
@@ -261,6 +262,19 @@ def test_where_many_rows_are_read_all_are_computed(monkeypatch):
     monkeypatch.setattr(last_layer, "LARGEST_SHARE", share * 0.99)
     assert whole(model, collator)
     monkeypatch.setattr(last_layer, "LARGEST_SHARE", share * 1.01)
+    assert not whole(model, collator)
+
+
+@torch.no_grad()
+def test_where_little_is_saved_all_rows_are_computed(monkeypatch):
+    model, collator = patched("llama")
+    batch = batch_of("llama", collator)
+    text = model.config.get_text_config()
+    unread = batch["layout"].num_tokens - batch["separators"].rows.numel()
+    saved = 2 * 3 * text.hidden_size * text.intermediate_size * unread  # of the gate, up and down projections
+    monkeypatch.setattr(last_layer, "FEWEST_FLOPS", saved + 1)
+    assert whole(model, collator)
+    monkeypatch.setattr(last_layer, "FEWEST_FLOPS", saved)
     assert not whole(model, collator)
 
 

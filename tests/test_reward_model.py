@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import yojo
+from yojo import last_layer
 from yojo.checkpoint import CONFIG_FILE, HEAD_FILE
 
 
@@ -234,7 +235,8 @@ def test_scoring_does_not_look_at_rankings(make_reward_model, loss, rankings):
 
 
 @pytest.mark.parametrize("mode", ["isolated", "comparative"])
-def test_a_response_that_overflows_changes_no_other(make_reward_model, mode, caplog):
+def test_a_response_that_overflows_changes_no_other(make_reward_model, mode, caplog, monkeypatch):
+    monkeypatch.setattr(last_layer, "FEWEST_FLOPS", 0)
     reward_model = make_reward_model(mode=mode)
     good, other = ["a seven", "a two"], yojo.Example("And here?", ["a nine", "a one"], id="other")
     example = yojo.Example("Which digit?", [*good, "zzz"], id="bad")

@@ -28,14 +28,27 @@ def compare(case, function=segments.multi_response_attention, dtype=torch.float6
         assert (one - other).abs().max() <= bound * other.abs().max().clamp(min=1), name
 
 
+@pytest.fixture()
+def apart(monkeypatch):
+    """No sample is so short that one call computes all of it, as most are in these tests."""
+    monkeypatch.setattr(segments, "SPARED", float("-inf"))
+
+
 @pytest.mark.parametrize("seed", range(60))
-def test_it_is_the_reference(seed):
+def test_it_is_the_reference(seed, apart):
     compare(random_case(seed))
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_short_samples_in_one_call_are_the_reference(seed):
+    compare(random_case(seed))
+
+
+@pytest.mark.parametrize("masks", [0, 20_000])  # bytes of masks that are kept; others are made in every layer
 @pytest.mark.parametrize("seed", range(0, 60, 4))
-def test_branches_in_several_calls(seed, monkeypatch):
+def test_branches_in_several_calls(seed, masks, apart, monkeypatch):
     monkeypatch.setattr(segments, "GATHER_BYTES", 20_000)
+    monkeypatch.setattr(segments, "MASK_BYTES", masks)
     compare(random_case(seed))
 
 
@@ -101,6 +114,78 @@ def test_causal_rows_take_any_scale(scale):
         *(torch.autograd.grad(o.square().sum(), (query, key, value)) for o in (output, expected)), strict=True
     ):
         assert (got - exact).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(12))
+def test_the_rows_that_are_read(seed, dtype):
+    """Values and gradients, sample by sample; in float32 at least."""
+    case = random_case(seed)
+    case["options"]["softcap"] = None
+    layout = case["layout"]
+    rows = torch.cat([torch.tensor([stop - 1, start, stop - 1]) for start, stop in layout.sample_spans()[::2]])
+    counts = [3 * (s % 2 == 0) for s in range(layout.num_samples)]
+    grad = case["tensors"][3][rows].to(dtype)
+    results = []
+    for module in (segments, reference):
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in case["tensors"][:3]]
+        query = leaves[0][rows]
+        output, _ = module.attention_of_rows(query, *leaves[1:], layout, rows, counts, **case["options"])
+        assert output.dtype == dtype
+        results.append([output, *torch.autograd.grad(output, leaves, grad)])
+    for name, one, other in zip(("output", "grad q", "grad k", "grad v"), *results, strict=True):
+        bound = {torch.float64: 1e-13, torch.float32: 5e-6, torch.bfloat16: 1e-2}[dtype]
+        assert (one - other).abs().max() <= bound * other.abs().max().clamp(min=1), name
+
+
+def test_the_public_function_reads_rows_here(monkeypatch):
+    layout, rows = Layout.build([6, 2], [[3, 3], [4]]), torch.tensor([8, 11, 17])
+    query, key, value = (torch.randn(18, heads, 8) for heads in (4, 2, 2))
+    chosen = {"query_rows": rows, "query_counts": (2, 1)}
+    expected = multi_response_attention(query[rows], key, value, layout, impl="reference", **chosen)
+    monkeypatch.setattr(reference, "attention_of_rows", None)
+    assert (multi_response_attention(query[rows], key, value, layout, **chosen) - expected).abs().max() <= 1e-6
+
+
+def test_products_beyond_float32_stay_with_their_pair():
+    """Finite queries and keys of branches that do not see each other, in one call and for rows that are read."""
+    layout = Layout.build([2], [[2, 2]])
+    query, key, value = (torch.ones(6, 1, 8) for _ in range(3))
+    expected, _ = segments.multi_response_attention(query, key, value, layout, scale=0.3)
+    query[2:4], key[4:] = 1e25, 1e25
+    output, _ = segments.multi_response_attention(query, key, value, layout, scale=0.3)
+    assert torch.equal(output[:4], expected[:4])  # all see equal values
+    rows = torch.tensor([3, 1])
+    output, _ = segments.attention_of_rows(query[rows], key, value, layout, rows, [2], scale=0.3)
+    assert torch.equal(output, expected[rows])
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_row_is_planned_once(window, monkeypatch):
+    layout = Layout.build([6, 5], [[3, 3], [4]])
+    tensors = [torch.randn(21, heads, 8) for heads in (4, 2, 2)]
+    with torch.inference_mode():
+        first, _ = segments.multi_response_attention(*tensors, layout, scale=0.3, window=window)
+    for name in ("_plan", "_visible", "_added"):
+        monkeypatch.setattr(segments, name, None)
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    second, _ = segments.multi_response_attention(*leaves, layout, scale=0.3, window=window)
+    assert torch.equal(first, second)
+    second.sum().backward()  # what was planned while scoring may be trained on
+    assert layout.to("meta")._plans == {}
+
+
+def test_company_changes_no_bit_of_a_sample():
+    """What is called for a sample is decided by its own lengths."""
+    generator = torch.Generator().manual_seed(0)
+    alone = Layout.build([30], [[9, 9, 4]])
+    tensors = [torch.randn(52, heads, 32, generator=generator) for heads in (4, 2, 2)]
+    more = [torch.randn(700, heads, 32, generator=generator) for heads in (4, 2, 2)]
+    together = Layout.build([30, 500], [[9, 9, 4], [100, 100]])
+    expected, _ = segments.multi_response_attention(*tensors, alone, scale=0.3)
+    both = [torch.cat(pair) for pair in zip(tensors, more, strict=True)]
+    output, _ = segments.multi_response_attention(*both, together, scale=0.3)
+    assert torch.equal(output[:52], expected)
 
 
 def test_branches_of_very_different_lengths_do_not_fill_each_other_up():

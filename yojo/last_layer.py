@@ -31,6 +31,8 @@ DECODERS = (
 
 # More rows than this share of the row, and queries without a kernel of their own cost more than the layer saves.
 LARGEST_SHARE = 1 / 4
+# Fewer FLOPs than this of the layer's MLP in the rows that nobody reads, and running it twice costs more than it saves.
+FEWEST_FLOPS = 2**27
 
 # Forward hooks that can do without an attention output that is never made: transformers' own recorders of hidden
 # states and attentions, which are not listening here, those of `yojo profile`, which are called all the same, and around
@@ -125,7 +127,10 @@ def last_layer(base):
 
 def applies(base, num_read, num_tokens):
     """Whether the last layer of a patched model computes so few rows alone, in a row of so many tokens."""
-    return base.yojo.whole_last_layer is None and num_read <= LARGEST_SHARE * num_tokens
+    if base.yojo.whole_last_layer is not None or num_read > LARGEST_SHARE * num_tokens:
+        return False
+    config = base.get_decoder().config
+    return 6 * config.hidden_size * config.intermediate_size * (num_tokens - num_read) >= FEWEST_FLOPS
 
 
 def request(base, rows, counts, layout):

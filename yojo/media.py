@@ -6,6 +6,7 @@ the indices of the vision tower come from the collator; features are the family'
 """
 
 import dataclasses
+import functools
 import inspect
 
 import torch
@@ -143,8 +144,8 @@ def embed(base, inputs, found, family):
         embeddings = place(1, rows, values)
         if (stack := getattr(features, "deepstack_features", None)) is not None:
             deepstack.append([torch.cat(list(layer)) for layer in stack])
-    for method in (backbone.get_image_features, getattr(backbone, "get_video_features", None)):
-        for name in inspect.signature(method).parameters if method is not None else ():
+    for kind in MODALITIES:
+        for name in _parameters(type(backbone), f"get_{kind}_features"):
             inputs.pop(name, None)
     inputs["inputs_embeds"] = embeddings
     if not deepstack:
@@ -156,13 +157,20 @@ def embed(base, inputs, found, family):
 
 def _features(backbone, kind, inputs, found):
     method = getattr(backbone, f"get_{kind}_features")
-    names = [name for name in inspect.signature(method).parameters if name in inputs]
+    names = [name for name in _parameters(type(backbone), f"get_{kind}_features") if name in inputs]
     own = {name: value for name, value in (found.indices | found.sizes).items() if name.startswith(f"{kind}_")}
     own |= {name: found.sizes[name] for name in names if name in found.sizes}
     offsets = [name for name in own if name.startswith(f"{kind}_cu_")]
     if offsets and _is_flash(backbone.config.vision_config):
         own |= {name: own[name].to(inputs[MODALITIES[kind]].device, non_blocking=True) for name in offsets}
     return method(**{name: inputs[name] for name in names} | own, return_dict=True)
+
+
+@functools.cache
+def _parameters(cls, name):
+    """Names of the parameters of a class's method, without `self`; none where it has no such method."""
+    method = getattr(cls, name, None)
+    return () if method is None else tuple(inspect.signature(method).parameters)[1:]
 
 
 def _is_flash(config):

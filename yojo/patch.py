@@ -326,16 +326,17 @@ def attend(module, query, key, value, attention_mask, *, stock, layout=None, **k
         few = {"query_rows": layout.read.rows, "query_counts": layout.read.counts}
         layout = layout.layout
     output = multi_response_attention(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+        query.transpose(1, 2).squeeze(0),
+        key.transpose(1, 2).squeeze(0),
+        value.transpose(1, 2).squeeze(0),
         layout,
         scale=kwargs.get("scaling"),
         window=window,
         softcap=kwargs.get("softcap"),
         **few,
     )
-    return output[None, ..., :head_dim], None
+    output = output.unsqueeze(0)
+    return (output if head_dim == output.shape[-1] else output[..., :head_dim]), None
 
 
 def _stock_attention(module, stock):

@@ -223,7 +223,7 @@ def multi_response_attention(
         scale = 1.0 / math.sqrt(query.shape[2])
     if query_rows is not None or query_counts is not None:
         _check_query_rows(query, layout, query_rows, query_counts, impl)
-        output, lse = reference.attention_of_rows(
+        output, lse = _rows_implementation(impl, query, query_counts, return_lse, softcap)(
             query, key, value, layout, query_rows, query_counts, scale=scale, window=window, softcap=softcap
         )
         return (output, lse) if return_lse else output
@@ -437,6 +437,12 @@ def _check_query_rows(query, layout, rows, counts, impl):
                     f"query_rows of sample {s} must lie in {start} <= row < {stop}, got {int(own.min())} to "
                     f"{int(own.max())}"
                 )
+
+
+def _rows_implementation(impl, query, counts, lse, softcap):
+    call = AttentionCall(query.device, query.dtype, query.shape[2], lse=lse, softcap=softcap is not None)
+    here = impl == "auto" and counts is not None and segments.takes(call)
+    return (segments if here else reference).attention_of_rows
 
 
 def _attention_implementation(name, query):

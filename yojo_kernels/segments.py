@@ -2,13 +2,18 @@
 
 The reference makes the scores of every query and every key of a sample, those of the pairs that nobody sees among them.
 Here a prompt attends to itself, and the branches of a sample, filled up to the longest, to the prompt and themselves: one
-call each, in which torch's own kernel never makes the scores as a whole. There is no second derivative.
+call each, in which torch's own kernel never makes the scores as a whole. A sample so short that a call costs more than
+the pairs that it spares is one call under a mask. The calls of a row are planned once for all layers. There is no second
+derivative.
 
 Torch's kernel multiplies what is not seen with 0, which makes NaN of what is not finite: a sample that holds such tokens
 is computed by the reference, and such gradients of outputs are kept apart from the others.
 """
 
+import dataclasses
+import functools
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +23,8 @@ from yojo_kernels import reference
 from yojo_kernels.layout import visible_to
 
 GATHER_BYTES = 64 * 2**20  # of keys and values that are put behind each other for the branches of one call
+MASK_BYTES = 64 * 2**20  # of masks that a plan keeps, and of the one that the queries of some rows get
+SPARED = 2**21  # products of query and key numbers that a call of its own must spare
 
 
 def takes(call):
@@ -32,41 +39,67 @@ def multi_response_attention(query, key, value, layout, *, scale, window=None, s
     """As `yojo_kernels.multi_response_attention`, whose checked arguments it takes; returns (output, None)."""
     query, scale = with_positive_scale(query, scale)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
-        query, key, value, link = _Inputs.apply(query, key, value, layout, window)
-        output, _ = _forward(query, key, value, layout, scale, window)
-        return _Outputs.apply(output, link), None
-    return _forward(query, key, value, layout, scale, window)
+        seen = [(slice(*s), slice(*s), functools.partial(layout.visible, window, s)) for s in layout.sample_spans()]
+        query, key, value, link = _Inputs.apply(query, key, value, seen)
+        return _Outputs.apply(_forward(query, key, value, layout, scale, window), link), None
+    return _forward(query, key, value, layout, scale, window), None
+
+
+def attention_of_rows(query, key, value, layout, rows, counts, *, scale, window=None, softcap=None):
+    """The same for the queries of some rows, as `reference.attention_of_rows` with counts; returns (output, None)."""
+    dtype, spans = reference.accumulation_dtype(query.dtype), layout.sample_spans()
+    largest = max(count * (stop - start) for count, (start, stop) in zip(counts, spans, strict=True))
+    if not largest or largest * torch.finfo(dtype).bits // 8 > MASK_BYTES:
+        return reference.attention_of_rows(query, key, value, layout, rows, counts, scale=scale, window=window)
+    query, scale = with_positive_scale(query, scale)
+    ids = layout.sample, layout.branch, layout.position, layout.block
+    parts, first = [], 0  # (number of the sample, its queries, its rows, which of these each query sees)
+    for number, (count, (start, stop)) in enumerate(zip(counts, spans, strict=True)):
+        if count:
+            own, span = slice(first, first + count), slice(start, stop)
+            tokens = [None if one is None else one[span] for one in ids]
+            parts.append((number, own, span, visible_to(rows[own] - start, *tokens, window)))
+            first += count
+    link = None
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
+        seen = [(own, span, visible.clone) for _, own, span, visible in parts]
+        query, key, value, link = _Inputs.apply(query, key, value, seen)
+    tame = _are_tame(query, key, value, scale)
+    pieces = []
+    with torch.autocast(query.device.type, enabled=False):
+        for number, own, span, visible in parts:
+            if tame or _are_tame(query[own], key[span], value[span], scale):
+                tensors = (tensor.to(dtype)[None] for tensor in (query[own], key[span], value[span]))
+                pieces.append(_attend(*tensors, _added(visible, dtype), scale)[0].to(query.dtype))
+            else:
+                pieces.append(_by_reference(query[own], key, value, layout, rows[own], number, scale, window))
+    output = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return (output if link is None else _Outputs.apply(output, link)), None
 
 
 def _forward(query, key, value, layout, scale, window):
-    pieces = []
-    for number, ((start, stop), prompt, lengths) in enumerate(
-        zip(layout.sample_spans(), layout.prompt_lengths, layout.branch_lengths, strict=True)
-    ):
-        whole = slice(start, stop)
-        if not all(_is_finite(tensor[whole]) for tensor in (query, key, value)):
-            rows, counts = torch.arange(start, stop), [0] * layout.num_samples
-            counts[number] = stop - start
-            output, _ = reference.attention_of_rows(
-                query[whole], key, value, layout, rows, counts, scale=scale, window=window
-            )
-            pieces.append(output)
-            continue
-        cuts = window is not None and _extent(layout.position[start:stop]) >= window
-        window_here = window if cuts else None
-        end = start + prompt
-        prompt_is_causal, branches_are_causal = (
-            window_here is None and not _has_blocks(layout, *span) for span in ((start, end), (end, stop))
-        )
-        if prompt_is_causal and branches_are_causal and len(lengths) <= 1:
-            prompt, lengths, end = stop - start, (), stop  # all of it is causal as it stands
-        if prompt:
-            rows = slice(start, end)
-            visible = None if prompt_is_causal else layout.visible(window_here, span=(start, end))
-            pieces.append(_attend(query[rows][None], key[rows][None], value[rows][None], visible, scale)[0])
-        masked = None if branches_are_causal else (window_here,)
-        pieces += _branches(query, key, value, layout, start, prompt, lengths, masked, scale)
-    return (torch.cat(pieces) if pieces else torch.zeros_like(query)), None
+    if not query.shape[0]:
+        return torch.zeros_like(query)
+    tame = _are_tame(query, key, value, scale)
+    pieces = []  # (first row, output)
+    for number, (span, calls) in enumerate(_plan_of(layout, window, query, key)):
+        if tame or _are_tame(*(_rows(tensor, span) for tensor in (query, key, value)), scale):
+            for call in calls:
+                pieces += call.outputs(query, key, value, layout, window, scale)
+        else:
+            rows = torch.arange(span.start, span.stop)
+            output = _by_reference(query[span], key, value, layout, rows, number, scale, window)
+            pieces.append((span.start, output))
+    outputs = [output for _, output in sorted(pieces, key=lambda piece: piece[0])]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _by_reference(query, key, value, layout, rows, number, scale, window):
+    """The outputs of some rows of one sample."""
+    counts = [0] * layout.num_samples
+    counts[number] = query.shape[0]
+    output, _ = reference.attention_of_rows(query, key, value, layout, rows, counts, scale=scale, window=window)
+    return output
 
 
 def with_positive_scale(query, scale):
@@ -76,37 +109,42 @@ def with_positive_scale(query, scale):
     return (-query, -scale) if scale else (query * 0.0, 1.0)
 
 
+def _are_tame(query, key, value, scale):
+    """Whether values are finite, and all products of queries and keys: none is beyond that of their norms."""
+    dtype = reference.accumulation_dtype(query.dtype)
+    norms = (torch.linalg.vector_norm(tensor, dtype=dtype).item() for tensor in (query, key))
+    return math.prod(norms) * max(scale, 1.0) <= torch.finfo(dtype).max and _is_finite(value)
+
+
 def _is_finite(tensor):
     """Whether all entries are; False also where their sum is beyond float32, which costs time alone."""
-    return bool(tensor.sum(dtype=reference.accumulation_dtype(tensor.dtype)).isfinite())
+    return math.isfinite(tensor.sum(dtype=reference.accumulation_dtype(tensor.dtype)).item())
 
 
 class _Inputs(torch.autograd.Function):
     """Hands on query, key and value; in the backward, puts NaN where a gradient of outputs that is not finite leads.
 
-    `_Outputs` has taken those gradients out, and says which they were: as the gradient of `link` [T, Hq].
+    `_Outputs` has taken those gradients out, and says which they were: as the gradient of `link` [M, Hq]. `seen` holds, of
+    each sample, which queries are its own, which its keys, and a function that gives [queries, keys] bool, who sees whom.
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, layout, window):
+    def forward(ctx, query, key, value, seen):
         ctx.set_materialize_grads(False)
-        ctx.layout, ctx.window = layout, window
+        ctx.seen = seen
         return query, key, value, query.new_zeros(query.shape[:2])
 
     @staticmethod
     def backward(ctx, grad_query, grad_key, grad_value, broken):
         if broken is None:
-            return grad_query, grad_key, grad_value, None, None
-        asked = broken.unflatten(1, (grad_key.shape[1], -1)).amax(dim=2)  # [T, Hkv], of a group of query heads
-        heard = torch.cat(
-            [
-                ctx.layout.visible(ctx.window, span=span).t().to(asked.dtype) @ asked[slice(*span)]
-                for span in ctx.layout.sample_spans()
-            ]
-        )
+            return grad_query, grad_key, grad_value, None
+        asked = broken.unflatten(1, (grad_key.shape[1], -1)).amax(dim=2)  # [M, Hkv], of a group of query heads
+        heard = asked.new_zeros(grad_key.shape[:2])
+        for queries, keys, visible in ctx.seen:
+            heard[keys] = visible().t().to(asked.dtype) @ asked[queries]
         nan = float("nan")
         grad_key, grad_value = (grad.masked_fill(heard[..., None] > 0, nan) for grad in (grad_key, grad_value))
-        return grad_query.masked_fill(broken[..., None] > 0, nan), grad_key, grad_value, None, None
+        return grad_query.masked_fill(broken[..., None] > 0, nan), grad_key, grad_value, None
 
 
 class _Outputs(torch.autograd.Function):
@@ -124,6 +162,103 @@ class _Outputs(torch.autograd.Function):
         return gradient.masked_fill(broken[..., None], 0.0), broken.to(gradient.dtype)
 
 
+# ---- which calls a row takes ----
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Call:
+    """One call of torch's attention.
+
+    Attributes:
+        runs: the rows that ask, run by run; runs are filled up to the longest.
+        shared: the rows of the prompt, whose keys and values stand before a run's own; no rows for those of the run alone.
+        plain: whether a run sees what is shared and itself causally; else the layout says what it sees.
+        mask: what is added to the scores; None for one that is made in every layer, and for plain runs that share nothing.
+    """
+
+    runs: tuple[slice, ...]
+    shared: slice
+    plain: bool
+    mask: torch.Tensor | None = None
+
+    @property
+    def is_causal(self):
+        return self.plain and self.shared.start == self.shared.stop
+
+    @property
+    def mask_shape(self):
+        """(runs, queries, keys); one run where the mask is the same for all."""
+        longest = max(run.stop - run.start for run in self.runs)
+        return 1 if self.plain else len(self.runs), longest, self.shared.stop - self.shared.start + longest
+
+    def made_mask(self, layout, window, dtype):
+        """The mask as it is added to scores of a dtype: [1 or runs, 1, queries, keys]."""
+        count, longest, keys = self.mask_shape
+        if self.plain:  # what fills up comes behind every token that is there
+            visible = torch.ones(1, longest, keys, dtype=torch.bool).tril(keys - longest)
+        else:
+            visible = torch.stack([_visible(layout, self.shared, run, longest, window) for run in self.runs])
+        return _added(visible[:, None], dtype)
+
+    def outputs(self, query, key, value, layout, window, scale):
+        """A list of (first row, output [rows, Hq, D])."""
+        mask = self.mask
+        if mask is None and not self.is_causal:
+            mask = self.made_mask(layout, window, query.dtype)
+        if len(self.runs) == 1 and self.shared.start == self.shared.stop:
+            run = self.runs[0]
+            tensors = (_rows(tensor, run)[None] for tensor in (query, key, value))
+            return [(run.start, _attend(*tensors, mask, scale)[0])]
+        own = [_filled(tensor, self.runs) for tensor in (query, key, value)]
+        # The prompt is taken once for all: its gradients are summed in a fixed order, whatever the number of threads.
+        keys, values = (
+            torch.cat([tensor[self.shared].expand(len(self.runs), -1, -1, -1), filled], dim=1)
+            for tensor, filled in zip((key, value), own[1:], strict=True)
+        )
+        output = _attend(own[0], keys, values, mask, scale)
+        if _are_even(self.runs):
+            return [(self.runs[0].start, output.flatten(0, 1))]
+        return [(run.start, one[: run.stop - run.start]) for run, one in zip(self.runs, output, strict=True)]
+
+
+def _plan_of(layout, window, query, key):
+    """Of each sample its rows and the calls that compute it, made on first use and kept for the other layers."""
+    heads, head_dim = query.shape[1:]
+    settings = (window, query.dtype, heads * head_dim, 2 * key.shape[1] * head_dim * key.element_size())
+    if settings not in layout._plans:
+        with torch.inference_mode(False):  # scoring may make what training will save for backward
+            layout._plans[settings] = _plan(layout, *settings)
+    return layout._plans[settings]
+
+
+def _plan(layout, window, dtype, width, token_bytes):
+    plan, room = [], MASK_BYTES
+    for (start, stop), prompt, lengths in zip(
+        layout.sample_spans(), layout.prompt_lengths, layout.branch_lengths, strict=True
+    ):
+        end, nothing = start + prompt, slice(start, start)
+        cuts = window is not None and _extent(layout.position[start:stop]) >= window
+        plain_prompt, plain_branches = (
+            not cuts and not _has_blocks(layout, *span) for span in ((start, end), (end, stop))
+        )
+        whole = _Call((slice(start, stop),), nothing, plain_prompt and plain_branches and len(lengths) <= 1)
+        calls = [_Call((slice(start, end),), nothing, plain_prompt)] if prompt else []
+        stops = list(itertools.accumulate(lengths, initial=end))
+        runs = [slice(*run) for run in itertools.pairwise(stops)]
+        for group in _groups(runs, prompt, token_bytes):
+            calls.append(_Call(tuple(runs[n] for n in group), slice(start, end), plain_branches))
+        spared = (stop - start) ** 2 - sum(len(call.runs) * math.prod(call.mask_shape[1:]) for call in calls)
+        if whole.plain or len(calls) > 1 and spared * width <= SPARED:
+            calls = [whole]
+        for n, call in enumerate(calls):
+            size = math.prod(call.mask_shape) * dtype.itemsize
+            if not call.is_causal and size <= room:
+                room -= size
+                calls[n] = dataclasses.replace(call, mask=call.made_mask(layout, window, dtype))
+        plan.append((slice(start, stop), calls))
+    return plan
+
+
 def _has_blocks(layout, start, stop):
     return layout.block is not None and bool((layout.block[start:stop] >= 0).any())
 
@@ -131,38 +266,6 @@ def _has_blocks(layout, start, stop):
 def _extent(position):
     """How far the logical positions of some tokens lie apart."""
     return int(position.max() - position.min()) if len(position) else 0
-
-
-def _branches(query, key, value, layout, start, prompt, lengths, masked, scale):
-    """Outputs of the branches of a sample, a list of [tokens, Hq, D]; `masked`: (window,) where a mask is to be made."""
-    stops = list(itertools.accumulate(lengths, initial=start + prompt))
-    rows = [slice(first, stop) for first, stop in itertools.pairwise(stops) if stop > first]
-    shared = slice(start, start + prompt)
-    outputs = [None] * len(rows)
-    for group in _groups(rows, prompt, 2 * key.shape[1] * key.shape[2] * key.element_size()):
-        own = [_filled(tensor, [rows[n] for n in group]) for tensor in (query, key, value)]
-        # The prompt is taken once for all: its gradients are summed in a fixed order, whatever the number of threads.
-        keys, values = (
-            torch.cat([tensor[shared].expand(len(group), -1, -1, -1), filled], dim=1)
-            for tensor, filled in zip((key, value), own[1:], strict=True)
-        )
-        longest = own[0].shape[1]
-        if masked is None:
-            # What fills up comes behind every token that is there.
-            visible = torch.ones(longest, prompt + longest, dtype=torch.bool).tril(prompt)
-        else:
-            visible = torch.stack([_visible(layout, shared, rows[n], longest, masked[0]) for n in group])[:, None]
-        for n, output in zip(group, _attend(own[0], keys, values, visible, scale), strict=True):
-            outputs[n] = output[: rows[n].stop - rows[n].start]
-    return outputs
-
-
-def _filled(tensor, rows):
-    """[B, R, ...] of a tensor's branches, filled up with zeros to the longest."""
-    first, last = rows[0].start, rows[-1].stop
-    if {one.stop - one.start for one in rows} == {(last - first) / len(rows)}:  # of one length, behind each other
-        return tensor[first:last].unflatten(0, (len(rows), -1))
-    return pad_sequence([tensor[one] for one in rows], batch_first=True)
 
 
 def _groups(rows, prompt, token_bytes):
@@ -179,23 +282,44 @@ def _groups(rows, prompt, token_bytes):
         yield group
 
 
-def _attend(query, key, value, visible, scale):
-    """[B, R, Hq, D] for query [B, R, Hq, D] and key, value [B, K, Hkv, D]; visible: mask, or None for causal."""
-    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+def _rows(tensor, rows):
+    """Some rows, a slice, of a tensor: itself where they are all."""
+    return tensor if rows.stop - rows.start == tensor.shape[0] else tensor[rows]
+
+
+def _are_even(runs):
+    """Whether they are of one length, behind each other."""
+    return {run.stop - run.start for run in runs} == {(runs[-1].stop - runs[0].start) / len(runs)}
+
+
+def _filled(tensor, runs):
+    """[B, R, ...] of a tensor's runs, filled up with zeros to the longest."""
+    if _are_even(runs):
+        return tensor[runs[0].start : runs[-1].stop].unflatten(0, (len(runs), -1))
+    return pad_sequence([tensor[run] for run in runs], batch_first=True)
+
+
+def _added(visible, dtype):
+    """What is added to scores so that what is not visible has no weight."""
+    return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
+
+
+def _attend(query, key, value, mask, scale):
+    """[B, R, Hq, D] for query [B, R, Hq, D] and key, value [B, K, Hkv, D]; mask: added to the scores, None for causal."""
     output = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        visible,
-        is_causal=visible is None,
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        mask,
+        is_causal=mask is None,
         scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
+        enable_gqa=query.shape[2] != key.shape[2],
     )
     return output.transpose(1, 2)
 
 
 def _visible(layout, shared, own, longest, window):
-    """[R, P + R] bool: which keys of prompt and branch the queries of a branch see, filled up to `longest` queries.
+    """[R, P + R] bool: which keys of what is shared and its own the queries of a run see, filled up to `longest` queries.
 
     Queries that fill up see the first key, so that their softmax, which nobody reads, is one.
     """

@@ -111,6 +111,7 @@ def test_nothing_waits_between_a_batch_and_its_scores(
     if images and not versions.places_features():
         pytest.skip(f"transformers {transformers.__version__} places image features itself, and waits (5.18: never)")
     monkeypatch.setattr(last_layer, "LARGEST_SHARE", share)
+    monkeypatch.setattr(last_layer, "FEWEST_FLOPS", 0)
     reward_model = make_reward_model(mode=mode)
     reward_model.model.cuda()
     row = examples if images else [example for example in examples if not example.images]
@@ -139,6 +140,7 @@ def test_nothing_waits_between_a_batch_and_its_scores(
 
 def test_the_last_layer_for_the_rows_that_are_read(make_reward_model, examples, monkeypatch):
     monkeypatch.setattr(last_layer, "LARGEST_SHARE", 1)
+    monkeypatch.setattr(last_layer, "FEWEST_FLOPS", 0)
     reward_model = make_reward_model(mode="isolated", fuse="none")
     model = reward_model.model.cuda()
     batch = {name: value.to("cuda") for name, value in reward_model.collator(examples).items()}
