@@ -10,7 +10,7 @@ import torch
 from test_families import batch_of, parametrize_families, patched, samples_of
 
 import yojo
-from yojo import families, tables
+from yojo import families, graphs, tables
 from yojo_kernels import Layout, tuning
 from yojo_kernels.tables import tables_for
 
@@ -169,3 +169,18 @@ def test_every_family_says_whether_it_slides():
     model, _ = patched("gemma3")
     windows = {tables.asking(module).window for module in families.attention_modules(model)}
     assert None in windows and len(windows) == 2
+
+
+def test_rows_that_ask_for_other_tables_have_other_graphs(on_hopper, monkeypatch):
+    """A kernel may be launched with other tiles where a row's lengths are others: its scores are to be the same again."""
+    model, collator = patched("llama", mode="isolated", graphs=256)
+    monkeypatch.setattr(graphs, "BUCKET", 64)
+    monkeypatch.setattr(model.yojo.fusion.graphs, "capture", lambda call: call)
+    batch = collator.pack([collator.from_processed(*samples_of("llama")["text"])], pad_to_multiple_of=64)
+    with torch.no_grad():
+        model(**batch)
+        with tuning.forced(forward=tuning.Tile(64, 32, 4, 1)):
+            model(**batch)
+        model(**batch)
+    asked = [key[-1] for key in model.yojo.fusion.graphs.frames]
+    assert asked == [(("query_tiles", (32, 16, 0)),), (("query_tiles", (64, 32, 0)),)]

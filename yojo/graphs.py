@@ -25,6 +25,7 @@ import threading
 import torch
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
+from yojo import families, tables
 from yojo_kernels import Layout
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class RowGraphs:
         self.places = {layer: place for place, layer in enumerate(self.layers)}
         self.frames = {}
         self.plain = None  # (module, name, child) of every part of the layers when the first row was seen
+        self.facts = None  # ((device, dtype), `yojo.tables.Facts`) of the layers
         self.pool = self.stream = None  # of the captures
         self.end = None  # event at the end of the last pass
         self.busy = threading.Lock()
@@ -93,7 +95,6 @@ class RowGraphs:
         try:
             # What flash attention would be told of the lengths of a causal row stayed in the graph: kernels only.
             layout = dataclasses.replace(layout, causal=False)
-            key = layout.num_tokens, layout.block is not None, _autocast_dtype(layout.device)
             if self.plain is not None and not self._unchanged():
                 self._forget()  # other weights, or hooks: captured anew
             if self.plain is None:
@@ -101,6 +102,7 @@ class RowGraphs:
             if self.plain is None:
                 yield layout
                 return
+            key = layout.num_tokens, layout.block is not None, _autocast_dtype(layout.device), self._tables(layout)
             frame = self.frames.get(key) or _Frame(len(self.layers) - 1)
             self._follow(layout.device)
             try:
@@ -147,6 +149,18 @@ class RowGraphs:
             owner._parameters.get(name) is parameter and parameter.data_ptr() == at
             for owner, name, parameter, at in self.plain["parameters"]
         )
+
+    def _tables(self, layout):
+        """Which tables the row's layers ask for, as far as it can be foreseen: rows with others have other graphs."""
+        weight = next((parameter for _, _, parameter, _ in self.plain["parameters"]), None)
+        if weight is None:
+            return ()
+        seen = layout.device, _autocast_dtype(layout.device) or weight.dtype
+        if self.facts is None or self.facts[0] != seen:
+            modules = [module for layer in self.layers for module in families.attentions_in(layer)]
+            self.facts = seen, tables.facts_of(modules, *seen)
+        facts = self.facts[1]
+        return () if facts is None else tuple(facts.keys(layout))
 
     def _forget(self):
         if self.end is not None:

@@ -63,14 +63,19 @@ class Facts:
         return list(found)
 
 
-def facts_of(base, device, dtype):
-    """The `Facts` of a patched model on a device, in a dtype; None where its attention does not run in the kernels."""
+def facts_of(attentions, device, dtype, trains=False):
+    """The `Facts` of a decoder's attention modules; None where they do not run in the kernels.
+
+    Args:
+        attentions: the modules, see `yojo.families.attention_modules`; or a function that finds them.
+        device: what they run on.
+        dtype: of queries, keys and values.
+        trains: whether any weight asks for gradients.
+    """
     if choose_attention(AttentionCall(device, dtype, SMALL_HEAD_DIM, num_samples=2))[0] != "triton":
         return None
-    trains = any(parameter.requires_grad for parameter in base.parameters())
     layers = []
-    for module in families.attention_modules(base):
-        layer = asking(module)
+    for layer in map(asking, attentions() if callable(attentions) else attentions):
         call = AttentionCall(device, dtype, layer.head_dim, num_samples=2, gradients=trains)
         names = [choose_attention(dataclasses.replace(call, causal=causal))[0] for causal in (False, True)]
         if names[0] == "triton":
@@ -127,7 +132,8 @@ class Tables:
         self.dtype = dtype or self.dtype
         base = self._base() if self._process == os.getpid() else None
         if base is not None and (seen := self._runs_in(base)) != self._seen:
-            self.facts, self._seen = facts_of(base, *seen), seen
+            trains = any(parameter.requires_grad for parameter in base.parameters())
+            self.facts, self._seen = facts_of(lambda: families.attention_modules(base), *seen, trains), seen
 
     def _runs_in(self, base):
         """(device, dtype) of the model's attention."""
