@@ -186,12 +186,20 @@ class RowGraphs:
             if self.pool is None:
                 self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
             graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+            random = torch.cuda.default_generators[torch.cuda.current_device()]
+            random_before = random.clone_state()
             try:
                 # "thread_local": what other threads do meanwhile (a loader's that pins memory, another model) is allowed.
                 with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
                     call()
+            except BaseException:
+                # A capture that fails at its end leaves stream, random numbers and allocator as they are within one.
+                random.graphsafe_set_state(random_before)
+                with contextlib.suppress(RuntimeError):  # it has been ended after all
+                    torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
+                raise
             finally:
-                torch.cuda.set_stream(before)  # a capture that fails at its end leaves its own
+                torch.cuda.set_stream(before)
         return graph.replay
 
     def _follow(self, device):

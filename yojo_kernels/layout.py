@@ -20,7 +20,9 @@ class Lengths:
 class Layout:
     """Where every token of a packed row stands.
 
-    A packed row holds samples end to end; a sample is one prompt followed by its branches. Built by `Layout.build`.
+    A packed row holds samples end to end; a sample is one prompt followed by its branches. Built by `Layout.build`. It keeps
+    the tables of tiles that are made for it, on the CUDA stream of the call that asks first: a call on another stream must
+    come behind that one.
 
     Attributes:
         sample: [T] int32, the sample each token belongs to, 0, 1, 2, ... in row order.

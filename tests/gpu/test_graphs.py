@@ -74,6 +74,14 @@ def test_a_capture_that_fails_leaves_the_row_as_it_is(make_reward_model, samples
     (frame,) = (frame for frame in reward_model.model.yojo.fusion.graphs.frames.values() if frame.failures)
     assert frame.failures == 1 and frame.graphs and frame.unfit is None
     assert "failed with" in caplog.text
+    # Random numbers and the allocator are as outside of a capture.
+    before = torch.cuda.memory_allocated()
+    shared = torch.rand(2**20, device="cuda")
+    shared.record_stream(torch.cuda.Stream())
+    del shared
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    assert torch.rand(8, device="cuda").numel() == 8 and torch.cuda.memory_allocated() < before + 2**20
 
 
 def test_other_threads_pin_and_allocate_while_a_row_is_captured(make_reward_model, samples):

@@ -78,7 +78,14 @@ def test_scores_of_many_rows_are_those_of_each(make_reward_model, examples):
     reward_model = make_reward_model(mode="isolated")
     reward_model.model.cuda()
     expected = [reward_model.score_many([example])[0] for example in examples]
-    assert all(map(torch.equal, reward_model.score_many(examples, token_budget=1), expected))
+    torch.cuda.set_sync_debug_mode(
+        "error"
+    )  # waiting for an event, which the scores of a row are waited for by, is none
+    try:
+        found = reward_model.score_many(examples, token_budget=1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(map(torch.equal, found, expected))
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: reward_model.score_many(examples, token_budget=1), range(8)):
             assert all(map(torch.equal, found, expected))
