@@ -1,5 +1,6 @@
 """Short rows replayed from CUDA graphs score as they do without, and hold no more memory than they are meant to."""
 
+import itertools
 import threading
 
 import pytest
@@ -90,10 +91,11 @@ def test_other_threads_pin_and_allocate_while_a_row_is_captured(make_reward_mode
 
     def busy():
         try:
-            while not stop.is_set():
-                torch.empty(2**20).pin_memory()
-                torch.empty(2**22, device="cuda").fill_(1)
-                torch.cuda.empty_cache()
+            for size in itertools.cycle(range(1, 65)):
+                if stop.is_set():
+                    break
+                torch.empty(size * 2**16).pin_memory()
+                torch.empty(size * 2**20, device="cuda").fill_(1)
         except RuntimeError as error:
             errors.append(error)
 
