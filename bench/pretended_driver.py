@@ -90,10 +90,10 @@ def pretended(chip=90):
     """
     if launch.INTERPRETED:
         raise RuntimeError("kernels are interpreted (TRITON_INTERPRET=1) and cannot be launched: unset it")
-    before = tuning.chip_of, tuning.attention, tuning.head, tuning.loss, tuning.processors, launch.obstacle
+    before = tuning.chip_of, tuning.machine_of, tuning.head, tuning.loss, tuning.processors, launch.obstacle
     active = driver._active  # None where none has been asked for
     tuning.chip_of = lambda device: chip
-    tuning.attention = lambda kernel, dim, dtype, device: tuning.tile(kernel, dim, dtype, chip)
+    tuning.machine_of = lambda device: tuning.Machine(chip, PROCESSORS)
     tuning.head = lambda kernel, count, device, tensor_cores=False: tuning.bucket(
         tuning.HEAD_TILES[kernel, tensor_cores], count
     )
@@ -106,5 +106,5 @@ def pretended(chip=90):
     try:
         yield
     finally:
-        tuning.chip_of, tuning.attention, tuning.head, tuning.loss, tuning.processors, launch.obstacle = before
+        tuning.chip_of, tuning.machine_of, tuning.head, tuning.loss, tuning.processors, launch.obstacle = before
         driver.set_active(active)

@@ -61,3 +61,31 @@ def output_device(base):
 def is_offloaded(module):
     """Whether the module's own weights are on the meta device until it runs."""
     return any(tensor.is_meta for tensor in module.parameters(recurse=False)) and execution_device(module) is not None
+
+
+def sent(value, device):
+    """A tensor, or what moves like one (`to`, `pin_memory`), on its way to a device; the host waits for none of it."""
+    if device.type == "cuda" and (not isinstance(value, torch.Tensor) or value.device.type == "cpu"):
+        value = value.pin_memory()  # from other memory, copies of more than 64 KB are waited for
+    return value.to(device, non_blocking=device.type != "mps")  # which reads its source later, and it may be gone
+
+
+def fetched(tensor):
+    """Begin to copy a tensor to the CPU.
+
+    Returns:
+        function () -> the copy; it waits until the device has come as far.
+    """
+    if tensor.device.type != "cuda":
+        return tensor.cpu
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    with torch.cuda.device(tensor.device):
+        copy.copy_(tensor, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+
+    def wait():
+        arrived.synchronize()
+        return copy
+
+    return wait

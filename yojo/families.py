@@ -207,11 +207,7 @@ def attention_modules(model):
             f"{name}: {type(decoder).__name__} does not use transformers' attention interface "
             "(`_supports_attention_backend`), so its attention cannot be replaced"
         )
-    modules = [
-        module
-        for module in decoder.modules()
-        if hasattr(module, "layer_idx") and hasattr(module, "is_causal") and hasattr(module, "config")
-    ]
+    modules = attentions_in(decoder)
     layers = getattr(text_config, "num_hidden_layers", len(modules))
     if not modules or len(modules) != layers:
         raise ValueError(
@@ -230,6 +226,15 @@ def attention_modules(model):
             "known to yojo/families.py; scoring it as plainly causal would be wrong"
         )
     return modules
+
+
+def attentions_in(decoder):
+    """The modules of a decoder, or of one of its layers, that are softmax attention by what they have."""
+    return [
+        module
+        for module in decoder.modules()
+        if hasattr(module, "layer_idx") and hasattr(module, "is_causal") and hasattr(module, "config")
+    ]
 
 
 def _builds_block_masks(model, decoder):

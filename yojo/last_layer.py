@@ -11,7 +11,7 @@ import functools
 
 import torch
 
-from yojo import fuse, methods
+from yojo import fuse, graphs, methods
 from yojo_kernels import Layout
 
 # Decoders whose layers treat every token alone but for their attention, and whose final norm does: tested one by one.
@@ -166,6 +166,7 @@ def forward(self, hidden_states, *args, read_rows=None, **kwargs):
     if read_rows is None or torch.compiler.is_compiling() or args or not _is_known(kwargs, hidden_states.shape[1]):
         whole = fuse.layer_forward if "yojo_fusion" in self.__dict__ else type(self).forward
         return whole(self, hidden_states, *args, **kwargs)
+    hidden_states = graphs.settled(hidden_states)
     if _own_forward(self) is not type(self).forward and self.gradient_checkpointing and self.training:
         # transformers checkpoints inside the class's forward: both runs belong into one checkpoint.
         run = functools.partial(_two_runs, self, read_rows=read_rows, **kwargs)

@@ -447,6 +447,22 @@ def _output(self, scores, separators, rankings, num_items=None):
     return RewardOutput(loss=loss, scores=table.view(separators.num_samples, separators.width))
 
 
+def _named_scores(encoded, scores, dtype):
+    """The scores of each example, from the table of a batch; a warning names those that are not finite."""
+    scores = [row[: len(item.responses)].clone() for row, item in zip(scores, encoded, strict=True)]
+    for row, item in zip(scores, encoded, strict=True):
+        if broken := (~row.isfinite()).nonzero()[:, 0].tolist():
+            logger.warning(
+                "%s: the scores of responses %s are not finite (%s): hidden states overflow in %s, or weights are not "
+                "finite; bfloat16 and float32 reach further than float16",
+                item.name,
+                ", ".join(map(str, broken)),
+                ", ".join(str(row[n].item()) for n in broken),
+                str(dtype).removeprefix("torch."),
+            )
+    return scores
+
+
 class RewardModel:
     """A patched model and its processor, ready to score, from any number of threads.
 
@@ -519,52 +535,64 @@ class RewardModel:
             raise ValueError(f"token_budget must be at least 1, got {token_budget}")
         total = len(examples) if hasattr(examples, "__len__") else None
         scores, row, tokens = [], [], 0
-        with tqdm(total=total, disable=not progress, desc="scoring", unit="example") as bar:
+        base = unwrap(self.model)
+        ahead = devices.input_device(base).type != "cpu"
+        with (
+            tqdm(total=total, disable=not progress, desc="scoring", unit="example") as bar,
+            base.yojo.eval_mode.over(self.model),
+        ):
+            under_way = []  # functions that wait for the scores of a row
+
+            def begin(row):
+                """Begin a row, then wait for the one before: a device has work while the next row is encoded."""
+                under_way.append(self._begin_row(row))
+                end(all_but=1 if ahead else 0)
+
+            def end(all_but=0):
+                while len(under_way) > all_but:
+                    found = under_way.pop(0)()
+                    scores.extend(found)
+                    bar.update(len(found))
+
             for place, example in enumerate(examples):
                 encoded = self.collator.encode(example, place, rankings=False)
                 size = encoded.num_tokens(self.config)
                 if row and tokens + size > token_budget:
-                    scores += self._score_row(row)
-                    bar.update(len(row))
+                    begin(row)
                     row, tokens = [], 0
                 row.append(encoded)
                 tokens += size
             if row:
-                scores += self._score_row(row)
-                bar.update(len(row))
+                begin(row)
+            end()
         return scores
 
     def _score_row(self, encoded):
+        return self._begin_row(encoded)()
+
+    def _begin_row(self, encoded):
+        """Hand a row to the device, in parts where it must be; returns a function that waits for its scores."""
         from yojo.packing import pack_in_parts
 
-        return [row for some, batch in pack_in_parts(self._pack, encoded) for row in self._score_batch(some, batch)]
+        parts = [self._score_batch(some, batch) for some, batch in pack_in_parts(self._pack, encoded)]
+        return lambda: [scores for part in parts for scores in part()]
 
     def _pack(self, encoded):
-        multiple = None
-        if limit := unwrap(self.model).yojo.graphs:
+        base, multiple = unwrap(self.model), None
+        if limit := base.yojo.graphs:
             tokens = sum(item.num_tokens(self.config) for item in encoded)
             multiple = graphs.BUCKET if graphs.bucket_of(tokens, limit) else None
+        self.collator.tables.follow(base)
         return self.collator.pack(encoded, pad_to_multiple_of=multiple)
 
     def _score_batch(self, encoded, batch):
+        """Begin the pass over a batch; returns a function that waits for its scores, one tensor per example."""
         base = unwrap(self.model)
         device = devices.input_device(base)
-        batch = {name: value.to(device) for name, value in batch.items()}
+        batch = {name: devices.sent(value, device) for name, value in batch.items()}
         with base.yojo.eval_mode.of(self.model), torch.inference_mode():
-            scores = self.model(**batch).scores
-        scores = scores.float().cpu()
-        scores = [row[: len(item.responses)].clone() for row, item in zip(scores, encoded, strict=True)]
-        for row, item in zip(scores, encoded, strict=True):
-            if broken := (~row.isfinite()).nonzero()[:, 0].tolist():
-                logger.warning(
-                    "%s: the scores of responses %s are not finite (%s): hidden states overflow in %s, or weights are not "
-                    "finite; bfloat16 and float32 reach further than float16",
-                    item.name,
-                    ", ".join(map(str, broken)),
-                    ", ".join(str(row[n].item()) for n in broken),
-                    str(unwrap(self.model).dtype).removeprefix("torch."),
-                )
-        return scores
+            scores = devices.fetched(self.model(**batch).scores.float())
+        return lambda: _named_scores(encoded, scores(), base.dtype)
 
     def save_pretrained(self, path, **options):
         """Write everything that changes a score into a folder; see `yojo.checkpoint.save_pretrained`."""

@@ -6,7 +6,7 @@ import typing
 
 import torch
 
-from yojo import dates, families, features, media, messages
+from yojo import dates, families, features, media, messages, tables
 from yojo.model import Separators
 from yojo.mr2rm import ConversationEncoder
 from yojo.patch import patched_base, separator_id_of, tokenizer_of
@@ -168,7 +168,8 @@ class Collator:
 
     Several examples, of whatever mix of text, images and videos, stand end to end in one packed row without padding.
     A DataLoader takes it as `collate_fn`, a Trainer as `data_collator`; it holds no weights, so that loader workers
-    can carry it.
+    can carry it. Made when the model is where it runs, it lets workers make the tile tables of its kernels, too
+    (`tables.look()` says that the model has moved since).
 
     Args:
         processor: the model's processor, or its tokenizer for a text-only model.
@@ -212,6 +213,7 @@ class Collator:
                 "model's embedding: call yojo.patch(model, processor) with this processor"
             )
         dates.agree(base.yojo, processor)
+        self.tables = tables.Tables(base)
         self._encoder = None
 
     @property
@@ -405,6 +407,7 @@ class Collator:
                     "or none"
                 )
             batch["rankings"] = _ranking_table([item.rankings for item in encoded], self.config.loss)
+        self.tables.make(batch["layout"], gradients="rankings" in batch)
         return batch
 
     def _token_types(self, encoded, branch_lengths, filling):

@@ -104,11 +104,12 @@ def patch(model, processor=None, *, fuse=None, graphs=None, probe=True, **option
             the first pass with and without gradients runs as it is;
             "none", the layers as they are.
             None on a patched model leaves it as it is, another value switches it.
-        graphs: rows of up to so many tokens are replayed from CUDA graphs, layer by layer, while they are only scored
-            (no gradients): short rows spend more time on launching kernels than on running them. 0, or None on a model
-            not patched yet, for none. `yojo.RewardModel` fills such rows up to a multiple of 256 tokens, which is what
-            graphs need; with `yojo.Collator` it is `pad_to_multiple_of=256`. Layers with adapters that are not merged,
-            with hooks or in training mode run as they are; where "auto" would compile, rows that graphs take are
+        graphs: rows of up to so many tokens are replayed from CUDA graphs while they are only scored (no gradients):
+            short rows spend more time on launching kernels than on running them. 0, or None on a model not patched yet,
+            for none. `yojo.RewardModel` fills such rows up to a multiple of 256 tokens, which is what graphs need; with
+            `yojo.Collator` it is `pad_to_multiple_of=256`. The first row of a length runs as it is, the second one is
+            captured. Layers with adapters that are not merged, with hooks or in training mode run as they are, and so
+            does a row whose capture fails (a warning says why); where "auto" would compile, rows that graphs take are
             replayed instead. Like fuse it is not saved.
         probe: a model whose family is not listed in `yojo.families` is tried first: a packed row of a few random tokens
             must give what the model's own forward gives, or the model is refused. It costs about one short forward and

@@ -157,6 +157,8 @@ class RewardTrainer(WholeCheckpoints, Trainer):
             skip_bad=args.skip_bad,
             need_rankings=need_rankings,
         )
+        precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        self.collator.tables.look(precision)  # workers have no model to ask
         workers = {}
         if args.dataloader_num_workers:
             workers = {

@@ -10,6 +10,7 @@ from yojo_kernels import launch, tuning
 from yojo_kernels.attention_backward import key_grad_kernel, query_grad_kernel, sum_kernel
 from yojo_kernels.attention_forward import forward_kernel
 from yojo_kernels.layout import visible_to
+from yojo_kernels.tables import tables_for
 
 MAX_HEAD_DIM = 256
 SUM_WARPS = 8
@@ -24,15 +25,14 @@ def obstacle(device, dtype, head_dim):
 
 def multi_response_attention(query, key, value, layout, *, scale, window=None, softcap=None):
     """As `yojo_kernels.multi_response_attention`, arguments checked; returns (output [T, Hq, D], lse [T, Hq])."""
-    head_dim = query.shape[2]
-    forward = tuning.attention("forward", head_dim, query.dtype, query.device)
-    tables = [layout.query_tiles(forward.block_m, forward.block_n, window), None, None, None]
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        by_query = tuning.attention("query_grad", head_dim, query.dtype, query.device)
-        by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device)
-        extra = max(1, tuning.PIECES_PER_PROCESSOR * tuning.processors(query.device) // key.shape[1])
-        tables[1] = layout.query_tiles(by_query.block_m, by_query.block_n, window)
-        tables[2:] = layout.key_tiles(by_key.block_m, by_key.block_n, extra, window)
+    gradients = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    machine, heads = tuning.machine_of(query.device), (query.shape[1], key.shape[1])
+    of_forward, of_queries, of_keys = tables_for(
+        layout, machine, query.dtype, query.shape[2], *heads, window, gradients
+    )
+    tables = [layout.table(of_forward), None, None, None]
+    if gradients:
+        tables[1:] = layout.table(of_queries), *layout.table(of_keys)
     output, lse = torch.ops.yojo.attention(
         query, key, value, layout.sample, layout.branch, layout.bounds, layout.position, layout.block, *tables,
         float(scale), window or 0, softcap or 0.0,

@@ -20,7 +20,9 @@ class Lengths:
 class Layout:
     """Where every token of a packed row stands.
 
-    A packed row holds samples end to end; a sample is one prompt followed by its branches. Built by `Layout.build`.
+    A packed row holds samples end to end; a sample is one prompt followed by its branches. Built by `Layout.build`. It keeps
+    the tables of tiles that are made for it, on the CUDA stream of the call that asks first: a call on another stream must
+    come behind that one.
 
     Attributes:
         sample: [T] int32, the sample each token belongs to, 0, 1, 2, ... in row order.
@@ -257,11 +259,25 @@ class Layout:
         """The tables of key tiles and of reductions (see `yojo_kernels.tiles.key_tiles`), made on first use and kept."""
         return self._tiles("key_tiles", (block_m, block_n, extra, window or 0))
 
+    def table(self, key):
+        """The table that a key of `yojo_kernels.tables.tables_for` names, made on first use and kept."""
+        return self._tiles(*key)
+
+    def make_tables(self, keys):
+        """Make tables before they are asked for: on the CPU, whence they go to a device with the layout."""
+        for key in keys:
+            self.table(key)
+        self._tables.pop(("position_extremes", ()), None)  # larger than the tables, for which alone it is needed
+
     def _tiles(self, name, settings):
-        self._wait_for((name, settings))
-        known = self._tables_of_pass
-        if known is not None and (name, settings) in known and torch.compiler.is_compiling():
-            return known[name, settings]  # a graph that does without what the table was made from
+        known, key = self._tables_of_pass, (name, settings)
+        self._wait_for(key)
+        if known is not None and key in known and torch.compiler.is_compiling():
+            return known[key]  # a graph that does without what the table was made from
+        if key in self._tables and not torch.compiler.is_compiling():
+            if known is not None:
+                known[key] = self._tables[key]
+            return self._tables[key]
         extremes = None
         if settings[-1]:  # a window
             self._wait_for(("position_extremes", ()))

@@ -113,11 +113,28 @@ def chip_of(device):
     return {8: 80, 9: 90, 10: 100, 11: 100}.get(major, 120)
 
 
-def attention(kernel, head_dim, dtype, device):
-    """The tile that a kernel is launched with on a device."""
+class Machine(typing.NamedTuple):
+    """What of a device decides how kernels are launched: which of `CHIPS` (None: interpreted), multiprocessors."""
+
+    chip: int | None
+    processors: int
+
+
+def machine_of(device):
+    """The `Machine` a device is."""
+    return Machine(chip_of(device) if device.type == "cuda" else None, processors(device))
+
+
+def tile_on(machine, kernel, head_dim, dtype):
+    """The tile that a kernel is launched with on a `Machine`."""
     if kernel in _forced:
         return _forced[kernel]
-    return tile(kernel, head_dim, dtype, chip_of(device)) if device.type == "cuda" else INTERPRETER
+    return INTERPRETER if machine.chip is None else tile(kernel, head_dim, dtype, machine.chip)
+
+
+def attention(kernel, head_dim, dtype, device):
+    """The tile that a kernel is launched with on a device."""
+    return tile_on(machine_of(device), kernel, head_dim, dtype)
 
 
 def head(kernel, num_readings, device, tensor_cores=False):

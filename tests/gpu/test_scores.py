@@ -1,5 +1,7 @@
 """The patched model on a GPU scores as it does on the CPU."""
 
+import concurrent.futures
+
 import pytest
 import torch
 import transformers
@@ -49,6 +51,45 @@ def test_pinned_batches_of_a_loader_arrive_whole(make_reward_model, examples):
     scores = reward_model.model(**batch).scores.cpu()
     finite = expected.isfinite()
     assert torch.equal(finite, scores.isfinite()) and (scores - expected)[finite].abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("ranked", [False, True])
+def test_tables_of_the_collator_are_those_the_gpu_makes(make_reward_model, examples, ranked):
+    """And a pass asks for no others."""
+    reward_model = make_reward_model(mode="isolated", fuse="none")
+    reward_model.model.yojo.whole_last_layer = "all layers run in the kernels"
+    reward_model.model.cuda()
+    collator = reward_model.collator
+    batch = collator.pack([collator.encode(one, rankings=ranked) for one in examples])
+    batch = {name: value.to("cuda") for name, value in batch.items()}
+    made = dict(batch["layout"]._tables)
+    assert {name for name, _ in made} == ({"query_tiles", "key_tiles"} if ranked else {"query_tiles"})
+    with torch.set_grad_enabled(ranked):
+        reward_model.model(**batch)
+    assert set(batch["layout"]._tables) == set(made)
+    batch["layout"]._tables.clear()
+    for key, table in made.items():
+        anew = batch["layout"].table(key)
+        for one, other in zip(*((t,) if isinstance(t, torch.Tensor) else t for t in (table, anew)), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_scores_of_many_rows_are_those_of_each(make_reward_model, examples):
+    """One row ahead of the device, from one thread and from several."""
+    reward_model = make_reward_model(mode="isolated")
+    reward_model.model.cuda()
+    expected = [reward_model.score_many([example])[0] for example in examples]
+    torch.cuda.set_sync_debug_mode(
+        "error"
+    )  # waiting for an event, which the scores of a row are waited for by, is none
+    try:
+        found = reward_model.score_many(examples, token_budget=1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(map(torch.equal, found, expected))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: reward_model.score_many(examples, token_budget=1), range(8)):
+            assert all(map(torch.equal, found, expected))
 
 
 def test_a_layout_left_on_the_cpu_is_moved(make_reward_model, examples):
