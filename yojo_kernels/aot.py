@@ -269,11 +269,42 @@ def _inner_loops(instructions):
     labels = {line[:-1]: i for i, line in enumerate(instructions) if line.startswith(".L_")}
     loops = []
     for end, line in enumerate(instructions):
-        target = re.search(r"\bBRA\b.*`\((\.L_\w+)\)", line)
+        target = BRANCH.search(line)
         if target and labels.get(target.group(1), end) < end:
             loops.append((labels[target.group(1)], end))
     inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
     return [instructions[start : end + 1] for start, end in inner]
+
+
+BRANCH = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
+ALWAYS = re.compile(r"/\*\w+\*/\s+(BRA\s+`|EXIT|RET|NANOSLEEP)")  # without a predicate
+
+
+def _full_step(body):
+    """What a loop's body runs at least: its shortest way from the label to the branch back.
+
+    A border step does all that a full step does, and what the full step branches over: its mask. So the shortest way
+    is a full step; where there is none (code that lies elsewhere), all of the body is.
+    """
+    labels = {line[:-1]: i for i, line in enumerate(body) if line.startswith(".L_")}
+    count, before = {0: 0}, {}
+    for i, line in enumerate(body[:-1]):
+        if i not in count:
+            continue
+        branch = BRANCH.search(line)
+        following = [labels[branch.group(1)]] if branch and labels.get(branch.group(1), 0) > i else []
+        if not ALWAYS.match(line):
+            following.append(i + 1)
+        for j in following:
+            if count[i] + 1 < count.get(j, len(body) + 1):
+                count[j], before[j] = count[i] + 1, i
+    at, way = len(body) - 1, []
+    if at not in count:
+        return body
+    while at:
+        way.append(body[at])
+        at = before[at]
+    return [line for line in way[::-1] if not line.startswith(".L_")]
 
 
 def features_of(kernel):

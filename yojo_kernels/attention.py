@@ -12,7 +12,7 @@ from yojo_kernels.attention_forward import forward_kernel
 from yojo_kernels.layout import visible_to
 
 MAX_HEAD_DIM = 256
-SUM_WARPS = 8
+SUM_WARPS, SUM_ENTRIES = 8, 4096  # warps of a program that adds up pieces, and entries that it owns
 
 
 def obstacle(device, dtype, head_dim):
@@ -32,7 +32,8 @@ def multi_response_attention(query, key, value, layout, *, scale, window=None, s
         by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device)
         extra = max(1, tuning.PIECES_PER_PROCESSOR * tuning.processors(query.device) // key.shape[1])
         tables[1] = layout.query_tiles(by_query.block_m, by_query.block_n, window)
-        tables[2:] = layout.key_tiles(by_key.block_m, by_key.block_n, extra, window)
+        group = query.shape[1] // key.shape[1]
+        tables[2:] = layout.key_tiles(by_key.block_m, by_key.block_n, extra, window, group)
     output, lse = torch.ops.yojo.attention(
         query, key, value, layout.sample, layout.branch, layout.bounds, layout.position, layout.block, *tables,
         float(scale), window or 0, softcap or 0.0,
@@ -67,6 +68,23 @@ def constants(head_dim, tile, block=None, window=0, softcap=0.0):
 def reloads(dtype, head_dim):
     """Whether the kernel of query gradients reads its own rows again at every step."""
     return dtype == torch.float32 and head_dim > 128
+
+
+def key_passes(dtype, head_dim):
+    """Which gradients each launch of the kernel of key gradients makes, those of keys, those of values: constants.
+
+    Above a head dim of 128 the sums of both, of as many keys as fill the tensor cores, do not fit into registers: each
+    has a launch of its own, at the price of making the scores once more.
+    """
+    passes = ((False, True), (True, False)) if dtype.itemsize == 2 and head_dim > 128 else ((True, True),)
+    return [{"OF_KEYS": of_keys, "OF_VALUES": of_values} for of_keys, of_values in passes]
+
+
+def sum_constants(head_dim, tile):
+    """What the kernel that adds up the pieces of a tile is compiled for, besides which gradients."""
+    dim = tuning.padded(head_dim)
+    rows = min(tile.block_n, SUM_ENTRIES // dim)
+    return {"HEAD_DIM": head_dim, "BLOCK_D": dim, "BLOCK_N": tile.block_n, "ROWS": rows, "num_warps": SUM_WARPS}
 
 
 @torch.library.custom_op("yojo::attention", mutates_args=())
@@ -138,14 +156,16 @@ def attention_backward(
     grad_query, grad_key, grad_value = (
         torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value)
     )
-    stats = torch.empty((2, num_heads, num_tokens), dtype=torch.float32, device=query.device)
+    stats = torch.empty((num_heads, num_tokens, 2), dtype=torch.float32, device=query.device)
     ids = (bounds, position, position if block is None else block)
     by_query = tuning.attention("query_grad", head_dim, query.dtype, query.device)
     by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device)
-    num_slots = 2 * key_grad_sums.shape[0]
+    num_slots, passes = 2 * key_grad_sums.shape[0], key_passes(query.dtype, head_dim)
     pieces = torch.empty(
-        (num_key_heads, num_slots, 2, by_key.block_n, tuning.padded(head_dim)), dtype=torch.float32, device=query.device
-    )
+        (num_key_heads, num_slots, 2 // len(passes), by_key.block_n, tuning.padded(head_dim)),
+        dtype=torch.float32, device=query.device,
+    )  # fmt: skip
+    adding = sum_constants(head_dim, by_key)
     with launch.on(query.device):
         query_grad_kernel[(query_grad_tiles.shape[0] * num_heads,)](
             query, key, value, output, grad_output, lse, lse if grad_lse is None else grad_lse, grad_query, stats,
@@ -157,18 +177,18 @@ def attention_backward(
             HAS_LSE_GRAD=grad_lse is not None, RELOAD=reloads(query.dtype, head_dim),
             **constants(head_dim, by_query, block, window, softcap),
         )  # fmt: skip
-        key_grad_kernel[(key_grad_items.shape[0] * num_key_heads,)](
-            query, key, value, grad_output, stats, grad_key, grad_value, pieces, key_grad_items, *ids,
-            *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *grad_output.stride()[:2],
-            *grad_key.stride()[:2], *grad_value.stride()[:2],
-            num_tokens, num_key_heads, group, num_slots, window, scale, softcap,
-            **constants(head_dim, by_key, block, window, softcap),
-        )  # fmt: skip
-        sum_kernel[(key_grad_sums.shape[0] * num_key_heads,)](
-            grad_key, grad_value, pieces, key_grad_sums, *grad_key.stride()[:2], *grad_value.stride()[:2],
-            num_key_heads, num_slots,
-            HEAD_DIM=head_dim, BLOCK_D=tuning.padded(head_dim), BLOCK_N=by_key.block_n, num_warps=SUM_WARPS,
-        )  # fmt: skip
+        for gradients in passes:
+            key_grad_kernel[(key_grad_items.shape[0] * num_key_heads,)](
+                query, key, value, grad_output, stats, grad_key, grad_value, pieces, key_grad_items, *ids,
+                *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *grad_output.stride()[:2],
+                *grad_key.stride()[:2], *grad_value.stride()[:2],
+                num_tokens, num_key_heads, group, num_slots, window, scale, softcap,
+                **gradients, **constants(head_dim, by_key, block, window, softcap),
+            )  # fmt: skip
+            sum_kernel[(key_grad_sums.shape[0] * (by_key.block_n // adding["ROWS"]) * num_key_heads,)](
+                grad_key, grad_value, pieces, key_grad_sums, *grad_key.stride()[:2], *grad_value.stride()[:2],
+                num_key_heads, num_slots, **gradients, **adding,
+            )  # fmt: skip
     return grad_query, grad_key, grad_value
 
 

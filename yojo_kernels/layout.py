@@ -241,9 +241,9 @@ class Layout:
         """The table of query tiles (see `yojo_kernels.tiles.query_tiles`), made on first use and kept."""
         return self._tiles("query_tiles", (block_m, block_n, window or 0))
 
-    def key_tiles(self, block_m, block_n, extra, window=None):
+    def key_tiles(self, block_m, block_n, extra, window=None, group=1):
         """The tables of key tiles and of reductions (see `yojo_kernels.tiles.key_tiles`), made on first use and kept."""
-        return self._tiles("key_tiles", (block_m, block_n, extra, window or 0))
+        return self._tiles("key_tiles", (block_m, block_n, extra, group, window or 0))
 
     def _tiles(self, name, settings):
         known = self._tables_of_pass
