@@ -5,10 +5,12 @@
     python -m yojo_kernels.aot --record     # after a change of kernels or tiles: write spills.json anew
 
 One line per kernel, chip, dtype, head dim and set of features: registers and shared memory of a program, instructions
-that spill registers to memory (all, and those inside an inner loop that multiplies matrices, where they cost time at
-every step), and tensor-core instructions. The exit status is 1 when a configuration breaks a rule of `problems`.
+that spill registers to memory (all, those inside an inner loop that multiplies matrices, and those among them at every
+step of it), and tensor-core instructions. The exit status is 1 when a configuration breaks a rule of `problems`.
 
-`spills.json` beside this file holds the spills outside inner loops, which cost little but may not grow.
+No forward kernel spills at all, and no kernel of attention at a full step, the one that all long rows are made of: the
+shortest way through the loop's body. What a border step runs besides, its mask, may spill: it is under a condition, and
+few steps are at a border. `spills.json` beside this file holds all spills, which may not grow.
 """
 
 import argparse
@@ -35,7 +37,7 @@ HEAD_DIMS = (16, 32, 64, 72, 80, 96, 128, 192, 256)
 HEADS = {"q": 32, "o": 32, "do": 32, "dq": 32, "k": 8, "v": 8, "dk": 8, "dv": 8}  # of each tensor of attention
 INPUTS = ("q", "k", "v", "do")  # those that a model makes; all others are made by the launch
 ROWS = 4097  # of tensors that strides are taken from; where heads come first, strides over heads depend on it
-ATTENTION_KERNELS = ("forward", "query_grad", "key_grad", "sum")
+ATTENTION_KERNELS = ("forward", "query_grad", "key_grad", "value_grad", "sum")  # value_grad: key_grad's other launch
 HEAD_KERNELS = ("head_forward", "head_backward", "head_merge", "linear_forward", "linear_backward")
 KERNELS = (*ATTENTION_KERNELS, *HEAD_KERNELS, "loss")
 FEATURES = {
@@ -66,6 +68,8 @@ class Report:
         registers: registers of a thread.
         spills: instructions that move a register to or from local memory.
         loop_spills: those among them inside an innermost loop that multiplies matrices.
+        step_spills: those among these at every step, the shortest way through the loop's body; a border step of an
+            attention kernel runs more than that.
         shared: bytes of shared memory of a program.
         narrow: loads and stores of 8 or 16 bits, where neighbours could be moved at once.
         wgmma: warp-group matrix instructions (Hopper); mma: all other tensor-core instructions.
@@ -80,6 +84,7 @@ class Report:
     registers: int
     spills: int
     loop_spills: int
+    step_spills: int
     shared: int
     narrow: int
     wgmma: int
@@ -102,13 +107,16 @@ class Report:
             found.append(f"{self.spills} spill instructions, {recorded.get(self.name, 0)} are recorded")
         if self.kernel.endswith("forward") and self.spills:
             found.append(f"the forward kernel spills ({self.spills} instructions)")
-        if self.loop_spills:
+        if self.kernel in ("query_grad", "key_grad", "value_grad"):
+            if self.step_spills:
+                found.append(f"{self.step_spills} spill instructions at every step of an inner loop")
+        elif self.loop_spills:
             found.append(f"{self.loop_spills} spill instructions inside an inner loop")
         if self.shared > tuning.SHARED_MEMORY[self.chip]:
             found.append(f"{self.shared} bytes of shared memory; the chip has {tuning.SHARED_MEMORY[self.chip]}")
         if self.narrow and self.kernel in ATTENTION_KERNELS and self.head_dim % 8 == 0:
             found.append(f"{self.narrow} loads or stores of single 16-bit values")
-        multiplies = self.kernel in ("forward", "query_grad", "key_grad", "head_forward", "head_backward")
+        multiplies = self.kernel in ("forward", "query_grad", "key_grad", "value_grad", "head_forward", "head_backward")
         if multiplies and self.dtype == "float16" and self.kernel in HEAD_KERNELS:
             multiplies = False  # computed in float32
         if multiplies and self.dtype != "float32":
@@ -122,11 +130,11 @@ class Report:
         return (
             f"{self.kernel:<15} sm_{self.chip:<4}{self.dtype:<9} {self.head_dim:>4} {self.features:<16}"
             f"{'x'.join(map(str, self.tile[:-2])):>10} {self.tile[-2]:>5} {self.tile[-1]:>6} {self.registers:>5} "
-            f"{self.spills:>6} {self.loop_spills:>7} {self.shared / 1024:>6.0f}K {self.wgmma:>5} {self.mma:>5}"
+            f"{self.spills:>6} {self.loop_spills:>7} {self.step_spills:>6} {self.shared / 1024:>6.0f}K {self.wgmma:>5} {self.mma:>5}"
         )
 
 
-HEADER = "kernel          chip   dtype     head features              tile warps stages  regs spills in loop shared wgmma   mma"
+HEADER = "kernel          chip   dtype     head features              tile warps stages  regs spills in loop always shared wgmma   mma"
 
 
 def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None):
@@ -155,7 +163,7 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
         module, (constants, sizes) = attention, _attention_launch(kernel, chip, dtype, head_dim, features, tile)
         pointers = _attention_pointer
     num_warps, num_stages = constants.pop("num_warps"), constants.pop("num_stages", 3)
-    function = getattr(module, f"{kernel}_kernel")
+    function = getattr(module, "key_grad_kernel" if kernel == "value_grad" else f"{kernel}_kernel")
     signature, constexprs, attributes = {}, {}, {}
     for index, name in enumerate(function.arg_names):
         if name in constants:
@@ -190,6 +198,7 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
         registers=int(registers.group(1)),
         spills=sum(map(_is_spill, instructions)),
         loop_spills=sum(_is_spill(line) for body in loops for line in body),
+        step_spills=sum(_is_spill(line) for body in loops for line in _full_step(body)),
         shared=compiled.metadata.shared,
         narrow=sum(bool(re.search(r"\b(LDG|STG)\S*\.[US](8|16)\b", line)) for line in instructions),
         wgmma=sum(bool(re.search(r"\b[A-Z]*GMMA\b", line)) for line in instructions),
@@ -199,10 +208,14 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
 
 def _attention_launch(kernel, chip, dtype, head_dim, features, tile):
     """(what a kernel is compiled for, sizes of its tile)."""
-    tile = tile or tuning.tile("key_grad" if kernel == "sum" else kernel, head_dim, dtype, chip)
+    by_keys = kernel in ("key_grad", "value_grad", "sum")
+    tile = tile or tuning.tile("key_grad" if by_keys else kernel, head_dim, dtype, chip)
     constants = attention.constants(head_dim, tile)
+    if by_keys:
+        first, *rest = attention.key_passes(dtype, head_dim)
+        constants |= first if kernel == "value_grad" or not rest else rest[0]
     if kernel == "sum":
-        constants["num_warps"] = attention.SUM_WARPS
+        constants |= attention.sum_constants(head_dim, tile)
     constants |= {"HAS_LSE_GRAD": False, "RELOAD": attention.reloads(dtype, head_dim), **FEATURES[features]}
     return constants | _constant_strides(head_dim, features), (tile.block_m, tile.block_n)
 
@@ -359,6 +372,7 @@ def configurations(chips=tuning.CHIPS, dtypes=launch.DTYPES, head_dims=HEAD_DIMS
         for head_dim in (head_dims if kernel in ATTENTION_KERNELS else (0,))
         for feature in features_of(kernel)
         if feature != "heads_first" or head_dim in HEADS_FIRST_DIMS
+        if kernel != "value_grad" or len(attention.key_passes(dtype, head_dim)) > 1
         if features is None or feature in features or feature == "plain" == features_of(kernel)[0]
     ]
 
