@@ -50,9 +50,9 @@ def _query_grad_step(q, do, k_head, v_head, stride_kt, stride_vt, start_n, end_n
         if HAS_WINDOW:
             seen = seen & (position_q[:, None] - position_k[None, :] < window)
         p = tl.where(seen, p, 0.0)
-    ds = p * (tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta[:, None])
     if HAS_SOFTCAP:
-        ds = ds * (1 - capped * capped)
+        p *= 1 - capped * capped
+    ds = p * (tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta[:, None])
     if CAREFUL:
         k, broken = _without_broken(k)
         ds = tl.where(seen, tl.where(broken[None, :], float("nan"), ds), 0.0)
@@ -225,12 +225,13 @@ def _key_grad_step(k, v, q_head, do_head, stats_head, stride_qt, stride_dot, sta
     if CAREFUL:
         do, broken = _without_broken(do)
         p = tl.where(seen & broken[None, :], float("nan"), p)
+    weight = p
+    if HAS_SOFTCAP:
+        weight = p * (1 - capped * capped)  # before the products, so that no registers hold the scores across them
     if OF_VALUES:
         acc_v = tl.dot(p.to(do.dtype), do, acc_v, input_precision=PRECISION)
     if OF_KEYS:
-        ds = p * (tl.dot(v, tl.trans(do), input_precision=PRECISION) - delta[None, :])
-        if HAS_SOFTCAP:
-            ds = ds * (1 - capped * capped)
+        ds = weight * (tl.dot(v, tl.trans(do), input_precision=PRECISION) - delta[None, :])
         if CAREFUL:
             q, broken = _without_broken(q)
             ds = tl.where(seen, tl.where(broken[None, :], float("nan"), ds), 0.0)
