@@ -93,7 +93,7 @@ def pretended(chip=90):
     before = tuning.chip_of, tuning.attention, tuning.head, tuning.loss, tuning.processors, launch.obstacle
     active = driver._active  # None where none has been asked for
     tuning.chip_of = lambda device: chip
-    tuning.attention = lambda kernel, dim, dtype, device: tuning.tile(kernel, dim, dtype, chip)
+    tuning.attention = lambda kernel, dim, dtype, device, capped=False: tuning.tile(kernel, dim, dtype, chip, capped)
     tuning.head = lambda kernel, count, device, tensor_cores=False: tuning.bucket(
         tuning.HEAD_TILES[kernel, tensor_cores], count
     )

@@ -44,6 +44,7 @@ FEATURES = {
     "plain": {},
     "all": {"HAS_BLOCKS": True, "HAS_WINDOW": True, "HAS_SOFTCAP": True, "HAS_LSE_GRAD": True},
 }
+FEATURES["uncapped"] = FEATURES["all"] | {"HAS_SOFTCAP": False}  # where a soft cap has a tile of its own
 FEATURES["heads_first"] = FEATURES["all"]  # and inputs in heads-first storage, whose strides over heads are arguments
 HEADS_FIRST_DIMS = (72, 128, 256)  # that are compiled for heads-first storage: one more prologue, the same loops
 ACTIVATIONS = ("silu", "gelu")  # the usual one, and the one with the most instructions
@@ -145,9 +146,9 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
         chip: compute capability, 80, 90, 100 or 120.
         dtype: bfloat16, float16 or float32; of the hidden states for the value head, whose weights are float32.
         head_dim: 1 to 256 for attention; else 0.
-        features: for attention "plain", "all" for blocks, window, soft cap and a gradient of the log-sum-exp, or
-            "heads_first" for these and inputs in heads-first storage; for the value head and the loss one of
-            `features_of(kernel)`.
+        features: for attention "plain", "all" for blocks, window, soft cap and a gradient of the log-sum-exp,
+            "uncapped" for these without the soft cap, or "heads_first" for all and inputs in heads-first storage; for
+            the value head and the loss one of `features_of(kernel)`.
         tile: `tuning.Tile` or `tuning.HeadTile` to try instead of the one of the tables.
 
     Returns:
@@ -206,12 +207,16 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
     )
 
 
+def _tile(kernel, head_dim, dtype, chip, capped):
+    by_keys = kernel in ("key_grad", "value_grad", "sum")
+    return tuning.tile("key_grad" if by_keys else kernel, head_dim, dtype, chip, capped)
+
+
 def _attention_launch(kernel, chip, dtype, head_dim, features, tile):
     """(what a kernel is compiled for, sizes of its tile)."""
-    by_keys = kernel in ("key_grad", "value_grad", "sum")
-    tile = tile or tuning.tile("key_grad" if by_keys else kernel, head_dim, dtype, chip)
+    tile = tile or _tile(kernel, head_dim, dtype, chip, FEATURES[features].get("HAS_SOFTCAP", False))
     constants = attention.constants(head_dim, tile)
-    if by_keys:
+    if kernel in ("key_grad", "value_grad", "sum"):
         first, *rest = attention.key_passes(dtype, head_dim)
         constants |= first if kernel == "value_grad" or not rest else rest[0]
     if kernel == "sum":
@@ -373,6 +378,7 @@ def configurations(chips=tuning.CHIPS, dtypes=launch.DTYPES, head_dims=HEAD_DIMS
         for feature in features_of(kernel)
         if feature != "heads_first" or head_dim in HEADS_FIRST_DIMS
         if kernel != "value_grad" or len(attention.key_passes(dtype, head_dim)) > 1
+        if feature != "uncapped" or len({_tile(kernel, head_dim, dtype, chip, capped) for capped in (False, True)}) > 1
         if features is None or feature in features or feature == "plain" == features_of(kernel)[0]
     ]
 

@@ -28,8 +28,8 @@ def multi_response_attention(query, key, value, layout, *, scale, window=None, s
     forward = tuning.attention("forward", head_dim, query.dtype, query.device)
     tables = [layout.query_tiles(forward.block_m, forward.block_n, window), None, None, None]
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        by_query = tuning.attention("query_grad", head_dim, query.dtype, query.device)
-        by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device)
+        by_query = tuning.attention("query_grad", head_dim, query.dtype, query.device, bool(softcap))
+        by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device, bool(softcap))
         extra = max(1, tuning.PIECES_PER_PROCESSOR * tuning.processors(query.device) // key.shape[1])
         tables[1] = layout.query_tiles(by_query.block_m, by_query.block_n, window)
         group = query.shape[1] // key.shape[1]
@@ -158,8 +158,8 @@ def attention_backward(
     )
     stats = torch.empty((num_heads, num_tokens, 2), dtype=torch.float32, device=query.device)
     ids = (bounds, position, position if block is None else block)
-    by_query = tuning.attention("query_grad", head_dim, query.dtype, query.device)
-    by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device)
+    by_query = tuning.attention("query_grad", head_dim, query.dtype, query.device, softcap > 0)
+    by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device, softcap > 0)
     num_slots, passes = 2 * key_grad_sums.shape[0], key_passes(query.dtype, head_dim)
     pieces = torch.empty(
         (num_key_heads, num_slots, 2 // len(passes), by_key.block_n, tuning.padded(head_dim)),

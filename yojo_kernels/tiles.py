@@ -190,7 +190,8 @@ def _pieces(extra, num_tokens, num_samples, block_m, block_n, group):
     """How many pieces more than tiles there can be: `extra`, or where a row has fewer, as many as its size allows."""
     tiles = num_tokens // block_n + 2 * num_samples
     steps = tiles * ((num_tokens + block_m - 1) // block_m) * group
-    return torch.sym_min(extra, (steps + SHORTEST_PIECE - 1) // SHORTEST_PIECE)  # without asking which it is
+    most = torch.sym_max(1, (steps + SHORTEST_PIECE - 1) // SHORTEST_PIECE)
+    return torch.sym_min(extra, most)  # without asking which it is
 
 
 def _cut(starts, ends, size, count):

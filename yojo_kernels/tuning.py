@@ -29,11 +29,11 @@ TILES = {
     ("forward", 16, 100): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 2)},
     ("forward", 16, 120): {32: Tile(64, 32, 4, 2), 64: Tile(128, 64, 8, 2), 128: Tile(64, 32, 8, 2), 256: Tile(64, 32, 8, 1)},
     ("query_grad", 16, 80): {64: Tile(128, 64, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
-    ("query_grad", 16, 90): {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
+    ("query_grad", 16, 90): {128: Tile(128, 128, 8, 2), 256: Tile(128, 32, 8, 2)},
     ("query_grad", 16, 100): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 1)},
     ("query_grad", 16, 120): {64: Tile(128, 32, 8, 2), 128: Tile(64, 32, 8, 2), 256: Tile(32, 16, 4, 1)},
     ("key_grad", 16, 80): {64: Tile(32, 64, 8, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
-    ("key_grad", 16, 90): {64: Tile(64, 128, 8, 2), 128: Tile(32, 128, 8, 2), 256: Tile(16, 64, 8, 2)},
+    ("key_grad", 16, 90): {128: Tile(64, 128, 8, 2), 256: Tile(32, 128, 8, 2)},
     ("key_grad", 16, 100): {64: Tile(64, 128, 8, 2), 128: Tile(32, 128, 8, 2), 256: Tile(16, 64, 8, 2)},
     ("key_grad", 16, 120): {64: Tile(32, 64, 8, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
     # float32 multiplies without tensor cores, exactly: small tiles, or the products alone would fill the registers.
@@ -43,6 +43,9 @@ TILES = {
     **{("key_grad", 32, chip): {64: Tile(16, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
     ("key_grad", 32, 90): {64: Tile(16, 16, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)},
 }  # fmt: skip
+
+# The same where scores are capped, whose derivative takes registers of its own; all others as above.
+CAPPED = {("key_grad", 16, 90): {128: Tile(32, 128, 8, 2)}}
 
 
 class HeadTile(typing.NamedTuple):
@@ -87,10 +90,15 @@ def padded(head_dim):
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def tile(kernel, head_dim, dtype, chip):
-    """The tile of a kernel ("forward", "query_grad" or "key_grad") for a head dim, a dtype and one of `CHIPS`."""
-    tiles = TILES[kernel, dtype.itemsize * 8, chip]
-    return tiles[min(size for size in tiles if size >= padded(head_dim))]
+def tile(kernel, head_dim, dtype, chip, capped=False):
+    """The tile of a kernel ("forward", "query_grad" or "key_grad") for a head dim, a dtype and one of `CHIPS`.
+
+    capped: whether scores have a soft cap.
+    """
+    key = kernel, dtype.itemsize * 8, chip
+    tiles = TILES[key]
+    size = min(size for size in tiles if size >= padded(head_dim))
+    return CAPPED.get(key, {}).get(size, tiles[size]) if capped else tiles[size]
 
 
 @torch.compiler.assume_constant_result
@@ -113,11 +121,11 @@ def chip_of(device):
     return {8: 80, 9: 90, 10: 100, 11: 100}.get(major, 120)
 
 
-def attention(kernel, head_dim, dtype, device):
-    """The tile that a kernel is launched with on a device."""
+def attention(kernel, head_dim, dtype, device, capped=False):
+    """The tile that a kernel is launched with on a device, with a soft cap or without."""
     if kernel in _forced:
         return _forced[kernel]
-    return tile(kernel, head_dim, dtype, chip_of(device)) if device.type == "cuda" else INTERPRETER
+    return tile(kernel, head_dim, dtype, chip_of(device), capped) if device.type == "cuda" else INTERPRETER
 
 
 def head(kernel, num_readings, device, tensor_cores=False):
