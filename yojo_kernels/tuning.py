@@ -30,11 +30,11 @@ TILES = {
     ("forward", 16, 120): {32: Tile(64, 32, 4, 2), 64: Tile(128, 64, 8, 2), 128: Tile(64, 32, 8, 2), 256: Tile(64, 32, 8, 1)},
     ("query_grad", 16, 80): {64: Tile(128, 64, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
     ("query_grad", 16, 90): {128: Tile(128, 128, 8, 2), 256: Tile(128, 32, 8, 2)},
-    ("query_grad", 16, 100): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 1)},
+    ("query_grad", 16, 100): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 2)},
     ("query_grad", 16, 120): {64: Tile(128, 32, 8, 2), 128: Tile(64, 32, 8, 2), 256: Tile(32, 16, 4, 1)},
-    ("key_grad", 16, 80): {64: Tile(32, 64, 8, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
-    ("key_grad", 16, 90): {128: Tile(64, 128, 8, 2), 256: Tile(32, 128, 8, 2)},
-    ("key_grad", 16, 100): {64: Tile(64, 128, 8, 2), 128: Tile(32, 128, 8, 2), 256: Tile(16, 64, 8, 2)},
+    ("key_grad", 16, 80): {256: Tile(32, 64, 8, 2)},
+    ("key_grad", 16, 90): {64: Tile(64, 128, 8, 2), 128: Tile(64, 128, 8, 2), 256: Tile(32, 128, 8, 2)},
+    ("key_grad", 16, 100): {128: Tile(64, 128, 8, 2), 256: Tile(32, 128, 8, 2)},
     ("key_grad", 16, 120): {64: Tile(32, 64, 8, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
     # float32 multiplies without tensor cores, exactly: small tiles, or the products alone would fill the registers.
     **{("forward", 32, chip): {32: Tile(32, 16, 8, 1), 64: Tile(32, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(8, 16, 8, 1)} for chip in CHIPS},
@@ -45,7 +45,10 @@ TILES = {
 }  # fmt: skip
 
 # The same where scores are capped, whose derivative takes registers of its own; all others as above.
-CAPPED = {("key_grad", 16, 90): {128: Tile(32, 128, 8, 2)}}
+CAPPED = {
+    ("query_grad", 16, 80): {64: Tile(128, 32, 8, 2)},
+    ("key_grad", 16, 90): {128: Tile(32, 128, 8, 2)},
+}
 
 
 class HeadTile(typing.NamedTuple):
