@@ -135,7 +135,7 @@ def _tables(layout, device):
         layout._tables.clear()
         for kernel in ("forward", "query_grad"):
             layout.query_tiles(*tiles[kernel][:2])
-        return layout.key_tiles(*tiles["key_grad"][:2], 66)
+        return layout.key_tiles(*tiles["key_grad"][:2], 66, group=4)
 
     return make_tables
 

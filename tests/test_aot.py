@@ -30,11 +30,11 @@ def _named_configurations():
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("chip", tuning.CHIPS)
-@pytest.mark.parametrize("kernel", ["forward", "query_grad", "key_grad"])
+@pytest.mark.parametrize("kernel", ["forward", "query_grad", "key_grad", "value_grad"])
 def test_a_16_bit_kernel_stays_in_registers(kernel, chip, head_dim):
-    for features in aot.FEATURES if chip == 90 else ("all",):
-        report = aot.compile_kernel(kernel, chip, torch.bfloat16, head_dim, features)
-        assert report.problems(RECORDED) == []
+    wanted = None if chip == 90 else ("all",)
+    for arguments in aot.configurations((chip,), (torch.bfloat16,), (head_dim,), (kernel,), wanted):
+        assert aot.compile_kernel(*arguments).problems(RECORDED) == []
 
 
 @pytest.mark.parametrize(
@@ -83,15 +83,48 @@ def test_every_tile_is_among_what_is_compiled():
     for kernel in ("forward", "query_grad", "key_grad"):
         for chip in tuning.CHIPS:
             for dtype in launch.DTYPES:
-                compiled = {tuning.tile(kernel, dim, dtype, chip) for dim in aot.HEAD_DIMS}
-                table = tuning.TILES[kernel, dtype.itemsize * 8, chip]
-                assert compiled == set(table.values()) and max(table) == attention.MAX_HEAD_DIM
+                key = kernel, dtype.itemsize * 8, chip
+                for capped, table in (
+                    (False, tuning.TILES[key]),
+                    (True, tuning.TILES[key] | tuning.CAPPED.get(key, {})),
+                ):
+                    compiled = {tuning.tile(kernel, dim, dtype, chip, capped) for dim in aot.HEAD_DIMS}
+                    assert compiled == set(table.values()) and max(table) == attention.MAX_HEAD_DIM
 
 
-def test_a_spill_in_a_loop_is_seen():
-    report = aot.compile_kernel("key_grad", 90, torch.bfloat16, 128, tile=tuning.Tile(64, 128, 8, 3))
-    assert report.spills >= report.loop_spills > 0
-    assert any("spill instructions inside an inner loop" in problem for problem in report.problems())
+def test_a_spill_at_every_step_is_seen():
+    report = aot.compile_kernel("key_grad", 90, torch.bfloat16, 128, "all", tuning.Tile(64, 128, 8, 2))
+    assert report.spills >= report.loop_spills >= report.step_spills > 0
+    assert any("spill instructions at every step" in problem for problem in report.problems())
+
+
+LOOP = """.L_x_1:
+/*0010*/ LDS R2, [R4] ;
+/*0020*/ @!P0 BRA `(.L_x_2) ;
+/*0030*/ {mask} ;
+/*0040*/ FSEL R2, R2, RZ, P1 ;
+/*0050*/ BRA `(.L_x_2) ;
+.L_x_2:
+/*0060*/ {step} ;
+/*0070*/ FFMA R3, R2, R2, R3 ;
+/*0080*/ @P3 BRA `(.L_x_1) ;""".replace("\n/", "\n        /")
+
+
+@pytest.mark.parametrize(
+    "mask, step, spilled",
+    [("LDL R5, [R1]", "NOP", 0), ("NOP", "STL [R1], R5", 1), ("LDL R5, [R1]", "@P2 LDL R5, [R1]", 1)],
+)
+def test_what_a_full_step_branches_over_is_not_at_every_step(mask, step, spilled):
+    (loop,) = aot._inner_loops(aot._instructions(LOOP.format(mask=mask, step=step)))
+    full = aot._full_step(loop)
+    assert len(full) == 5 and sum(map(aot._is_spill, full)) == spilled
+
+
+def test_a_loop_without_a_way_through_it_counts_as_a_whole():
+    """A step that goes on elsewhere and comes back."""
+    lines = LOOP.format(mask="LDL R5, [R1]", step="NOP").replace("@!P0 BRA `(.L_x_2)", "BRA `(.L_x_9)")
+    (loop,) = aot._inner_loops(aot._instructions(lines))
+    assert aot._full_step(loop) == loop
 
 
 def test_spills_may_not_grow():

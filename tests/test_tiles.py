@@ -59,6 +59,7 @@ def random_case(seed):
         "block_n": rng.choice([1, 3, 4, 8, 16, 64, 300]),
         "extra": rng.choice([1, 2, 5, 66]),
         "shortest": rng.choice([1, 1, 2, 16]),
+        "group": rng.choice([1, 1, 2, 3, 8]),
     }
 
 
@@ -89,6 +90,7 @@ def extreme_cases():
                 "block_n": block_n,
                 "extra": rng.choice([1, 3, 66]),
                 "shortest": 1,
+                "group": rng.choice([1, 4]),
             }
 
 
@@ -120,17 +122,10 @@ class Row:
 
 
 def walk(lo, end, first, behind, size, piece=None):
-    """(start, stop, full) of the steps of a run, as the kernels number them: full ones, then those at the borders."""
-    from_step, to_step = (0, -(-(end - lo) // size)) if piece is None else piece
-    if piece is not None:
-        first = min(max(first, from_step), to_step)
-        behind = min(max(behind, first), to_step)
-    full = behind - first
-    for j in range(first, behind):
-        yield lo + j * size, lo + (j + 1) * size, True
-    for i in range(from_step, to_step - full):
-        start = lo + (i if i < first else i + full) * size
-        yield start, min(start + size, end), False
+    """(start, stop, full) of the steps of a run, in order; of those numbered from piece[0] to piece[1]."""
+    for step in range(*(piece or (0, -(-(end - lo) // size)))):
+        start = lo + step * size
+        yield start, min(start + size, end), first <= step < behind
 
 
 def check_walk(steps, run, size, plain, visible, mask, visits):
@@ -193,12 +188,16 @@ def test_query_tiles_lead_to_every_visible_pair_once(name):
 def test_key_tiles_lead_to_every_visible_pair_once(name, monkeypatch):
     case = CASES[name]()
     monkeypatch.setattr(tile_tables, "SHORTEST_PIECE", case["shortest"])
-    layout, block_m, block_n, extra = case["layout"], case["block_m"], case["block_n"], case["extra"]
+    layout, block_m, block_n, group = case["layout"], case["block_m"], case["block_n"], case["group"]
     row = Row(layout, case["window"])
-    items, sums = (table.numpy() for table in layout.key_tiles(block_m, block_n, extra, case["window"]))
-    assert items.shape == (layout.num_tokens // block_n + 2 * layout.num_samples + extra, tile_tables.KEY_COLUMNS)
+    tables = layout.key_tiles(block_m, block_n, case["extra"], case["window"], group)
+    items, sums = (table.numpy() for table in tables)
+    most = layout.num_tokens // block_n + 2 * layout.num_samples
+    extra = min(case["extra"], -(-most * -(-layout.num_tokens // block_m) * group // case["shortest"]))
+    assert items.shape == (most + extra, tile_tables.KEY_COLUMNS)
     assert sums.shape == (extra, 4)
-    owners, visits = np.zeros(row.size, int), np.zeros((row.size, row.size), int)
+    # Every head of the group visits what the keys see, each by itself.
+    owners, visits = np.zeros(row.size, int), np.zeros((group, row.size, row.size), int)
     tiles, weights = {}, []
     for start, end, lo, stop, first, behind, from_step, to_step, slot in used_tiles(items):
         assert end - start <= block_n
@@ -210,20 +209,22 @@ def test_key_tiles_lead_to_every_visible_pair_once(name, monkeypatch):
         assert set(row.sample[lo:stop].tolist()) == {row.sample[start].item()}
         if row.branch[start] >= 0:  # a branch is heard by itself alone
             assert set(row.segment[lo:stop].tolist()) <= set(row.segment[start:end].tolist())
-        steps = walk(lo, stop, first, behind, block_m, (from_step, to_step))
-        sides = [matrix[:, start:end].T for matrix in (row.visible, row.key_mask, visits)]
-        check_walk(steps, (lo, stop), block_m, row.plain, *sides)
+        steps = -(-(stop - lo) // block_m)
+        for member in range(group):
+            of_member = [min(max(step - member * steps, 0), steps) for step in (from_step, to_step)]
+            sides = [matrix[:, start:end].T for matrix in (row.visible, row.key_mask, visits[member])]
+            check_walk(walk(lo, stop, first, behind, block_m, of_member), (lo, stop), block_m, row.plain, *sides)
     for start, end, *_ in tiles:
         owners[start:end] += 1
     assert (owners == 1).all()
-    assert np.array_equal(visits, row.visible)
+    assert all(np.array_equal(of_head, row.visible) for of_head in visits)
     assert weights == sorted(weights, reverse=True)
-    check_pieces(tiles, sums, block_m, extra, case["shortest"])
+    check_pieces(tiles, sums, block_m, extra, case["shortest"], group)
 
 
-def check_pieces(tiles, sums, block_m, extra, shortest):
+def check_pieces(tiles, sums, block_m, extra, shortest, group):
     """Pieces partition the steps of their tile, and the slots of a split tile's pieces lie side by side."""
-    counts = {tile: -(-(tile[3] - tile[2]) // block_m) for tile in tiles}
+    counts = {tile: -(-(tile[3] - tile[2]) // block_m) * group for tile in tiles}
     longest = max(shortest, -(-sum(counts.values()) // extra))
     slots, expected = [], {}
     for tile, pieces in tiles.items():
@@ -247,7 +248,7 @@ def check_pieces(tiles, sums, block_m, extra, shortest):
 
 def test_the_cases_reach_what_they_are_for(monkeypatch):
     """Full steps, full steps in the middle of a run, split tiles with full steps: else the checks above say little."""
-    found = dict.fromkeys(["full", "windowed full", "block full", "split", "split full", "hole"], 0)
+    found = dict.fromkeys(["full", "windowed full", "block full", "split", "split full", "split by head", "hole"], 0)
     for name in CASES:
         case = CASES[name]()
         monkeypatch.setattr(tile_tables, "SHORTEST_PIECE", case["shortest"])
@@ -258,9 +259,11 @@ def test_the_cases_reach_what_they_are_for(monkeypatch):
         found["windowed full"] += (tiles[:, [4, 8]] > 0).any() and full > 0
         found["block full"] += layout.block is not None and full > 0
         found["hole"] += ((tiles[:, 6] > tiles[:, 3]) & (tiles[:, 3] > tiles[:, 2])).any()
-        items = layout.key_tiles(case["block_m"], case["block_n"], case["extra"], window)[0].numpy()
+        items = layout.key_tiles(case["block_m"], case["block_n"], case["extra"], window, case["group"])[0].numpy()
         split = items[(items[:, 8] >= 0) & (items[:, 1] > items[:, 0])]
         found["split"] += len(split) > 0
+        steps = -((split[:, 2] - split[:, 3]) // case["block_m"])
+        found["split by head"] += (split[:, 6] // steps < (split[:, 7] - 1) // steps).any()  # a piece of several heads
         found["split full"] += (split[:, 5] > split[:, 4]).any()
     assert min(found.values()) >= 20, found
 
@@ -270,8 +273,18 @@ def test_long_rows_are_split_by_the_default_rule():
     items, sums = layout.key_tiles(64, 64, 66)
     weights = (items[:, 7] - items[:, 6]).tolist()
     assert sums[:, 3].any() and max(weights) == -(-sum(weights) // 66) > tile_tables.SHORTEST_PIECE
-    short = Layout.build([300], [[200]]).key_tiles(64, 64, 1000)
+    short = Layout.build([100], [[200]]).key_tiles(64, 64, 1000)
     assert not short[1][:, 3].any()  # no tile has more than SHORTEST_PIECE steps
+
+
+def test_pieces_of_short_rows_keep_all_processors_busy():
+    """A prompt of 256 and 4 responses of 100, 32 heads on 8: no piece is longer than what falls to one of 132."""
+    layout = Layout.build([256], [[100] * 4])
+    items, sums = layout.key_tiles(64, 128, 66, group=4)
+    steps = items[:, 7] - items[:, 6]
+    assert 132 <= 8 * (steps > 0).sum() <= 2 * 132  # programs of 8 key heads
+    assert steps.max() <= tile_tables.SHORTEST_PIECE <= -(-8 * steps.sum() // 132)
+    assert sums.shape[0] < 66  # bounded by the row's size
 
 
 def test_a_block_needs_no_mask_inside():
@@ -363,7 +376,7 @@ def test_operators_are_well_formed(window, blocks):
     layout = build() if blocks else Layout.build([20], [[5, 1, 30]])
     for operator, settings in (
         (torch.ops.yojo.query_tiles, (16, 8, window)),
-        (torch.ops.yojo.key_tiles, (8, 16, 4, window)),
+        (torch.ops.yojo.key_tiles, (8, 16, 4, 2, window)),
     ):
         given = arguments(layout, *settings)
         torch.library.opcheck(operator.default, given)
@@ -394,14 +407,14 @@ def test_a_pass_knows_which_tables_it_asked_for_and_another_makes_them_at_once()
     first = layout.for_one_pass()
     assert first.tables_of_pass == () == layout.tables_of_pass
     tiles, items = first.query_tiles(16, 8, 5), first.key_tiles(8, 16, 4)
-    assert first.tables_of_pass == (("query_tiles", (16, 8, 5)), ("key_tiles", (8, 16, 4, 0)))
+    assert first.tables_of_pass == (("query_tiles", (16, 8, 5)), ("key_tiles", (8, 16, 4, 1, 0)))
     again = layout.for_one_pass()
     assert again.query_tiles(16, 8, 5) is tiles and again.tables_of_pass == first.tables_of_pass[:1]  # kept, and noted
     other = build().for_one_pass(first.tables_of_pass)
     assert other.tables_of_pass == first.tables_of_pass
     made = other._tables_of_pass
     assert torch.equal(made["query_tiles", (16, 8, 5)], tiles)
-    assert all(map(torch.equal, made["key_tiles", (8, 16, 4, 0)], items))
+    assert all(map(torch.equal, made["key_tiles", (8, 16, 4, 1, 0)], items))
 
 
 def test_tables_are_made_inside_a_compiled_graph():

@@ -25,6 +25,7 @@ class Asking:
     Attributes:
         head_dim, num_heads, num_key_heads: as its attention function gets them.
         window: sliding window, or None.
+        capped: whether scores have a soft cap.
         causal: whether the kernels also run rows that are causal as they stand.
     """
 
@@ -32,6 +33,7 @@ class Asking:
     num_heads: int
     num_key_heads: int
     window: int | None
+    capped: bool = False
     causal: bool = True
 
 
@@ -58,7 +60,8 @@ class Facts:
             if layout.causal and layer.window is None and not layer.causal:
                 continue
             heads = layer.num_heads, layer.num_key_heads
-            keys = tables_for(layout, self.machine, self.dtype, layer.head_dim, *heads, layer.window, gradients)
+            facts = layer.head_dim, *heads, layer.window, gradients, layer.capped
+            keys = tables_for(layout, self.machine, self.dtype, *facts)
             found.update(dict.fromkeys(key for key in keys if key is not None))
         return list(found)
 
@@ -92,7 +95,8 @@ def asking(module):
     head_dim = getattr(module, "qk_head_dim", None) or getattr(module, "head_dim", None)
     groups = getattr(module, "num_key_value_groups", None) or heads // getattr(config, "num_key_value_heads", heads)
     own = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
-    return Asking(head_dim or config.hidden_size // heads, heads, heads // groups, own)
+    capped = bool(getattr(module, "attn_logit_softcapping", None))
+    return Asking(head_dim or config.hidden_size // heads, heads, heads // groups, own, capped)
 
 
 class Tables:

@@ -5,11 +5,13 @@
     python -m yojo_kernels.aot --record     # after a change of kernels or tiles: write this Triton's part of spills.json anew
 
 One line per kernel, chip, dtype, head dim and set of features: registers and shared memory of a program, instructions
-that spill registers to memory (all, and those inside an inner loop that multiplies matrices, where they cost time at
-every step), and tensor-core instructions. The exit status is 1 when a configuration breaks a rule of `problems`.
+that spill registers to memory (all, those inside an inner loop that multiplies matrices, and those among them at every
+step of it), and tensor-core instructions. The exit status is 1 when a configuration breaks a rule of `problems`.
 
-`spills.json` beside this file holds, by version of Triton, the spills outside inner loops, which cost little but may not
-grow. For a version without a record the other rules hold.
+No forward kernel spills at all, and no kernel of attention at a full step, the one that all long rows are made of: the
+shortest way through the loop's body. What a border step runs besides, its mask, may spill: it is under a condition, and
+few steps are at a border. `spills.json` beside this file holds, by version of Triton, all spills, which may not grow; for
+a version without a record the other rules hold.
 """
 
 import argparse
@@ -26,19 +28,26 @@ import tempfile
 
 import torch
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from yojo_kernels import attention, head, launch, loss, tuning
 
-HEAD_DIMS = (16, 32, 64, 80, 96, 128, 192, 256)
-ATTENTION_KERNELS = ("forward", "query_grad", "key_grad", "sum")
+HEAD_DIMS = (16, 32, 64, 72, 80, 96, 128, 192, 256)
+HEADS = {"q": 32, "o": 32, "do": 32, "dq": 32, "k": 8, "v": 8, "dk": 8, "dv": 8}  # of each tensor of attention
+INPUTS = ("q", "k", "v", "do")  # those that a model makes; all others are made by the launch
+ROWS = 4097  # of tensors that strides are taken from; where heads come first, strides over heads depend on it
+ATTENTION_KERNELS = ("forward", "query_grad", "key_grad", "value_grad", "sum")  # value_grad: key_grad's other launch
 HEAD_KERNELS = ("head_forward", "head_backward", "head_merge", "linear_forward", "linear_backward")
 KERNELS = (*ATTENTION_KERNELS, *HEAD_KERNELS, "loss")
 FEATURES = {
     "plain": {},
     "all": {"HAS_BLOCKS": True, "HAS_WINDOW": True, "HAS_SOFTCAP": True, "HAS_LSE_GRAD": True},
 }
+FEATURES["uncapped"] = FEATURES["all"] | {"HAS_SOFTCAP": False}  # where a soft cap has a tile of its own
+FEATURES["heads_first"] = FEATURES["all"]  # and inputs in heads-first storage, whose strides over heads are arguments
+HEADS_FIRST_DIMS = (72, 128, 256)  # that are compiled for heads-first storage: one more prologue, the same loops
 ACTIVATIONS = ("silu", "gelu")  # the usual one, and the one with the most instructions
 LOSS_KINDS = {"best": False, "soft": False, "plackett_luce": True, "bradley_terry": True}  # whether pairs are compared
 DTYPE_NAMES = ("bfloat16", "float16", "float32")
@@ -61,7 +70,10 @@ class Report:
         registers: registers of a thread.
         spills: instructions that move a register to or from local memory.
         loop_spills: those among them inside an innermost loop that multiplies matrices.
+        step_spills: those among these at every step, the shortest way through the loop's body; a border step of an
+            attention kernel runs more than that.
         shared: bytes of shared memory of a program.
+        narrow: loads and stores of 8 or 16 bits, where neighbours could be moved at once.
         wgmma: warp-group matrix instructions (Hopper); mma: all other tensor-core instructions.
     """
 
@@ -74,7 +86,9 @@ class Report:
     registers: int
     spills: int
     loop_spills: int
+    step_spills: int
     shared: int
+    narrow: int
     wgmma: int
     mma: int
 
@@ -95,11 +109,16 @@ class Report:
             found.append(f"{self.spills} spill instructions, {recorded.get(self.name, 0)} are recorded")
         if self.kernel.endswith("forward") and self.spills:
             found.append(f"the forward kernel spills ({self.spills} instructions)")
-        if self.loop_spills:
+        if self.kernel in ("query_grad", "key_grad", "value_grad"):
+            if self.step_spills:
+                found.append(f"{self.step_spills} spill instructions at every step of an inner loop")
+        elif self.loop_spills:
             found.append(f"{self.loop_spills} spill instructions inside an inner loop")
         if self.shared > tuning.SHARED_MEMORY[self.chip]:
             found.append(f"{self.shared} bytes of shared memory; the chip has {tuning.SHARED_MEMORY[self.chip]}")
-        multiplies = self.kernel in ("forward", "query_grad", "key_grad", "head_forward", "head_backward")
+        if self.narrow and self.kernel in ATTENTION_KERNELS and self.head_dim % 8 == 0:
+            found.append(f"{self.narrow} loads or stores of single 16-bit values")
+        multiplies = self.kernel in ("forward", "query_grad", "key_grad", "value_grad", "head_forward", "head_backward")
         if multiplies and self.dtype == "float16" and self.kernel in HEAD_KERNELS:
             multiplies = False  # computed in float32
         if multiplies and self.dtype != "float32":
@@ -113,11 +132,11 @@ class Report:
         return (
             f"{self.kernel:<15} sm_{self.chip:<4}{self.dtype:<9} {self.head_dim:>4} {self.features:<16}"
             f"{'x'.join(map(str, self.tile[:-2])):>10} {self.tile[-2]:>5} {self.tile[-1]:>6} {self.registers:>5} "
-            f"{self.spills:>6} {self.loop_spills:>7} {self.shared / 1024:>6.0f}K {self.wgmma:>5} {self.mma:>5}"
+            f"{self.spills:>6} {self.loop_spills:>7} {self.step_spills:>6} {self.shared / 1024:>6.0f}K {self.wgmma:>5} {self.mma:>5}"
         )
 
 
-HEADER = "kernel          chip   dtype     head features              tile warps stages  regs spills in loop shared wgmma   mma"
+HEADER = "kernel          chip   dtype     head features              tile warps stages  regs spills in loop always shared wgmma   mma"
 
 
 def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None):
@@ -128,7 +147,8 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
         chip: compute capability, 80, 90, 100 or 120.
         dtype: bfloat16, float16 or float32; of the hidden states for the value head, whose weights are float32.
         head_dim: 1 to 256 for attention; else 0.
-        features: for attention "plain", or "all" for blocks, window, soft cap and a gradient of the log-sum-exp; for
+        features: for attention "plain", "all" for blocks, window, soft cap and a gradient of the log-sum-exp,
+            "uncapped" for these without the soft cap, or "heads_first" for all and inputs in heads-first storage; for
             the value head and the loss one of `features_of(kernel)`.
         tile: `tuning.Tile` or `tuning.HeadTile` to try instead of the one of the tables.
 
@@ -151,7 +171,7 @@ def build(kernel, chip, dtype, head_dim=0, features="plain", tile=None):
         module, (constants, sizes) = attention, _attention_launch(kernel, chip, dtype, head_dim, features, tile)
         pointers = _attention_pointer
     num_warps, num_stages = constants.pop("num_warps"), constants.pop("num_stages", 3)
-    function = getattr(module, f"{kernel}_kernel")
+    function = getattr(module, "key_grad_kernel" if kernel == "value_grad" else f"{kernel}_kernel")
     signature, constexprs, attributes = {}, {}, {}
     for index, name in enumerate(function.arg_names):
         if name in constants:
@@ -163,8 +183,8 @@ def build(kernel, chip, dtype, head_dim=0, features="plain", tile=None):
             signature[name] = "i32"
         else:
             signature[name] = pointers(name, dtype)
-        # Tensors as models hand them over: aligned to 16 bytes, strides and sizes multiples of 16 entries.
-        aligned = name.startswith("stride_") and name != "stride_grad"
+        # Tensors as models hand them over: aligned to 16 bytes, sizes and strides of the value head multiples of 16.
+        aligned = name.startswith(("stride_hidden", "stride_weight", "stride_dlse"))
         if signature[name].startswith("*") or aligned or name in ("H", "K"):
             attributes[index,] = [["tt.divisibility", 16]]
     compiled = triton.compile(
@@ -190,20 +210,45 @@ def _report(compiled, kernel, chip, dtype, head_dim, features, tile):
         registers=int(registers.group(1)),
         spills=sum(map(_is_spill, instructions)),
         loop_spills=sum(_is_spill(line) for body in loops for line in body),
+        step_spills=sum(_is_spill(line) for body in loops for line in _full_step(body)),
         shared=compiled.metadata.shared,
+        narrow=sum(bool(re.search(r"\b(LDG|STG)\S*\.[US](8|16)\b", line)) for line in instructions),
         wgmma=sum(bool(re.search(r"\b[A-Z]*GMMA\b", line)) for line in instructions),
         mma=sum(bool(re.search(r"\b(HMMA|UTC\w*MMA|QMMA)\b", line)) for line in instructions),
     )
 
 
+def _tile(kernel, head_dim, dtype, chip, capped):
+    by_keys = kernel in ("key_grad", "value_grad", "sum")
+    return tuning.tile("key_grad" if by_keys else kernel, head_dim, dtype, chip, capped)
+
+
 def _attention_launch(kernel, chip, dtype, head_dim, features, tile):
     """(what a kernel is compiled for, sizes of its tile)."""
-    tile = tile or tuning.tile("key_grad" if kernel == "sum" else kernel, head_dim, dtype, chip)
+    tile = tile or _tile(kernel, head_dim, dtype, chip, FEATURES[features].get("HAS_SOFTCAP", False))
     constants = attention.constants(head_dim, tile)
+    if kernel in ("key_grad", "value_grad", "sum"):
+        first, *rest = attention.key_passes(dtype, head_dim)
+        constants |= first if kernel == "value_grad" or not rest else rest[0]
     if kernel == "sum":
-        constants["num_warps"] = attention.SUM_WARPS
+        constants |= attention.sum_constants(head_dim, tile)
     constants |= {"HAS_LSE_GRAD": False, "RELOAD": attention.reloads(dtype, head_dim), **FEATURES[features]}
-    return constants, (tile.block_m, tile.block_n)
+    return constants | _constant_strides(head_dim, features), (tile.block_m, tile.block_n)
+
+
+def _constant_strides(head_dim, features):
+    """Strides that are constants where 32 query heads share 8 key heads, and the unit of all strides."""
+    constants, unit = {}, launch.LARGEST_UNIT
+    for name, heads in HEADS.items():
+        tensor = torch.empty((ROWS, heads, head_dim), device="meta")
+        if features == "heads_first" and name in INPUTS:
+            tensor = torch.empty((heads, ROWS, head_dim), device="meta").transpose(0, 1)
+        strides, of_tensor = launch.strides(tensor)
+        unit = min(unit, of_tensor)
+        for stride, axis in zip(strides, "th", strict=True):
+            if isinstance(stride, tl.constexpr):
+                constants[f"stride_{name}{axis}"] = stride.value
+    return constants | {"UNIT": unit}
 
 
 def _attention_pointer(name, dtype):
@@ -279,11 +324,42 @@ def _inner_loops(instructions):
     labels = {line[:-1]: i for i, line in enumerate(instructions) if line.startswith(".L_")}
     loops = []
     for end, line in enumerate(instructions):
-        target = re.search(r"\bBRA\b.*`\((\.L_\w+)\)", line)
+        target = BRANCH.search(line)
         if target and labels.get(target.group(1), end) < end:
             loops.append((labels[target.group(1)], end))
     inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
     return [instructions[start : end + 1] for start, end in inner]
+
+
+BRANCH = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
+ALWAYS = re.compile(r"/\*\w+\*/\s+(BRA\s+`|EXIT|RET|NANOSLEEP)")  # without a predicate
+
+
+def _full_step(body):
+    """What a loop's body runs at least: its shortest way from the label to the branch back.
+
+    A border step does all that a full step does, and what the full step branches over: its mask. So the shortest way
+    is a full step; where there is none (code that lies elsewhere), all of the body is.
+    """
+    labels = {line[:-1]: i for i, line in enumerate(body) if line.startswith(".L_")}
+    count, before = {0: 0}, {}
+    for i, line in enumerate(body[:-1]):
+        if i not in count:
+            continue
+        branch = BRANCH.search(line)
+        following = [labels[branch.group(1)]] if branch and labels.get(branch.group(1), 0) > i else []
+        if not ALWAYS.match(line):
+            following.append(i + 1)
+        for j in following:
+            if count[i] + 1 < count.get(j, len(body) + 1):
+                count[j], before[j] = count[i] + 1, i
+    at, way = len(body) - 1, []
+    if at not in count:
+        return body
+    while at:
+        way.append(body[at])
+        at = before[at]
+    return [line for line in way[::-1] if not line.startswith(".L_")]
 
 
 def features_of(kernel):
@@ -310,6 +386,9 @@ def configurations(chips=tuning.CHIPS, dtypes=launch.DTYPES, head_dims=HEAD_DIMS
         if kernel != "loss" or dtype == torch.float32  # scores are float32
         for head_dim in (head_dims if kernel in ATTENTION_KERNELS else (0,))
         for feature in features_of(kernel)
+        if feature != "heads_first" or head_dim in HEADS_FIRST_DIMS
+        if kernel != "value_grad" or len(attention.key_passes(dtype, head_dim)) > 1
+        if feature != "uncapped" or len({_tile(kernel, head_dim, dtype, chip, capped) for capped in (False, True)}) > 1
         if features is None or feature in features or feature == "plain" == features_of(kernel)[0]
     ]
 

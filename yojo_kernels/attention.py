@@ -13,7 +13,7 @@ from yojo_kernels.layout import visible_to
 from yojo_kernels.tables import tables_for
 
 MAX_HEAD_DIM = 256
-SUM_WARPS = 8
+SUM_WARPS, SUM_ENTRIES = 8, 4096  # warps of a program that adds up pieces, and entries that it owns
 
 
 def obstacle(device, dtype, head_dim):
@@ -28,7 +28,7 @@ def multi_response_attention(query, key, value, layout, *, scale, window=None, s
     gradients = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     machine, heads = tuning.machine_of(query.device), (query.shape[1], key.shape[1])
     of_forward, of_queries, of_keys = tables_for(
-        layout, machine, query.dtype, query.shape[2], *heads, window, gradients
+        layout, machine, query.dtype, query.shape[2], *heads, window, gradients, bool(softcap)
     )
     tables = [layout.table(of_forward), None, None, None]
     if gradients:
@@ -69,6 +69,23 @@ def reloads(dtype, head_dim):
     return dtype == torch.float32 and head_dim > 128
 
 
+def key_passes(dtype, head_dim):
+    """Which gradients each launch of the kernel of key gradients makes, those of keys, those of values: constants.
+
+    Above a head dim of 128 the sums of both, of as many keys as fill the tensor cores, do not fit into registers: each
+    has a launch of its own, at the price of making the scores once more.
+    """
+    passes = ((False, True), (True, False)) if dtype.itemsize == 2 and head_dim > 128 else ((True, True),)
+    return [{"OF_KEYS": of_keys, "OF_VALUES": of_values} for of_keys, of_values in passes]
+
+
+def sum_constants(head_dim, tile):
+    """What the kernel that adds up the pieces of a tile is compiled for, besides which gradients."""
+    dim = tuning.padded(head_dim)
+    rows = min(tile.block_n, SUM_ENTRIES // dim)
+    return {"HEAD_DIM": head_dim, "BLOCK_D": dim, "BLOCK_N": tile.block_n, "ROWS": rows, "num_warps": SUM_WARPS}
+
+
 @torch.library.custom_op("yojo::attention", mutates_args=())
 def attention(
     query: torch.Tensor,
@@ -94,12 +111,12 @@ def attention(
     tile = tuning.attention("forward", head_dim, query.dtype, query.device)
     if scale < 0:
         query, scale = -query, -scale
+    strides, unit = launch.strides(query, key, value, output)
     with launch.on(query.device):
         forward_kernel[(tiles.shape[0] * num_heads,)](
             query, key, value, output, lse, tiles, bounds, position, position if block is None else block,
-            *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
-            num_tokens, num_heads, num_heads // key.shape[1], window, scale, softcap,
-            **constants(head_dim, tile, block, window, softcap),
+            *strides, num_tokens, num_heads, num_heads // key.shape[1], window, scale, softcap,
+            UNIT=unit, **constants(head_dim, tile, block, window, softcap),
         )  # fmt: skip
     return output, lse
 
@@ -138,37 +155,37 @@ def attention_backward(
     grad_query, grad_key, grad_value = (
         torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value)
     )
-    stats = torch.empty((2, num_heads, num_tokens), dtype=torch.float32, device=query.device)
+    stats = torch.empty((num_heads, num_tokens, 2), dtype=torch.float32, device=query.device)
     ids = (bounds, position, position if block is None else block)
-    by_query = tuning.attention("query_grad", head_dim, query.dtype, query.device)
-    by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device)
-    num_slots = 2 * key_grad_sums.shape[0]
+    by_query = tuning.attention("query_grad", head_dim, query.dtype, query.device, softcap > 0)
+    by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device, softcap > 0)
+    num_slots, passes = 2 * key_grad_sums.shape[0], key_passes(query.dtype, head_dim)
     pieces = torch.empty(
-        (num_key_heads, num_slots, 2, by_key.block_n, tuning.padded(head_dim)), dtype=torch.float32, device=query.device
-    )
+        (num_key_heads, num_slots, 2 // len(passes), by_key.block_n, tuning.padded(head_dim)),
+        dtype=torch.float32, device=query.device,
+    )  # fmt: skip
+    adding = sum_constants(head_dim, by_key)
+    strides, unit = launch.strides(query, key, value, output, grad_output, grad_query)
     with launch.on(query.device):
         query_grad_kernel[(query_grad_tiles.shape[0] * num_heads,)](
             query, key, value, output, grad_output, lse, lse if grad_lse is None else grad_lse, grad_query, stats,
             query_grad_tiles, *ids,
-            *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
-            *grad_output.stride()[:2], *grad_query.stride()[:2],
-            *((0, 0) if grad_lse is None else reversed(grad_lse.stride())),
+            *strides, *((0, 0) if grad_lse is None else reversed(grad_lse.stride())),
             num_tokens, num_heads, group, window, 0, scale, softcap,
-            HAS_LSE_GRAD=grad_lse is not None, RELOAD=reloads(query.dtype, head_dim),
+            HAS_LSE_GRAD=grad_lse is not None, RELOAD=reloads(query.dtype, head_dim), UNIT=unit,
             **constants(head_dim, by_query, block, window, softcap),
         )  # fmt: skip
-        key_grad_kernel[(key_grad_items.shape[0] * num_key_heads,)](
-            query, key, value, grad_output, stats, grad_key, grad_value, pieces, key_grad_items, *ids,
-            *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *grad_output.stride()[:2],
-            *grad_key.stride()[:2], *grad_value.stride()[:2],
-            num_tokens, num_key_heads, group, num_slots, window, scale, softcap,
-            **constants(head_dim, by_key, block, window, softcap),
-        )  # fmt: skip
-        sum_kernel[(key_grad_sums.shape[0] * num_key_heads,)](
-            grad_key, grad_value, pieces, key_grad_sums, *grad_key.stride()[:2], *grad_value.stride()[:2],
-            num_key_heads, num_slots,
-            HEAD_DIM=head_dim, BLOCK_D=tuning.padded(head_dim), BLOCK_N=by_key.block_n, num_warps=SUM_WARPS,
-        )  # fmt: skip
+        strides, unit = launch.strides(query, key, value, grad_output, grad_key, grad_value)
+        for gradients in passes:
+            key_grad_kernel[(key_grad_items.shape[0] * num_key_heads,)](
+                query, key, value, grad_output, stats, grad_key, grad_value, pieces, key_grad_items, *ids,
+                *strides, num_tokens, num_key_heads, group, num_slots, window, scale, softcap,
+                UNIT=unit, **gradients, **constants(head_dim, by_key, block, window, softcap),
+            )  # fmt: skip
+            sum_kernel[(key_grad_sums.shape[0] * (by_key.block_n // adding["ROWS"]) * num_key_heads,)](
+                grad_key, grad_value, pieces, key_grad_sums, *strides[-4:], num_key_heads, num_slots,
+                **gradients, **adding,
+            )  # fmt: skip
     return grad_query, grad_key, grad_value
 
 

@@ -255,9 +255,9 @@ class Layout:
         """The table of query tiles (see `yojo_kernels.tiles.query_tiles`), made on first use and kept."""
         return self._tiles("query_tiles", (block_m, block_n, window or 0))
 
-    def key_tiles(self, block_m, block_n, extra, window=None):
+    def key_tiles(self, block_m, block_n, extra, window=None, group=1):
         """The tables of key tiles and of reductions (see `yojo_kernels.tiles.key_tiles`), made on first use and kept."""
-        return self._tiles("key_tiles", (block_m, block_n, extra, window or 0))
+        return self._tiles("key_tiles", (block_m, block_n, extra, group, window or 0))
 
     def table(self, key):
         """The table that a key of `yojo_kernels.tables.tables_for` names, made on first use and kept."""

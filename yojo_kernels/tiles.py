@@ -12,7 +12,7 @@ import torch
 
 QUERY_COLUMNS = 10
 KEY_COLUMNS = 9
-SHORTEST_PIECE = 16  # steps below which a key tile's queries are not split further
+SHORTEST_PIECE = 8  # steps of one query head below which a key tile's queries are not split further
 
 
 @torch.library.custom_op("yojo::query_tiles", mutates_args=())
@@ -95,13 +95,15 @@ def key_tiles(
     block_m: int,
     block_n: int,
     extra: int,
+    group: int,
     window: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tiles of at most `block_n` keys of one prompt, or of one sample's branches, and the queries that see them.
 
-    Every response listens to the prompt, whose keys would keep a few programs busy long after all others are done:
-    the queries of a tile with more than its share of the steps are split into pieces, each an item of its own, whose
-    sums are added up afterwards in a fixed order.
+    A program takes the steps of all query heads that share its keys, one head after the other. Every response listens
+    to the prompt, whose keys would keep a few programs busy long after all others are done: a tile with more than its
+    share of the steps is split into pieces, each an item of its own, whose sums are added up afterwards in a fixed
+    order.
 
     Args:
         sample_offsets, prompt_ends, segment_offsets, position, block_span: as in `Layout`.
@@ -109,13 +111,14 @@ def key_tiles(
         block_m: queries of a step.
         block_n: keys of a tile.
         extra: a piece is at most 1 / extra of all steps (and never fewer than `SHORTEST_PIECE` steps).
+        group: query heads that share one head of keys.
         window: sliding window, 0 for none.
 
     Returns:
-        items: [T // block_n + 2 S + extra, 9] int32, heaviest first: start and end of the tile's keys (equal: an
-            empty item), the run of queries, first and last step of this piece, and the slot of its sums, -1 where
-            the tile is in one piece.
-        sums: [extra, 4] int32: start and end of a split tile's keys, its first slot and its number of pieces.
+        items: [T // block_n + 2 S + E, 9] int32, heaviest first: start and end of the tile's keys (equal: an empty
+            item), the run of queries, first and last step of this piece, counted over all heads of the group, and the
+            slot of its sums, -1 where the tile is in one piece. E is `extra`, or less for a short row (`_pieces`).
+        sums: [E, 4] int32: start and end of a split tile's keys, its first slot (2 E at most) and its number of pieces.
     """
     num_tokens, num_samples = position.shape[0], prompt_ends.shape[0]
     segments, sample_ends = segment_offsets, sample_offsets[1:].contiguous()
@@ -148,7 +151,8 @@ def key_tiles(
     run = _run(lo, end, full_lo, full_hi, block_m)
     table = torch.where((end_n > start_n)[:, None], torch.stack([start_n, end_n, *run], dim=1), 0)
 
-    steps = _steps(table[:, 2], table[:, 3], block_m)
+    extra = _pieces(extra, num_tokens, num_samples, block_m, block_n, group)
+    steps = _steps(table[:, 2], table[:, 3], block_m) * group
     longest = torch.clamp((steps.sum() + extra - 1) // extra, min=SHORTEST_PIECE)
     pieces = (steps + longest - 1) // longest
     piece_ends = pieces.cumsum(0)
@@ -173,12 +177,21 @@ def key_tiles(
 
 @key_tiles.register_fake
 def _(sample_offsets, prompt_ends, segment_offsets, position, block_span, position_extremes, block_m, block_n, extra,
-      window):  # fmt: skip
+      group, window):  # fmt: skip
     tiles = position.shape[0] // block_n + 2 * prompt_ends.shape[0]
+    extra = _pieces(extra, position.shape[0], prompt_ends.shape[0], block_m, block_n, group)
     return (
         position.new_empty((tiles + extra, KEY_COLUMNS), dtype=torch.int32),
         position.new_empty((extra, 4), dtype=torch.int32),
     )
+
+
+def _pieces(extra, num_tokens, num_samples, block_m, block_n, group):
+    """How many pieces more than tiles there can be: `extra`, or where a row has fewer, as many as its size allows."""
+    tiles = num_tokens // block_n + 2 * num_samples
+    steps = tiles * ((num_tokens + block_m - 1) // block_m) * group
+    most = torch.sym_max(1, (steps + SHORTEST_PIECE - 1) // SHORTEST_PIECE)
+    return torch.sym_min(extra, most)  # without asking which it is
 
 
 def _cut(starts, ends, size, count):

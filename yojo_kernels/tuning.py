@@ -29,12 +29,12 @@ TILES = {
     ("forward", 16, 100): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 2)},
     ("forward", 16, 120): {32: Tile(64, 32, 4, 2), 64: Tile(128, 64, 8, 2), 128: Tile(64, 32, 8, 2), 256: Tile(64, 32, 8, 1)},
     ("query_grad", 16, 80): {64: Tile(128, 64, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
-    ("query_grad", 16, 90): {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
-    ("query_grad", 16, 100): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 1)},
+    ("query_grad", 16, 90): {128: Tile(128, 128, 8, 2), 256: Tile(128, 32, 8, 2)},
+    ("query_grad", 16, 100): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 2)},
     ("query_grad", 16, 120): {64: Tile(128, 32, 8, 2), 128: Tile(64, 32, 8, 2), 256: Tile(32, 16, 4, 1)},
-    ("key_grad", 16, 80): {64: Tile(32, 64, 8, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
-    ("key_grad", 16, 90): {64: Tile(64, 128, 8, 2), 128: Tile(32, 128, 8, 2), 256: Tile(16, 64, 8, 2)},
-    ("key_grad", 16, 100): {64: Tile(64, 128, 8, 2), 128: Tile(32, 128, 8, 2), 256: Tile(16, 64, 8, 2)},
+    ("key_grad", 16, 80): {256: Tile(32, 64, 8, 2)},
+    ("key_grad", 16, 90): {64: Tile(64, 128, 8, 2), 128: Tile(64, 128, 8, 2), 256: Tile(32, 128, 8, 2)},
+    ("key_grad", 16, 100): {128: Tile(64, 128, 8, 2), 256: Tile(32, 128, 8, 2)},
     ("key_grad", 16, 120): {64: Tile(32, 64, 8, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
     # float32 multiplies without tensor cores, exactly: small tiles, or the products alone would fill the registers.
     **{("forward", 32, chip): {32: Tile(32, 16, 8, 1), 64: Tile(32, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(8, 16, 8, 1)} for chip in CHIPS},
@@ -43,6 +43,12 @@ TILES = {
     **{("key_grad", 32, chip): {64: Tile(16, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
     ("key_grad", 32, 90): {64: Tile(16, 16, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)},
 }  # fmt: skip
+
+# The same where scores are capped, whose derivative takes registers of its own; all others as above.
+CAPPED = {
+    ("query_grad", 16, 80): {64: Tile(128, 32, 8, 2)},
+    ("key_grad", 16, 90): {128: Tile(32, 128, 8, 2)},
+}
 
 
 class HeadTile(typing.NamedTuple):
@@ -87,10 +93,15 @@ def padded(head_dim):
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def tile(kernel, head_dim, dtype, chip):
-    """The tile of a kernel ("forward", "query_grad" or "key_grad") for a head dim, a dtype and one of `CHIPS`."""
-    tiles = TILES[kernel, dtype.itemsize * 8, chip]
-    return tiles[min(size for size in tiles if size >= padded(head_dim))]
+def tile(kernel, head_dim, dtype, chip, capped=False):
+    """The tile of a kernel ("forward", "query_grad" or "key_grad") for a head dim, a dtype and one of `CHIPS`.
+
+    capped: whether scores have a soft cap.
+    """
+    key = kernel, dtype.itemsize * 8, chip
+    tiles = TILES[key]
+    size = min(size for size in tiles if size >= padded(head_dim))
+    return CAPPED.get(key, {}).get(size, tiles[size]) if capped else tiles[size]
 
 
 @torch.compiler.assume_constant_result
@@ -125,16 +136,16 @@ def machine_of(device):
     return Machine(chip_of(device) if device.type == "cuda" else None, processors(device))
 
 
-def tile_on(machine, kernel, head_dim, dtype):
-    """The tile that a kernel is launched with on a `Machine`."""
+def tile_on(machine, kernel, head_dim, dtype, capped=False):
+    """The tile that a kernel is launched with on a `Machine`, with a soft cap or without."""
     if kernel in _forced:
         return _forced[kernel]
-    return INTERPRETER if machine.chip is None else tile(kernel, head_dim, dtype, machine.chip)
+    return INTERPRETER if machine.chip is None else tile(kernel, head_dim, dtype, machine.chip, capped)
 
 
-def attention(kernel, head_dim, dtype, device):
-    """The tile that a kernel is launched with on a device."""
-    return tile_on(machine_of(device), kernel, head_dim, dtype)
+def attention(kernel, head_dim, dtype, device, capped=False):
+    """The tile that a kernel is launched with on a device, with a soft cap or without."""
+    return tile_on(machine_of(device), kernel, head_dim, dtype, capped)
 
 
 def head(kernel, num_readings, device, tensor_cores=False):

@@ -42,6 +42,24 @@ def test_head_dims(dim):
     check(attention.multi_response_attention, random_case(7, head_dims=(dim,)), torch.float32)
 
 
+def test_above_128_keys_and_values_take_a_launch_each():
+    assert len(attention.key_passes(torch.float16, 136)) == 2 > len(attention.key_passes(torch.float16, 128))
+    check(attention.multi_response_attention, random_case(5, longest=12, head_dims=(136,)), torch.float16)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_two_launches_give_what_one_gives(seed, monkeypatch):
+    """To the bit, with tiles in pieces and values that are not finite, too."""
+    monkeypatch.setattr(tiles, "SHORTEST_PIECE", 2)
+    case = random_case(seed, longest=25)
+    case["tensors"][seed][0, 0, 0] = float("inf")
+    one = run(attention.multi_response_attention, case, torch.float32)
+    each = [{"OF_KEYS": False, "OF_VALUES": True}, {"OF_KEYS": True, "OF_VALUES": False}]
+    monkeypatch.setattr(attention, "key_passes", lambda dtype, head_dim: each)
+    two = run(attention.multi_response_attention, case, torch.float32)
+    assert all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(one, two, strict=True))
+
+
 def test_many_heads_share_one():
     case = random_case(3)
     q, k, v, grad, grad_lse = case["tensors"]

@@ -168,7 +168,7 @@ def test_tables_of_tiles(seed, window, device):
         extremes = tiles.position_extremes._init_fn(layout.segment_offsets, layout.position)
     fields = layout.sample_offsets, layout.prompt_ends, layout.segment_offsets, layout.position, layout.block_span
     assert isinstance(tiles.query_tiles._init_fn(*fields, extremes, 4, 8, window), OnDevice)
-    assert isinstance(tiles.key_tiles._init_fn(*fields, extremes, 4, 8, 2, window)[0], OnDevice)
+    assert isinstance(tiles.key_tiles._init_fn(*fields, extremes, 4, 8, 2, 3, window)[0], OnDevice)
     assert not device.waits
 
 
