@@ -25,12 +25,16 @@ import tempfile
 
 import torch
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from yojo_kernels import attention, head, launch, loss, tuning
 
-HEAD_DIMS = (16, 32, 64, 80, 96, 128, 192, 256)
+HEAD_DIMS = (16, 32, 64, 72, 80, 96, 128, 192, 256)
+HEADS = {"q": 32, "o": 32, "do": 32, "dq": 32, "k": 8, "v": 8, "dk": 8, "dv": 8}  # of each tensor of attention
+INPUTS = ("q", "k", "v", "do")  # those that a model makes; all others are made by the launch
+ROWS = 4097  # of tensors that strides are taken from; where heads come first, strides over heads depend on it
 ATTENTION_KERNELS = ("forward", "query_grad", "key_grad", "sum")
 HEAD_KERNELS = ("head_forward", "head_backward", "head_merge", "linear_forward", "linear_backward")
 KERNELS = (*ATTENTION_KERNELS, *HEAD_KERNELS, "loss")
@@ -38,6 +42,8 @@ FEATURES = {
     "plain": {},
     "all": {"HAS_BLOCKS": True, "HAS_WINDOW": True, "HAS_SOFTCAP": True, "HAS_LSE_GRAD": True},
 }
+FEATURES["heads_first"] = FEATURES["all"]  # and inputs in heads-first storage, whose strides over heads are arguments
+HEADS_FIRST_DIMS = (72, 128, 256)  # that are compiled for heads-first storage: one more prologue, the same loops
 ACTIVATIONS = ("silu", "gelu")  # the usual one, and the one with the most instructions
 LOSS_KINDS = {"best": False, "soft": False, "plackett_luce": True, "bradley_terry": True}  # whether pairs are compared
 DTYPE_NAMES = ("bfloat16", "float16", "float32")
@@ -61,6 +67,7 @@ class Report:
         spills: instructions that move a register to or from local memory.
         loop_spills: those among them inside an innermost loop that multiplies matrices.
         shared: bytes of shared memory of a program.
+        narrow: loads and stores of 8 or 16 bits, where neighbours could be moved at once.
         wgmma: warp-group matrix instructions (Hopper); mma: all other tensor-core instructions.
     """
 
@@ -74,6 +81,7 @@ class Report:
     spills: int
     loop_spills: int
     shared: int
+    narrow: int
     wgmma: int
     mma: int
 
@@ -98,6 +106,8 @@ class Report:
             found.append(f"{self.loop_spills} spill instructions inside an inner loop")
         if self.shared > tuning.SHARED_MEMORY[self.chip]:
             found.append(f"{self.shared} bytes of shared memory; the chip has {tuning.SHARED_MEMORY[self.chip]}")
+        if self.narrow and self.kernel in ATTENTION_KERNELS and self.head_dim % 8 == 0:
+            found.append(f"{self.narrow} loads or stores of single 16-bit values")
         multiplies = self.kernel in ("forward", "query_grad", "key_grad", "head_forward", "head_backward")
         if multiplies and self.dtype == "float16" and self.kernel in HEAD_KERNELS:
             multiplies = False  # computed in float32
@@ -127,8 +137,9 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
         chip: compute capability, 80, 90, 100 or 120.
         dtype: bfloat16, float16 or float32; of the hidden states for the value head, whose weights are float32.
         head_dim: 1 to 256 for attention; else 0.
-        features: for attention "plain", or "all" for blocks, window, soft cap and a gradient of the log-sum-exp; for
-            the value head and the loss one of `features_of(kernel)`.
+        features: for attention "plain", "all" for blocks, window, soft cap and a gradient of the log-sum-exp, or
+            "heads_first" for these and inputs in heads-first storage; for the value head and the loss one of
+            `features_of(kernel)`.
         tile: `tuning.Tile` or `tuning.HeadTile` to try instead of the one of the tables.
 
     Returns:
@@ -156,8 +167,8 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
             signature[name] = "i32"
         else:
             signature[name] = pointers(name, dtype)
-        # Tensors as models hand them over: aligned to 16 bytes, strides and sizes multiples of 16 entries.
-        aligned = name.startswith("stride_") and name != "stride_grad"
+        # Tensors as models hand them over: aligned to 16 bytes, sizes and strides of the value head multiples of 16.
+        aligned = name.startswith(("stride_hidden", "stride_weight", "stride_dlse"))
         if signature[name].startswith("*") or aligned or name in ("H", "K"):
             attributes[index,] = [["tt.divisibility", 16]]
     compiled = triton.compile(
@@ -180,6 +191,7 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
         spills=sum(map(_is_spill, instructions)),
         loop_spills=sum(_is_spill(line) for body in loops for line in body),
         shared=compiled.metadata.shared,
+        narrow=sum(bool(re.search(r"\b(LDG|STG)\S*\.[US](8|16)\b", line)) for line in instructions),
         wgmma=sum(bool(re.search(r"\b[A-Z]*GMMA\b", line)) for line in instructions),
         mma=sum(bool(re.search(r"\b(HMMA|UTC\w*MMA|QMMA)\b", line)) for line in instructions),
     )
@@ -192,7 +204,22 @@ def _attention_launch(kernel, chip, dtype, head_dim, features, tile):
     if kernel == "sum":
         constants["num_warps"] = attention.SUM_WARPS
     constants |= {"HAS_LSE_GRAD": False, "RELOAD": attention.reloads(dtype, head_dim), **FEATURES[features]}
-    return constants, (tile.block_m, tile.block_n)
+    return constants | _constant_strides(head_dim, features), (tile.block_m, tile.block_n)
+
+
+def _constant_strides(head_dim, features):
+    """Strides that are constants where 32 query heads share 8 key heads, and the unit of all strides."""
+    constants, unit = {}, launch.LARGEST_UNIT
+    for name, heads in HEADS.items():
+        tensor = torch.empty((ROWS, heads, head_dim), device="meta")
+        if features == "heads_first" and name in INPUTS:
+            tensor = torch.empty((heads, ROWS, head_dim), device="meta").transpose(0, 1)
+        strides, of_tensor = launch.strides(tensor)
+        unit = min(unit, of_tensor)
+        for stride, axis in zip(strides, "th", strict=True):
+            if isinstance(stride, tl.constexpr):
+                constants[f"stride_{name}{axis}"] = stride.value
+    return constants | {"UNIT": unit}
 
 
 def _attention_pointer(name, dtype):
@@ -300,6 +327,7 @@ def configurations(chips=tuning.CHIPS, dtypes=launch.DTYPES, head_dims=HEAD_DIMS
         if kernel != "loss" or dtype == torch.float32  # scores are float32
         for head_dim in (head_dims if kernel in ATTENTION_KERNELS else (0,))
         for feature in features_of(kernel)
+        if feature != "heads_first" or head_dim in HEADS_FIRST_DIMS
         if features is None or feature in features or feature == "plain" == features_of(kernel)[0]
     ]
 

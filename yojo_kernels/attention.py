@@ -94,12 +94,12 @@ def attention(
     tile = tuning.attention("forward", head_dim, query.dtype, query.device)
     if scale < 0:
         query, scale = -query, -scale
+    strides, unit = launch.strides(query, key, value, output)
     with launch.on(query.device):
         forward_kernel[(tiles.shape[0] * num_heads,)](
             query, key, value, output, lse, tiles, bounds, position, position if block is None else block,
-            *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
-            num_tokens, num_heads, num_heads // key.shape[1], window, scale, softcap,
-            **constants(head_dim, tile, block, window, softcap),
+            *strides, num_tokens, num_heads, num_heads // key.shape[1], window, scale, softcap,
+            UNIT=unit, **constants(head_dim, tile, block, window, softcap),
         )  # fmt: skip
     return output, lse
 
@@ -146,26 +146,24 @@ def attention_backward(
     pieces = torch.empty(
         (num_key_heads, num_slots, 2, by_key.block_n, tuning.padded(head_dim)), dtype=torch.float32, device=query.device
     )
+    strides, unit = launch.strides(query, key, value, output, grad_output, grad_query)
     with launch.on(query.device):
         query_grad_kernel[(query_grad_tiles.shape[0] * num_heads,)](
             query, key, value, output, grad_output, lse, lse if grad_lse is None else grad_lse, grad_query, stats,
             query_grad_tiles, *ids,
-            *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
-            *grad_output.stride()[:2], *grad_query.stride()[:2],
-            *((0, 0) if grad_lse is None else reversed(grad_lse.stride())),
+            *strides, *((0, 0) if grad_lse is None else reversed(grad_lse.stride())),
             num_tokens, num_heads, group, window, 0, scale, softcap,
-            HAS_LSE_GRAD=grad_lse is not None, RELOAD=reloads(query.dtype, head_dim),
+            HAS_LSE_GRAD=grad_lse is not None, RELOAD=reloads(query.dtype, head_dim), UNIT=unit,
             **constants(head_dim, by_query, block, window, softcap),
         )  # fmt: skip
+        strides, unit = launch.strides(query, key, value, grad_output, grad_key, grad_value)
         key_grad_kernel[(key_grad_items.shape[0] * num_key_heads,)](
             query, key, value, grad_output, stats, grad_key, grad_value, pieces, key_grad_items, *ids,
-            *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *grad_output.stride()[:2],
-            *grad_key.stride()[:2], *grad_value.stride()[:2],
-            num_tokens, num_key_heads, group, num_slots, window, scale, softcap,
-            **constants(head_dim, by_key, block, window, softcap),
+            *strides, num_tokens, num_key_heads, group, num_slots, window, scale, softcap,
+            UNIT=unit, **constants(head_dim, by_key, block, window, softcap),
         )  # fmt: skip
         sum_kernel[(key_grad_sums.shape[0] * num_key_heads,)](
-            grad_key, grad_value, pieces, key_grad_sums, *grad_key.stride()[:2], *grad_value.stride()[:2],
+            grad_key, grad_value, pieces, key_grad_sums, *launch.strides(grad_key, grad_value)[0],
             num_key_heads, num_slots,
             HEAD_DIM=head_dim, BLOCK_D=tuning.padded(head_dim), BLOCK_N=by_key.block_n, num_warps=SUM_WARPS,
         )  # fmt: skip

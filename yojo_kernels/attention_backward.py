@@ -18,6 +18,7 @@ from yojo_kernels.attention_steps import (
     _has_nan,
     _load_ids,
     _load_rows,
+    _of_head,
     _step_start,
     _store_rows,
     _tanh,
@@ -99,7 +100,7 @@ def _query_grad_again(q, k, v, out, do, lse, dlse, dq, bounds, position, block,
             own_end = tl.load(bounds + num_tokens + q_row, mask=q_row < end_m, other=0)
         acc = tl.zeros([STEP, BLOCK_D], tl.float32)
         for i in tl.range(0, steps_a + tl.cdiv(end_b - lo_b, STEP), num_stages=1):
-            again = i * zero  # read at every step, as with RELOAD
+            again = tl.multiple_of(i * zero, 16)  # read at every step, as with RELOAD
             q_tile = _load_rows(q + again, rows, stride_qt, start, end_m, columns, HEAD_DIM, BLOCK_D, True)
             do_tile = _load_rows(do + again, rows, stride_dot, start, end_m, columns, HEAD_DIM, BLOCK_D, True)
             acc = _query_grad_step(
@@ -112,13 +113,18 @@ def _query_grad_again(q, k, v, out, do, lse, dlse, dq, bounds, position, block,
         _store_rows(dq, acc * scale, rows, stride_dqt, start, end_m, columns, HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_heads", "group", "window", "zero"])
+@triton.jit(
+    do_not_specialize=[
+        "stride_qh", "stride_kh", "stride_vh", "stride_oh", "stride_doh", "stride_dqh",
+        "num_tokens", "num_heads", "group", "window", "zero",
+    ]
+)  # fmt: skip
 def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, stats, tiles, bounds, position, block,
                       stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
                       stride_dot, stride_doh, stride_dqt, stride_dqh, stride_dlset, stride_dlseh,
                       num_tokens, num_heads, group, window, zero, scale, softcap,
                       HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-                      BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+                      BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
                       HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
                       HAS_LSE_GRAD: tl.constexpr, RELOAD: tl.constexpr):  # fmt: skip
     """Gradient of BLOCK_M queries of one head, and what the other kernel needs of each query.
@@ -139,18 +145,19 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, stats, tiles, bounds, pos
     rows = tl.arange(0, BLOCK_M)
     columns = tl.arange(0, BLOCK_D)
     head64 = head.to(tl.int64)
-    k_head = k + (head64 // group) * stride_kh
-    v_head = v + (head64 // group) * stride_vh
+    q_head, do_head = _of_head(q, head64, stride_qh, UNIT), _of_head(do, head64, stride_doh, UNIT)
+    k_head = _of_head(k, head64 // group, stride_kh, UNIT)
+    v_head = _of_head(v, head64 // group, stride_vh, UNIT)
+    out_head = _of_head(out, head64, stride_oh, UNIT)
     inside = start_m + rows < end_m
-    do_tile = _load_rows(do + head64 * stride_doh, rows, stride_dot, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
+    do_tile = _load_rows(do_head, rows, stride_dot, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
     log_sum, sums = _sums_of_queries(
-        out + head64 * stride_oh, do_tile, lse + head64 * num_tokens, dlse + head64 * stride_dlseh, stride_ot,
+        out_head, do_tile, lse + head64 * num_tokens, dlse + head64 * stride_dlseh, stride_ot,
         stride_dlset, rows, start_m, end_m, columns, HEAD_DIM, BLOCK_D, HAS_LSE_GRAD,
     )  # fmt: skip
     stats += head64 * num_tokens + start_m + rows
     tl.store(stats, log_sum, mask=inside)
     tl.store(stats + num_heads.to(tl.int64) * num_tokens, sums, mask=inside)
-    q_head, do_head = q + head64 * stride_qh, do + head64 * stride_doh
     q_tile = _load_rows(q_head, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
@@ -187,12 +194,13 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, stats, tiles, bounds, pos
             HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True, False,
         )  # fmt: skip
     again = _has_nan(acc)
-    _store_rows(dq + head64 * stride_dqh, acc * scale, rows, stride_dqt, start_m, tl.where(again, start_m, end_m),
-                columns, HEAD_DIM)  # fmt: skip
+    dq_head = _of_head(dq, head64, stride_dqh, UNIT)
+    end_stored = tl.where(again, start_m, end_m)
+    _store_rows(dq_head, acc * scale, rows, stride_dqt, start_m, end_stored, columns, HEAD_DIM)
     if again:
         _query_grad_again(
-            q_head, k_head, v_head, out + head64 * stride_oh, do_head, lse + head64 * num_tokens,
-            dlse + head64 * stride_dlseh, dq + head64 * stride_dqh, bounds, position, block,
+            q_head, k_head, v_head, _of_head(out, head64, stride_oh, UNIT), do_head, lse + head64 * num_tokens,
+            dlse + head64 * stride_dlseh, dq_head, bounds, position, block,
             stride_qt, stride_kt, stride_vt, stride_ot, stride_dot, stride_dqt, stride_dlset,
             start_m, end_m, lo_a, end_a, lo_b, end_b, num_tokens, zero, scale, softcap, window,
             HEAD_DIM, BLOCK_D, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, HAS_LSE_GRAD,
@@ -249,7 +257,8 @@ def _key_grad_again(q, k, v, do, stats, dk, dv, piece, bounds, position, block,
                     stride_qt, stride_qh, stride_kt, stride_vt, stride_dot, stride_doh, stride_dkt, stride_dvt,
                     start_n, end_n, lo, end, first_head, slot, num_tokens, num_heads, group, scale, softcap, window,
                     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-                    HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr):  # fmt: skip
+                    UNIT: tl.constexpr, HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr,
+                    HAS_SOFTCAP: tl.constexpr):  # fmt: skip
     """The gradients of a program's keys and values from queries lo to end, carefully.
 
     Pointers of keys are to the first row of their head, those of queries to the first head.
@@ -274,7 +283,7 @@ def _key_grad_again(q, k, v, do, stats, dk, dv, piece, bounds, position, block,
             head = first_head + i // steps
             lse_head = stats + head * num_tokens
             acc_k, acc_v = _key_grad_step(
-                k_tile, v_tile, q + head * stride_qh, do + head * stride_doh, lse_head,
+                k_tile, v_tile, _of_head(q, head, stride_qh, UNIT), _of_head(do, head, stride_doh, UNIT), lse_head,
                 lse_head + num_heads.to(tl.int64) * group * num_tokens, stride_qt, stride_dot,
                 lo + (i % steps) * STEP, end,
                 columns, acc_k, acc_v, k_row, own_start, own_end, heard_end, position_k, block_k, position, block,
@@ -292,13 +301,18 @@ def _key_grad_again(q, k, v, do, stats, dk, dv, piece, bounds, position, block,
             tl.store(at + BLOCK_N * BLOCK_D, acc_v, mask=inside)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_heads", "group", "num_slots", "window"])
+@triton.jit(
+    do_not_specialize=[
+        "stride_qh", "stride_kh", "stride_vh", "stride_doh", "stride_dkh", "stride_dvh",
+        "num_tokens", "num_heads", "group", "num_slots", "window",
+    ]
+)  # fmt: skip
 def key_grad_kernel(q, k, v, do, stats, dk, dv, pieces, items, bounds, position, block,
                     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dot, stride_doh,
                     stride_dkt, stride_dkh, stride_dvt, stride_dvh,
                     num_tokens, num_heads, group, num_slots, window, scale, softcap,
                     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-                    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+                    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
                     HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr):  # fmt: skip
     """Gradients of BLOCK_N keys and values of one key head, or the sums of one piece of their queries."""
     head = tl.program_id(0) % num_heads
@@ -320,13 +334,14 @@ def key_grad_kernel(q, k, v, do, stats, dk, dv, pieces, items, bounds, position,
     if HAS_BLOCKS:
         own_start = tl.load(bounds + k_row, mask=k_row < end_n, other=0)
         own_end = tl.load(bounds + num_tokens + k_row, mask=k_row < end_n, other=0)
-    k_tile = _load_rows(k + head64 * stride_kh, rows, stride_kt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, True)
-    v_tile = _load_rows(v + head64 * stride_vh, rows, stride_vt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, True)
+    k_head, v_head = _of_head(k, head64, stride_kh, UNIT), _of_head(v, head64, stride_vh, UNIT)
+    k_tile = _load_rows(k_head, rows, stride_kt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, True)
+    v_tile = _load_rows(v_head, rows, stride_vt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, True)
     acc_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     acc_v = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     for member in range(0, group):
-        q_head = q + (head64 * group + member) * stride_qh
-        do_head = do + (head64 * group + member) * stride_doh
+        q_head = _of_head(q, head64 * group + member, stride_qh, UNIT)
+        do_head = _of_head(do, head64 * group + member, stride_doh, UNIT)
         lse_head = stats + (head64 * group + member) * num_tokens
         delta_head = lse_head + num_heads.to(tl.int64) * group * num_tokens
         for i in range(from_full, to_full):
@@ -349,9 +364,10 @@ def key_grad_kernel(q, k, v, do, stats, dk, dv, pieces, items, bounds, position,
     end_stored = tl.where(again, start_n, end_n)
     size = BLOCK_N * BLOCK_D
     piece = pieces + (head64 * num_slots + tl.maximum(slot, 0)) * (2 * size)
+    dk_head, dv_head = _of_head(dk, head64, stride_dkh, UNIT), _of_head(dv, head64, stride_dvh, UNIT)
     if slot < 0:
-        _store_rows(dk + head64 * stride_dkh, acc_k, rows, stride_dkt, start_n, end_stored, columns, HEAD_DIM)
-        _store_rows(dv + head64 * stride_dvh, acc_v, rows, stride_dvt, start_n, end_stored, columns, HEAD_DIM)
+        _store_rows(dk_head, acc_k, rows, stride_dkt, start_n, end_stored, columns, HEAD_DIM)
+        _store_rows(dv_head, acc_v, rows, stride_dvt, start_n, end_stored, columns, HEAD_DIM)
     else:
         offsets = rows[:, None] * BLOCK_D + columns[None, :]
         inside = (start_n + rows < end_stored)[:, None]
@@ -359,12 +375,11 @@ def key_grad_kernel(q, k, v, do, stats, dk, dv, pieces, items, bounds, position,
         tl.store(piece + size + offsets, acc_v, mask=inside)
     if again:
         _key_grad_again(
-            q, k + head64 * stride_kh, v + head64 * stride_vh, do, stats, dk + head64 * stride_dkh,
-            dv + head64 * stride_dvh, piece, bounds, position, block,
+            q, k_head, v_head, do, stats, dk_head, dv_head, piece, bounds, position, block,
             stride_qt, stride_qh, stride_kt, stride_vt, stride_dot, stride_doh, stride_dkt, stride_dvt,
             start_n, end_n, lo + from_step * BLOCK_M, tl.minimum(lo + to_step * BLOCK_M, end), head64 * group, slot,
             num_tokens, num_heads, group, scale, softcap, window,
-            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP,
+            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, UNIT, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP,
         )  # fmt: skip
 
 

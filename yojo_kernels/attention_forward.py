@@ -22,6 +22,7 @@ from yojo_kernels.attention_steps import (
     _has_nan,
     _load_ids,
     _load_rows,
+    _of_head,
     _step_start,
     _store_rows,
     _tanh,
@@ -119,12 +120,16 @@ def _forward_again(q, k, v, out, lse, bounds, position, block, stride_qt, stride
         _finish(acc, m, total, out, lse, stride_ot, rows, columns, start, end_m, HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_heads", "group", "window"])
+@triton.jit(
+    do_not_specialize=[
+        "stride_qh", "stride_kh", "stride_vh", "stride_oh", "num_tokens", "num_heads", "group", "window",
+    ]
+)  # fmt: skip
 def forward_kernel(q, k, v, out, lse, tiles, bounds, position, block,
                    stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
                    num_tokens, num_heads, group, window, scale, softcap,
                    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
                    HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr):  # fmt: skip
     """Output and log-sum-exp of BLOCK_M queries of one head; one program per tile and query head."""
     head = tl.program_id(0) % num_heads
@@ -137,9 +142,10 @@ def forward_kernel(q, k, v, out, lse, tiles, bounds, position, block,
     rows = tl.arange(0, BLOCK_M)
     columns = tl.arange(0, BLOCK_D)
     head64 = head.to(tl.int64)
-    k_head = k + (head64 // group) * stride_kh
-    v_head = v + (head64 // group) * stride_vh
-    q_tile = _load_rows(q + head64 * stride_qh, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
+    q_head = _of_head(q, head64, stride_qh, UNIT)
+    k_head = _of_head(k, head64 // group, stride_kh, UNIT)
+    v_head = _of_head(v, head64 // group, stride_vh, UNIT)
+    q_tile = _load_rows(q_head, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -169,13 +175,14 @@ def forward_kernel(q, k, v, out, lse, tiles, bounds, position, block,
             HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True, False,
         )  # fmt: skip
 
+    out_head = _of_head(out, head64, stride_oh, UNIT)
     again = _has_nan(acc)
-    _finish(acc, m, total, out + head64 * stride_oh, lse + head64 * num_tokens, stride_ot, rows, columns, start_m,
+    _finish(acc, m, total, out_head, lse + head64 * num_tokens, stride_ot, rows, columns, start_m,
             tl.where(again, start_m, end_m), HEAD_DIM)  # fmt: skip
     if again:
         _forward_again(
-            q + head64 * stride_qh, k_head, v_head, out + head64 * stride_oh, lse + head64 * num_tokens,
-            bounds, position, block, stride_qt, stride_kt, stride_vt, stride_ot,
+            q_head, k_head, v_head, out_head, lse + head64 * num_tokens, bounds, position, block,
+            stride_qt, stride_kt, stride_vt, stride_ot,
             tile, num_tokens, scale, softcap, window,
             HEAD_DIM, BLOCK_D, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP,
         )  # fmt: skip

@@ -27,6 +27,12 @@ def _tanh(x):
 
 
 @triton.jit
+def _of_head(pointer, head, stride, UNIT: tl.constexpr):
+    """The first row of a head; UNIT divides the entries from head to head, whether they are a constant or not."""
+    return pointer + tl.multiple_of(head * stride, UNIT)
+
+
+@triton.jit
 def _load_rows(
     pointer, rows, stride, start, end, columns, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BOUND: tl.constexpr
 ):
