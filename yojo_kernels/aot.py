@@ -203,6 +203,7 @@ def _attention_launch(kernel, chip, dtype, head_dim, features, tile):
     constants = attention.constants(head_dim, tile)
     if kernel == "sum":
         constants["num_warps"] = attention.SUM_WARPS
+    constants["PACK"] = tuning.packed_heads(HEADS["q"] // HEADS["k"], tile.block_m)
     constants |= {"HAS_LSE_GRAD": False, "RELOAD": attention.reloads(dtype, head_dim), **FEATURES[features]}
     return constants | _constant_strides(head_dim, features), (tile.block_m, tile.block_n)
 

@@ -26,7 +26,8 @@ def multi_response_attention(query, key, value, layout, *, scale, window=None, s
     """As `yojo_kernels.multi_response_attention`, arguments checked; returns (output [T, Hq, D], lse [T, Hq])."""
     head_dim = query.shape[2]
     forward = tuning.attention("forward", head_dim, query.dtype, query.device)
-    tables = [layout.query_tiles(forward.block_m, forward.block_n, window), None, None, None]
+    pack = tuning.packed_heads(query.shape[1] // key.shape[1], forward.block_m)
+    tables = [layout.query_tiles(forward.block_m // pack, forward.block_n, window), None, None, None]
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         by_query = tuning.attention("query_grad", head_dim, query.dtype, query.device)
         by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device)
@@ -92,14 +93,15 @@ def attention(
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty((num_heads, num_tokens), dtype=torch.float32, device=query.device)
     tile = tuning.attention("forward", head_dim, query.dtype, query.device)
-    if scale < 0:
-        query, scale = -query, -scale
+    if scale <= 0:  # the kernel takes what is above 0
+        query, scale = (-query, -scale) if scale < 0 else (query * 0, 1.0)
+    pack = tuning.packed_heads(num_heads // key.shape[1], tile.block_m)
     strides, unit = launch.strides(query, key, value, output)
     with launch.on(query.device):
-        forward_kernel[(tiles.shape[0] * num_heads,)](
+        forward_kernel[(tiles.shape[0] * (num_heads // pack),)](
             query, key, value, output, lse, tiles, bounds, position, position if block is None else block,
-            *strides, num_tokens, num_heads, num_heads // key.shape[1], window, scale, softcap,
-            UNIT=unit, **constants(head_dim, tile, block, window, softcap),
+            *strides, num_tokens, num_heads // pack, num_heads // key.shape[1] // pack, window, scale, softcap,
+            PACK=pack, UNIT=unit, **constants(head_dim, tile, block, window, softcap),
         )  # fmt: skip
     return output, lse
 
