@@ -27,7 +27,7 @@ from yojo_kernels.tuning import Tile
 CANDIDATES = {
     "forward": [
         Tile(m, n, warps, stages)
-        for m, n, warps in ((128, 128, 8), (128, 64, 8), (128, 64, 4), (128, 32, 8), (64, 64, 4), (64, 32, 4), (256, 64, 8))
+        for m, n, warps in ((128, 128, 8), (128, 64, 8), (128, 64, 4), (128, 32, 8), (64, 64, 4), (64, 64, 8), (64, 32, 4), (64, 32, 8), (256, 64, 8))
         for stages in (1, 2, 3, 4)
     ],
     "query_grad": [

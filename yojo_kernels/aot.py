@@ -232,6 +232,7 @@ def _attention_launch(kernel, chip, dtype, head_dim, features, tile):
         constants |= first if kernel == "value_grad" or not rest else rest[0]
     if kernel == "sum":
         constants |= attention.sum_constants(head_dim, tile)
+    constants["PACK"] = tuning.packed_heads(HEADS["q"] // HEADS["k"], tile.block_m)
     constants |= {"HAS_LSE_GRAD": False, "RELOAD": attention.reloads(dtype, head_dim), **FEATURES[features]}
     return constants | _constant_strides(head_dim, features), (tile.block_m, tile.block_n)
 

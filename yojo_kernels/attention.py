@@ -109,14 +109,15 @@ def attention(
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty((num_heads, num_tokens), dtype=torch.float32, device=query.device)
     tile = tuning.attention("forward", head_dim, query.dtype, query.device)
-    if scale < 0:
-        query, scale = -query, -scale
+    if scale <= 0:  # the kernel takes what is above 0
+        query, scale = (-query, -scale) if scale < 0 else (query * 0, 1.0)
+    pack = tuning.packed_heads(num_heads // key.shape[1], tile.block_m)
     strides, unit = launch.strides(query, key, value, output)
     with launch.on(query.device):
-        forward_kernel[(tiles.shape[0] * num_heads,)](
+        forward_kernel[(tiles.shape[0] * (num_heads // pack),)](
             query, key, value, output, lse, tiles, bounds, position, position if block is None else block,
-            *strides, num_tokens, num_heads, num_heads // key.shape[1], window, scale, softcap,
-            UNIT=unit, **constants(head_dim, tile, block, window, softcap),
+            *strides, num_tokens, num_heads // pack, num_heads // key.shape[1] // pack, window, scale, softcap,
+            PACK=pack, UNIT=unit, **constants(head_dim, tile, block, window, softcap),
         )  # fmt: skip
     return output, lse
 

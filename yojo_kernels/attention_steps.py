@@ -56,6 +56,15 @@ def _store_rows(pointer, value, rows, stride, start, end, columns, HEAD_DIM: tl.
 
 
 @triton.jit
+def _packed(pointer, rows, start, stride_t, stride_h, PACK: tl.constexpr, UNIT: tl.constexpr):
+    """Where rows of a packed tile begin: from token `start` on, PACK heads of each, a pointer to the first head given."""
+    at = pointer + start.to(tl.int64) * stride_t + (rows // PACK) * stride_t
+    if PACK == 1:
+        return at
+    return _of_head(at, (rows % PACK).to(tl.int64), stride_h, UNIT)
+
+
+@triton.jit
 def _load_ids(position, block, start, rows, end, HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr):
     """Logical position and block of rows start + rows; what is not needed is not loaded."""
     row = start + rows
@@ -71,6 +80,14 @@ def _load_ids(position, block, start, rows, end, HAS_BLOCKS: tl.constexpr, HAS_W
 def _step_start(i, lo_a, first_a, count_a, lo_b, first_b, STEP: tl.constexpr):
     """First row of the i-th full step: those of run a, then those of run b."""
     return tl.where(i < count_a, lo_a + (first_a + i) * STEP, lo_b + (first_b + i - count_a) * STEP)
+
+
+@triton.jit
+def _flat_step(i, full_a, full, lo_a, end_a, from_a, to_a, border_a, lo_b, end_b, from_b, to_b, STEP: tl.constexpr):
+    """First row of the i-th step and the row behind its last: the full steps, `full` in all, then those at borders."""
+    whole = _step_start(i, lo_a, from_a, full_a, lo_b, from_b, STEP)
+    start, end = _border_start(i - full, lo_a, end_a, from_a, to_a, border_a, lo_b, end_b, from_b, to_b, STEP)
+    return tl.where(i < full, whole, start), tl.where(i < full, whole + STEP, end)
 
 
 @triton.jit

@@ -21,7 +21,9 @@ def tables_for(layout, machine, dtype, head_dim, num_heads, num_key_heads, windo
         `Layout.table` takes it.
     """
     forward = tuning.tile_on(machine, "forward", head_dim, dtype)
-    query_tiles = "query_tiles", (forward.block_m, forward.block_n, window or 0)
+    group = num_heads // num_key_heads
+    tokens = forward.block_m // tuning.packed_heads(group, forward.block_m)
+    query_tiles = "query_tiles", (tokens, forward.block_n, window or 0)
     if not gradients:
         return query_tiles, None, None
     by_query = tuning.tile_on(machine, "query_grad", head_dim, dtype, capped)
@@ -30,5 +32,5 @@ def tables_for(layout, machine, dtype, head_dim, num_heads, num_key_heads, windo
     return (
         query_tiles,
         ("query_tiles", (by_query.block_m, by_query.block_n, window or 0)),
-        ("key_tiles", (by_key.block_m, by_key.block_n, extra, num_heads // num_key_heads, window or 0)),
+        ("key_tiles", (by_key.block_m, by_key.block_n, extra, group, window or 0)),
     )

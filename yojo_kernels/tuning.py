@@ -18,16 +18,17 @@ class Tile(typing.NamedTuple):
 CHIPS = (80, 90, 100, 120)  # compute capabilities that have tables
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes a program may have
 PIECES_PER_PROCESSOR = 4  # the queries of the prompt's keys are split until a piece is a quarter of a processor's share
+MOST_PACKED = 8  # heads of a group in one tile of the forward
 INTERPRETER = Tile(16, 16, 1, 1)  # the smallest tiles: many of them even in the short rows an interpreter can take
 
 # (kernel, bits of the dtype, chip) -> {largest padded head dim: tile}. None of these has been timed yet. They are the
 # largest tiles, starting from those FlexAttention uses on Hopper (forward 128x64, backward 64x128), that the compiler
 # fits into registers without spilling in a loop; `python -m yojo_kernels.aot` shows it for each.
 TILES = {
-    ("forward", 16, 80): {32: Tile(128, 32, 8, 2), 64: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 3), 256: Tile(64, 32, 8, 2)},
-    ("forward", 16, 90): {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 3), 256: Tile(128, 32, 8, 3)},
-    ("forward", 16, 100): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 2)},
-    ("forward", 16, 120): {32: Tile(64, 32, 4, 2), 64: Tile(128, 64, 8, 2), 128: Tile(64, 32, 8, 2), 256: Tile(64, 32, 8, 1)},
+    ("forward", 16, 80): {64: Tile(128, 64, 4, 2), 128: Tile(128, 64, 8, 2), 256: Tile(64, 64, 8, 2)},
+    ("forward", 16, 90): {64: Tile(128, 64, 4, 3), 128: Tile(128, 128, 8, 3), 256: Tile(128, 64, 8, 2)},
+    ("forward", 16, 100): {64: Tile(128, 128, 8, 2), 128: Tile(128, 128, 8, 2), 256: Tile(128, 64, 8, 2)},
+    ("forward", 16, 120): {64: Tile(128, 64, 4, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 32, 8, 2)},
     ("query_grad", 16, 80): {64: Tile(128, 64, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
     ("query_grad", 16, 90): {128: Tile(128, 128, 8, 2), 256: Tile(128, 32, 8, 2)},
     ("query_grad", 16, 100): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 2)},
@@ -37,8 +38,7 @@ TILES = {
     ("key_grad", 16, 100): {128: Tile(64, 128, 8, 2), 256: Tile(32, 128, 8, 2)},
     ("key_grad", 16, 120): {64: Tile(32, 64, 8, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
     # float32 multiplies without tensor cores, exactly: small tiles, or the products alone would fill the registers.
-    **{("forward", 32, chip): {32: Tile(32, 16, 8, 1), 64: Tile(32, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(8, 16, 8, 1)} for chip in CHIPS},
-    ("forward", 32, 120): {32: Tile(32, 16, 8, 1), 64: Tile(32, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)},
+    **{("forward", 32, chip): {32: Tile(32, 16, 8, 1), 64: Tile(32, 32, 8, 1), 128: Tile(32, 32, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
     **{("query_grad", 32, chip): {64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
     **{("key_grad", 32, chip): {64: Tile(16, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
     ("key_grad", 32, 90): {64: Tile(16, 16, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)},
@@ -102,6 +102,21 @@ def tile(kernel, head_dim, dtype, chip, capped=False):
     tiles = TILES[key]
     size = min(size for size in tiles if size >= padded(head_dim))
     return CAPPED.get(key, {}).get(size, tiles[size]) if capped else tiles[size]
+
+
+def packed_heads(group, block_m):
+    """How many of the `group` query heads that share a key head lie in one tile of block_m rows of the forward.
+
+    As many as divide the group, up to `MOST_PACKED`, leave a tile 16 tokens and at most one row in 32 without work: a
+    tile of fewer tokens computes less that nobody sees, where branches are short most of all. Always the same for the
+    same heads, whatever the row holds.
+    """
+    fitting = [
+        heads
+        for heads in range(2, MOST_PACKED + 1)
+        if group % heads == 0 and block_m // heads >= 16 and 32 * (block_m % heads) <= block_m
+    ]
+    return max(fitting, default=1)
 
 
 @torch.compiler.assume_constant_result

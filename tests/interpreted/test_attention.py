@@ -68,6 +68,37 @@ def test_many_heads_share_one():
     check(attention.multi_response_attention, case, torch.float32)
 
 
+@pytest.mark.parametrize("group, packed", [(3, 3), (7, 7), (16, 8)])
+def test_heads_that_share_a_key_head_lie_in_one_tile(group, packed):
+    """Groups that do not divide the tile among them: the last rows of each tile then hold nothing."""
+    case = random_case(group, longest=12, head_dims=(16,), heads=((2, group),))
+    with tuning.forced(forward=tuning.Tile(128, 16, 1, 1)):
+        assert tuning.packed_heads(group, 128) == packed
+        check(attention.multi_response_attention, case, torch.float32)
+
+
+def test_a_head_is_the_same_to_the_bit_whatever_is_packed_beside_it():
+    row = Layout.build([37, 5], [[20, 9, 3], [14]])
+    q, k, v = (torch.randn(row.num_tokens, heads, 16) for heads in (8, 2, 2))
+    order = [2, 3, 0, 1, 5, 4, 7, 6]  # within the groups of 4
+    with tuning.forced(forward=tuning.Tile(64, 16, 1, 1)):
+        output, lse = multi_response_attention(q, k, v, row, return_lse=True, impl="triton")
+        moved, moved_lse = multi_response_attention(q[:, order], k, v, row, return_lse=True, impl="triton")
+    assert torch.equal(output[:, order], moved) and torch.equal(lse[:, order], moved_lse)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_a_scale_of_zero_is_the_mean_of_what_is_seen(softcap):
+    row = Layout.build([20], [[7, 30]])
+    q, k, v = (torch.randn(57, heads, 16, requires_grad=True) for heads in (2, 1, 1))
+    got = multi_response_attention(q, k, v, row, scale=0.0, softcap=softcap, impl="triton")
+    visible = row.visible().float()
+    mean = (visible / visible.sum(1, keepdim=True)) @ v.detach()[:, 0]
+    assert torch.allclose(got, mean[:, None].expand(-1, 2, -1), atol=1e-6)
+    grads = torch.autograd.grad(got.sum(), (q, k, v))
+    assert not grads[0].any() and not grads[1].any() and grads[2].isfinite().all()
+
+
 def test_inputs_may_be_views_of_one_projection():
     case = random_case(5)
     case["options"] = {"scale": 0.3, "window": None, "softcap": None}
@@ -245,6 +276,6 @@ def test_only_the_rows_of_the_sample_are_read():
 def test_what_is_not_finite_stays_with_those_who_see_it(seed, monkeypatch):
     monkeypatch.setattr(tiles, "SHORTEST_PIECE", 1)  # tiles of keys whose queries are split into pieces, too
     tile = tuning.Tile(16, 16, 1, 1)
-    with tuning.forced(forward=tile, query_grad=tile, key_grad=tile):
+    with tuning.forced(forward=tuning.Tile(32, 16, 1, 1), query_grad=tile, key_grad=tile):  # two heads in a tile
         case = random_case(seed, longest=14, head_dims=(16, 20), heads=((1, 1), (1, 2)))
         check_apart(attention.multi_response_attention, case, torch.float32, 1e-4, seed)
