@@ -5,12 +5,17 @@ they mean: torch.compile, dispatch and function modes (fake tensors, counters of
 profilers, subclasses of tensors. Plain tensors in plain eager mode have none of them.
 """
 
+import functools
+
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 _include, _exclude = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
 _keys = torch._C._dispatch_keys
 _has_torch_function, _any_requires_grad = torch._C._has_torch_function, torch._C._any_requires_grad
-_profiling, _grad_enabled = torch.autograd._profiler_enabled, torch.is_grad_enabled
+_profiling, _compiled_frame = torch.autograd._profiler_enabled, torch._C._dynamo.eval_frame.get_eval_frame_callback
 
 
 def _bits(*names):
@@ -29,16 +34,28 @@ _UNUSUAL_TENSOR = ~_bits("CPU", "CUDA", "AutogradCPU", "AutogradCUDA", "Autocast
 _AUTOGRAD = _bits("AutogradCPU") & ~_bits("CPU")
 
 
-def passes_by(arguments):
-    """Whether a call with these arguments (a tuple) means the same, and is seen by the same, without the dispatcher."""
-    if _include().raw_repr() & _UNUSUAL_STATE or _has_torch_function(arguments) or _profiling():
+_PLAIN = frozenset((Tensor, Parameter, type(None), bool, int, float, str))
+
+
+def passes_by(arguments, watched):
+    """Whether a call means the same, and is seen by the same, without the dispatcher.
+
+    Args:
+        arguments: tuple, the arguments of the call.
+        watched: how many of them, from the first one on, may be tensors that are not what lies in their memory. The
+            others are integers, and no tensor of integers is negated or made zero as it is read.
+    """
+    if (
+        _include().raw_repr() & _UNUSUAL_STATE
+        or _has_torch_function(arguments)
+        or _profiling()
+        or _compiled_frame() is not None  # an eager piece of a compiled function: what it calls would be compiled alone
+        or forward_ad._current_level >= 0
+        or not _PLAIN.issuperset(map(type, arguments))
+    ):
         return False
-    if torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
-        return False  # a piece of a compiled function that runs eagerly: what it calls would be compiled by itself
-    if torch.autograd.forward_ad._current_level >= 0:
-        return False
-    for argument in arguments:
-        if isinstance(argument, torch.Tensor) and _keys(argument).raw_repr() & _UNUSUAL_TENSOR:
+    for argument in arguments[:watched]:
+        if argument is not None and _keys(argument).raw_repr() & _UNUSUAL_TENSOR:
             return False
     return True
 
@@ -47,12 +64,13 @@ class Operator:
     """A torch operator `torch.ops.yojo.NAME`, and a function that calls it, or its body where `passes_by` allows it.
 
     Attributes:
+        watched: see `passes_by`.
         body: the function that computes it.
         registered: what `torch.library.custom_op` made of it.
     """
 
-    def __init__(self, name, body):
-        self.body = body
+    def __init__(self, name, watched, body):
+        self.watched, self.body = watched, body
         self.registered = torch.library.custom_op(f"yojo::{name}", body, mutates_args=())
         self.register_fake = self.registered.register_fake
         self._dispatched = getattr(torch.ops.yojo, name)
@@ -74,15 +92,15 @@ class Operator:
         self._function = Function
 
     def __call__(self, *arguments):
-        if torch.compiler.is_compiling() or not passes_by(arguments):
+        if torch.compiler.is_compiling() or not passes_by(arguments, self.watched):
             return self._dispatched(*arguments)
-        if not (_grad_enabled() and _any_requires_grad(*arguments)):
+        if not (torch.is_grad_enabled() and _any_requires_grad(*arguments)):
             return self.body(*arguments)
         if self._function is None or _exclude().raw_repr() & _AUTOGRAD:
             return self._dispatched(*arguments)  # which records nothing within another operator, or no derivative
         return self._function.apply(*arguments)
 
 
-def operator(name):
-    """Decorator that makes a function the body of the operator `torch.ops.yojo.NAME`."""
-    return lambda body: Operator(name, body)
+def operator(name, watched):
+    """Decorator that makes a function the body of the operator `torch.ops.yojo.NAME`; for `watched` see `passes_by`."""
+    return functools.partial(Operator, name, watched)

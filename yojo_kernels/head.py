@@ -348,7 +348,7 @@ def _side_by_side(tensor):
     return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-@eager.operator("score_head")
+@eager.operator("score_head", watched=6)
 def _score_head(
     hidden: torch.Tensor,
     rows: torch.Tensor,
@@ -412,7 +412,7 @@ def _(hidden, rows, weight1, bias1, weight2, bias2, activation, scale, save):
     return scores, hidden.new_empty((rows.shape[0] if save else 0, width), dtype=torch.float32)
 
 
-@eager.operator("score_head_backward")
+@eager.operator("score_head_backward", watched=8)
 def _score_head_backward(
     grad_scores: torch.Tensor,
     hidden: torch.Tensor,

@@ -23,13 +23,18 @@ def obstacle(device, *dtypes):
     for dtype in dtypes:
         if dtype not in DTYPES:
             return f"it takes bfloat16, float16 or float32, not {str(dtype).removeprefix('torch.')}"
-    if device.type == "cuda" and torch.version.hip is None and tuning.capability(device) >= (8, 0):
+    if device.type == tuning.GPU and torch.version.hip is None and tuning.capability(device) >= (8, 0):
         return None
     if device.type == "cpu" and INTERPRETED:
         return None
     return f"it needs an NVIDIA GPU of compute capability 8.0 or more, not {device} (TRITON_INTERPRET=1 emulates one)"
 
 
+_HERE = contextlib.nullcontext()
+
+
 def on(device):
     """Triton launches on the current device, whichever its tensors are on."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(device)

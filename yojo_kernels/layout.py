@@ -246,9 +246,14 @@ class Layout:
         return self._tiles("key_tiles", (block_m, block_n, extra, window or 0))
 
     def _tiles(self, name, settings):
-        known = self._tables_of_pass
-        if known is not None and (name, settings) in known and torch.compiler.is_compiling():
-            return known[name, settings]  # a graph that does without what the table was made from
+        known, key = self._tables_of_pass, (name, settings)
+        if torch.compiler.is_compiling():
+            if known is not None and key in known:
+                return known[key]  # a graph that does without what the table was made from
+        elif key in self._tables:
+            if known is not None:
+                known[key] = self._tables[key]
+            return self._tables[key]
         extremes = None
         if settings[-1]:  # a window
             extremes = self._kept("position_extremes", (self.segment_offsets, self.position), ())

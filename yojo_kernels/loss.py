@@ -185,7 +185,7 @@ def listwise_loss(scores, rankings, offsets, *, kind, reduction):
     return _listwise_loss(scores, rankings, offsets, kind, reduction)[0]
 
 
-@eager.operator("listwise_loss")
+@eager.operator("listwise_loss", watched=3)
 def _listwise_loss(
     scores: torch.Tensor, rankings: torch.Tensor, offsets: torch.Tensor, kind: str, reduction: str
 ) -> tuple[torch.Tensor, torch.Tensor]:

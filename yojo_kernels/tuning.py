@@ -1,6 +1,7 @@
 """Tile shapes, warps and pipeline stages of the kernels, per head dim, dtype and chip, each with where it comes from."""
 
 import contextlib
+import functools
 import typing
 
 import torch
@@ -79,6 +80,7 @@ LOSS_BLOCKS = {
 # rows that are causal as they stand, forward only. Not measured on any chip yet, so the kernel takes them.
 CAUSAL = {}
 
+GPU = "cuda"  # type of the devices that have chips; `bench/pretended_driver.py` takes the CPU for one
 _forced = {}
 
 
@@ -89,20 +91,31 @@ def padded(head_dim):
 
 def tile(kernel, head_dim, dtype, chip):
     """The tile of a kernel ("forward", "query_grad" or "key_grad") for a head dim, a dtype and one of `CHIPS`."""
-    tiles = TILES[kernel, dtype.itemsize * 8, chip]
-    return tiles[min(size for size in tiles if size >= padded(head_dim))]
+    return _TILE_OF_SIZE[kernel, dtype.itemsize, chip, padded(head_dim)]
+
+
+_TILE_OF_SIZE = {
+    (kernel, bits // 8, chip, size): tiles[min(largest for largest in tiles if largest >= size)]
+    for (kernel, bits, chip), tiles in TILES.items()
+    for size in (16, 32, 64, 128, 256)
+}
 
 
 @torch.compiler.assume_constant_result
 def capability(device):
     """Compute capability (major, minor) of a CUDA device."""
-    return torch.cuda.get_device_capability(device)
+    return _capability(device) if device.index is not None else torch.cuda.get_device_capability(device)
 
 
 @torch.compiler.assume_constant_result
 def processors(device):
     """Multiprocessors of a device; 4 for one that has none."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    return _processors(device) if device.type == GPU else 4
+
+
+# What a device is does not change, and asking torch takes longer than a launch.
+_capability = functools.cache(torch.cuda.get_device_capability)
+_processors = functools.cache(lambda device: torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def chip_of(device):
@@ -117,21 +130,21 @@ def attention(kernel, head_dim, dtype, device):
     """The tile that a kernel is launched with on a device."""
     if kernel in _forced:
         return _forced[kernel]
-    return tile(kernel, head_dim, dtype, chip_of(device)) if device.type == "cuda" else INTERPRETER
+    return tile(kernel, head_dim, dtype, chip_of(device)) if device.type == GPU else INTERPRETER
 
 
 def head(kernel, num_readings, device, tensor_cores=False):
     """The tile that a kernel of the value head is launched with."""
     if kernel in _forced:
         return _forced[kernel]
-    if device.type != "cuda":
+    if device.type != GPU:
         return HEAD_INTERPRETER
     return bucket(HEAD_TILES[kernel, tensor_cores], num_readings)
 
 
 def loss(kind, num_responses, num_samples, device):
     """(responses of a step, warps) of the loss's kernel, from how many responses a sample has on average."""
-    if device.type != "cuda":
+    if device.type != GPU:
         return 16, 1
     return bucket(LOSS_BLOCKS[kind in ("plackett_luce", "bradley_terry")], num_responses / num_samples)
 
