@@ -17,8 +17,8 @@ from yojo_kernels import Layout, listwise_loss, multi_response_attention, score_
 PROMPT, RESPONSES, EACH = 96, 4, 8  # tokens
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 SIZE, WIDTH = 2560, 1024  # of a value head
-CALLS, ADDS = 3, 10  # of a batch
-GROUPS, BATCHES = 5, {False: 400, True: 10}  # with --quick or without
+CALLS, ADDS = 3, 100  # of a batch
+GROUPS, BATCHES = 5, {False: 100, True: 10}  # with --quick or without
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -62,12 +62,18 @@ def test_wrong_calls_are_refused():
         multi_response_attention(*tensors(), query_rows=rows)
 
 
-def test_tiles_are_those_of_the_least_size_that_holds_the_head_dim():
-    bits = {16: torch.bfloat16, 32: torch.float32}
-    for (kernel, size, chip), tiles in tuning.TILES.items():
-        for head_dim in range(1, 257):
-            least = min(largest for largest in tiles if largest >= tuning.padded(head_dim))
-            assert tuning.tile(kernel, head_dim, bits[size], chip) == tiles[least]
+def test_tiles_are_looked_up_once(monkeypatch):
+    monkeypatch.setattr(tuning, "capability", lambda device: (9, 0))
+    device = torch.device("cuda", 0)
+    forced = tuning.Tile(16, 16, 1, 1)
+    for kernel, head_dim in itertools.product(("forward", "query_grad", "key_grad"), (16, 72, 128, 256)):
+        for _ in range(2):
+            usual = tuning.attention(kernel, head_dim, torch.bfloat16, device)
+            assert usual == tuning.tile(kernel, head_dim, torch.bfloat16, 90)
+            with tuning.forced(**{kernel: forced}):
+                assert tuning.attention(kernel, head_dim, torch.bfloat16, device) is forced
+    monkeypatch.setattr(tuning, "capability", lambda device: (8, 0))  # another device
+    assert tuning.attention("forward", 128, torch.bfloat16, device) == tuning.tile("forward", 128, torch.bfloat16, 80)
 
 
 def test_a_device_is_asked_once_what_it_is(monkeypatch):

@@ -89,17 +89,16 @@ def attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     query, key, value = map(_rows_apart, (query, key, value))
     num_tokens, num_heads, head_dim = query.shape
-    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty((num_heads, num_tokens), dtype=torch.float32, device=query.device)
     tile = tuning.attention("forward", head_dim, query.dtype, query.device)
     if scale < 0:
         query, scale = -query, -scale
     with launch.on(query.device):
-        forward_kernel.run(
+        forward_kernel[(tiles.shape[0] * num_heads,)](
             query, key, value, output, lse, tiles, bounds, position, position if block is None else block,
             *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
             num_tokens, num_heads, num_heads // key.shape[1], window, scale, softcap,
-            grid=(tiles.shape[0] * num_heads,), warmup=False,
             **constants(head_dim, tile, block, window, softcap),
         )  # fmt: skip
     return output, lse
@@ -135,9 +134,9 @@ def attention_backward(
     query, key, value, grad_output = map(_rows_apart, (query, key, value, grad_output))
     num_tokens, num_heads, head_dim = query.shape
     num_key_heads, group = key.shape[1], query.shape[1] // key.shape[1]
-    # Contiguous: a query that is a view of one fused projection would get its gaps, too.
+    # Not empty_like: a query that is a view of one fused projection would get its gaps, too.
     grad_query, grad_key, grad_value = (
-        torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (query, key, value)
+        torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value)
     )
     stats = torch.empty((2, num_heads, num_tokens), dtype=torch.float32, device=query.device)
     ids = (bounds, position, position if block is None else block)
@@ -148,29 +147,26 @@ def attention_backward(
         (num_key_heads, num_slots, 2, by_key.block_n, tuning.padded(head_dim)), dtype=torch.float32, device=query.device
     )
     with launch.on(query.device):
-        query_grad_kernel.run(
+        query_grad_kernel[(query_grad_tiles.shape[0] * num_heads,)](
             query, key, value, output, grad_output, lse, lse if grad_lse is None else grad_lse, grad_query, stats,
             query_grad_tiles, *ids,
             *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
             *grad_output.stride()[:2], *grad_query.stride()[:2],
             *((0, 0) if grad_lse is None else reversed(grad_lse.stride())),
             num_tokens, num_heads, group, window, 0, scale, softcap,
-            grid=(query_grad_tiles.shape[0] * num_heads,), warmup=False,
             HAS_LSE_GRAD=grad_lse is not None, RELOAD=reloads(query.dtype, head_dim),
             **constants(head_dim, by_query, block, window, softcap),
         )  # fmt: skip
-        key_grad_kernel.run(
+        key_grad_kernel[(key_grad_items.shape[0] * num_key_heads,)](
             query, key, value, grad_output, stats, grad_key, grad_value, pieces, key_grad_items, *ids,
             *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *grad_output.stride()[:2],
             *grad_key.stride()[:2], *grad_value.stride()[:2],
             num_tokens, num_key_heads, group, num_slots, window, scale, softcap,
-            grid=(key_grad_items.shape[0] * num_key_heads,), warmup=False,
             **constants(head_dim, by_key, block, window, softcap),
         )  # fmt: skip
-        sum_kernel.run(
+        sum_kernel[(key_grad_sums.shape[0] * num_key_heads,)](
             grad_key, grad_value, pieces, key_grad_sums, *grad_key.stride()[:2], *grad_value.stride()[:2],
             num_key_heads, num_slots,
-            grid=(key_grad_sums.shape[0] * num_key_heads,), warmup=False,
             HEAD_DIM=head_dim, BLOCK_D=tuning.padded(head_dim), BLOCK_N=by_key.block_n, num_warps=SUM_WARPS,
         )  # fmt: skip
     return grad_query, grad_key, grad_value

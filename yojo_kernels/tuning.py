@@ -91,14 +91,8 @@ def padded(head_dim):
 
 def tile(kernel, head_dim, dtype, chip):
     """The tile of a kernel ("forward", "query_grad" or "key_grad") for a head dim, a dtype and one of `CHIPS`."""
-    return _TILE_OF_SIZE[kernel, dtype.itemsize, chip, padded(head_dim)]
-
-
-_TILE_OF_SIZE = {
-    (kernel, bits // 8, chip, size): tiles[min(largest for largest in tiles if largest >= size)]
-    for (kernel, bits, chip), tiles in TILES.items()
-    for size in (16, 32, 64, 128, 256)
-}
+    tiles = TILES[kernel, dtype.itemsize * 8, chip]
+    return tiles[min(size for size in tiles if size >= padded(head_dim))]
 
 
 @torch.compiler.assume_constant_result
@@ -130,7 +124,13 @@ def attention(kernel, head_dim, dtype, device):
     """The tile that a kernel is launched with on a device."""
     if kernel in _forced:
         return _forced[kernel]
-    return tile(kernel, head_dim, dtype, chip_of(device)) if device.type == GPU else INTERPRETER
+    if device.type != GPU:
+        return INTERPRETER
+    find = tile if torch.compiler.is_compiling() else _known_tile  # a compiler looks into no cache
+    return find(kernel, head_dim, dtype, chip_of(device))
+
+
+_known_tile = functools.cache(tile)
 
 
 def head(kernel, num_readings, device, tensor_cores=False):
