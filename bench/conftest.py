@@ -52,7 +52,8 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.section("results")
     for line in config.result_lines:
         row = f"{line['prompt_tokens'] or 0:>7}+{line['responses'] or 0:<5} {line['head_dim'] or 0:>4}"
-        name = " ".join(str(line[key]) for key in ("variant", "impl", "pass") if line[key])
+        about = ("model" if line["bench"] == "host" else "variant", "impl", "pass")
+        name = " ".join(str(line[key]) for key in about if line[key])
         rate = f"{line['tflops']:>9.3f} TFLOP/s" if line["tflops"] else ""
         memory = f"{line['peak_bytes'] / 2**20:>9.0f} MiB" if line["peak_bytes"] is not None else ""
         terminalreporter.write_line(

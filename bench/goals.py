@@ -1,6 +1,6 @@
 """What YOJO is to reach, as data, and what result lines say of it.
 
-Lines measured on a GPU count alone. Where a goal is about many shapes, the worst of them is what counts.
+Lines measured on a GPU count alone, but for what calls cost the host. Where a goal is about many shapes, the worst of them is what counts.
 """
 
 import dataclasses
@@ -49,6 +49,7 @@ class Goal:
         threshold: in `unit`.
         unit: "x", " TFLOP/s", " us", " %" or "/N".
         measure: function (lines of one GPU) -> `Found`, or None where it was not measured.
+        anywhere: whether lines measured without a GPU count, too.
     """
 
     what: str
@@ -56,6 +57,7 @@ class Goal:
     threshold: float
     unit: str
     measure: Callable
+    anywhere: bool = False
 
     def bound(self):
         """The threshold, in words."""
@@ -83,12 +85,12 @@ def verdict(goal, found):
 
 
 def judged(lines):
-    """[(goal, GPU or None, `Found` or None)]: a goal once for each GPU it was measured on, or once without any."""
-    lines = [line for line in lines if line["gpu"] is not None]
-    by_gpu = {gpu: [line for line in lines if line["gpu"] == gpu] for gpu in points.machines(lines)}
+    """[(goal, machine or None, `Found` or None)]: a goal once for each it was measured on, or once without any."""
+    by_machine = {name: [line for line in lines if points.machine(line) == name] for name in points.machines(lines)}
     rows = []
     for goal in GOALS:
-        found = [(goal, gpu, goal.measure(own)) for gpu, own in by_gpu.items()]
+        machines = {name: own for name, own in by_machine.items() if goal.anywhere or own[0]["gpu"] is not None}
+        found = [(goal, name, goal.measure(own)) for name, own in machines.items()]
         rows += [row for row in found if row[2] is not None] or [(goal, None, None)]
     return rows
 
@@ -407,6 +409,31 @@ def share_of_peak(lines):
     return Found(value, about, place=point(line), variant=variant)
 
 
+# ---- the host ----
+
+
+def host_times(lines):
+    """{(what is called, pass): {"triton" or "add": line}} of the lines of bench/test_host.py."""
+    rows = points.rows_of(
+        [line for line in lines if line["bench"] == "host"], lambda line: (line["model"], line["pass"])
+    )
+    return {key: {line["impl"]: line for line in group} for key, group in rows.items()}
+
+
+def host(what, direction):
+    """Function lines -> seconds that a call takes the host over those of `x.add(1)`, measured in turns."""
+
+    def measure(lines):
+        found = host_times(lines).get((what, direction), {})
+        value = ratio(found.get("triton"), found.get("add"), "seconds")
+        if value is None:
+            return None
+        driver = "" if found["triton"]["gpu"] else ", kernels launched into nothing"
+        return Found(value, f"{digits(1e6 * found['triton']['seconds'])} us{driver}")
+
+    return measure
+
+
 SCORING = "Scoring, N = 4, image prompt of 2k tokens, responses of 100"
 GOALS = (
     Goal(f"{SCORING}: faster than N single passes", ">=", 3.9, "x", over_single),
@@ -426,4 +453,6 @@ GOALS = (
     Goal("Head + loss, forward and backward: faster than PyTorch eager", ">=", 4, "x", head_and_loss),
     Goal("Head, and loss, forward and backward, replayed from a graph: time / 15 us, or / 1.5 x what its bytes and products take at least, where that is longer", "<=", 1, "x", replayed),
     Goal("Whole pass at 8k packed tokens: share of the measured matmul peak", ">=", 60, " %", share_of_peak),
+    Goal("Host time of a layer's attention, scoring / that of x.add(1)", "<=", 25, "x", host("attention", "forward"), anywhere=True),
+    Goal("Host time of a layer's attention, forward and backward / that of x.add(1)", "<=", 150, "x", host("attention", "both"), anywhere=True),
 )  # fmt: skip

@@ -10,7 +10,8 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from yojo_kernels import launch, tuning
+import yojo_kernels
+from yojo_kernels import launch, segments, tuning
 
 PROCESSORS = 132  # of an H100 or H200
 
@@ -84,27 +85,22 @@ def launches():
 
 @contextlib.contextmanager
 def pretended(chip=90):
-    """Within it, kernels take CPU tensors as if they lay on a GPU of this compute capability.
+    """Within it, kernels take CPU tensors as if they lay on a GPU of this compute capability, and impl="auto" picks them.
 
     Not under TRITON_INTERPRET=1, where kernels are not compiled.
     """
     if launch.INTERPRETED:
         raise RuntimeError("kernels are interpreted (TRITON_INTERPRET=1) and cannot be launched: unset it")
-    before = tuning.chip_of, tuning.machine_of, tuning.head, tuning.loss, tuning.processors, launch.obstacle
+    before = tuning.GPU, tuning.capability, tuning.processors, segments.takes, yojo_kernels._can_look_at
     active = driver._active  # None where none has been asked for
-    tuning.chip_of = lambda device: chip
-    tuning.machine_of = lambda device: tuning.Machine(chip, PROCESSORS)
-    tuning.head = lambda kernel, count, device, tensor_cores=False: tuning.bucket(
-        tuning.HEAD_TILES[kernel, tensor_cores], count
-    )
-    tuning.loss = lambda kind, responses, samples, device: tuning.bucket(
-        tuning.LOSS_BLOCKS[kind in ("plackett_luce", "bradley_terry")], responses / samples
-    )
+    tuning.GPU = "cpu"
+    tuning.capability = lambda device: divmod(chip, 10)
     tuning.processors = lambda device: PROCESSORS
-    launch.obstacle = lambda device, *dtypes: None
+    segments.takes = lambda call: False
+    yojo_kernels._can_look_at = lambda tensor: False
     driver.set_active(_Driver(chip))
     try:
         yield
     finally:
-        tuning.chip_of, tuning.machine_of, tuning.head, tuning.loss, tuning.processors, launch.obstacle = before
+        tuning.GPU, tuning.capability, tuning.processors, segments.takes, yojo_kernels._can_look_at = before
         driver.set_active(active)

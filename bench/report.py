@@ -107,6 +107,8 @@ def machine_section(page, lines, machine, predicted=()):
         sections.attention_section(page, by_bench["attention"], machine, predicted)
     if by_bench["head"] + by_bench["loss"]:
         sections.head_section(page, by_bench["head"] + by_bench["loss"])
+    if by_bench["host"]:
+        sections.host_section(page, by_bench["host"])
 
 
 def page(lines, saved=None, predicted=()):

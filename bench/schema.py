@@ -14,7 +14,10 @@ FIELDS = {
     "mode": (str, True),  # comparative, isolated
     "permutations": (int, True),  # orders of a permuted pass, N! where that is fewer
     "part": (str, True),  # what of a pass was timed, a key of yojo.profiling.PARTS; null: all of it
-    "model": (str, True),  # for bench "head" its sizes, for "loss" the kind and the responses of a sample
+    "model": (
+        str,
+        True,
+    ),  # for bench "head" its sizes, for "loss" the kind and the responses of a sample, for "host" what
     "dtype": (str, True),
     "samples": (int, True),  # prompts of the row; of a batch, all its rows are one
     "prompt": (str, True),  # what the prompt is beside words, one of PROMPTS
@@ -24,7 +27,7 @@ FIELDS = {
     "head_dim": (int, True),
     "heads": (int, True),
     "kv_heads": (int, True),
-    "seconds": (float, False),  # median of seconds_all
+    "seconds": (float, False),  # median of seconds_all; for bench "host" the least
     "seconds_all": (list, False),
     "flops": (float, True),  # of one call: what is visible, not what an implementation spends
     "flops_counted": (float, True),  # of one call, by torch's FlopCounterMode, to which every pair of a mask counts
@@ -39,7 +42,7 @@ FIELDS = {
     "commit": (str, True),
     "date": (str, False),  # YYYY-MM-DD
 }
-BENCHES = ("attention", "head", "loss", "forward", "score", "train")
+BENCHES = ("attention", "head", "loss", "forward", "score", "train", "host")
 VARIANTS = (
     "single",
     "single_batch",

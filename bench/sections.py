@@ -69,7 +69,10 @@ def folded(summary, text):
 
 def goals_section(page, lines):
     """Every goal with what was measured of it, and why some were missed."""
-    page.write("## Goals", "Measured on GPUs alone. A goal about many shapes is held against the worst of them.")
+    page.write(
+        "## Goals",
+        "Measured on GPUs alone, host times apart. A goal about many shapes is held against the worst of them.",
+    )
     rows, notes = [], []
     for goal, gpu, found in goals.judged(lines):
         verdict = goals.verdict(goal, found)
@@ -435,3 +438,20 @@ def head_section(page, lines):
 
 def _head_case(line):
     return line["bench"], line["model"] or "", line["dtype"] or "", line["responses"] or 0
+
+
+def host_section(page, lines):
+    """What calls cost the host, beside `x.add(1)`."""
+    page.write(
+        "### Host time",
+        provenance(lines),
+        "A call of each operation beside `x.add(1)` of eight numbers, in turns: the fastest of many short batches, without "
+        "what is made once a row. Where no GPU is named, kernels are compiled for an H100 and launched into nothing.",
+    )
+    titles = {"forward": "scoring", "both": "forward and backward", None: ""}
+    rows = []
+    for (what, direction), times_of in goals.host_times(lines).items():
+        if len(times_of) == 2:
+            cells = [digits(1e6 * times_of[impl]["seconds"]) for impl in ("triton", "add")]
+            rows.append([what, titles[direction], *cells, times(ratio(times_of["triton"], times_of["add"], "seconds"))])
+    page.write(table(["what", "pass", "us", "x.add(1), us", "ratio"], rows, words=2))

@@ -96,6 +96,7 @@ def use(choices):
     for one in choices:
         entry = tuning.TILES[one.kernel, getattr(torch, one.dtype).itemsize * 8, one.chip]
         entry[tuning.padded(one.head_dim)] = one.tile
+    tuning._known_tile.cache_clear()
 
 
 def written_into(source, choices):

@@ -144,6 +144,20 @@ def head_lines(place):
     return lines
 
 
+def host_lines(place):
+    """What calls cost the host: attention 20 and 100 times what `x.add(1)` takes, the layout of a row 80 times."""
+    lines = []
+    for what, direction, times in (
+        ("attention", "forward", 20),
+        ("attention", "both", 100),
+        ("layout of a row", None, 80),
+    ):
+        for impl, us in (("triton", 1.5 * times), ("add", 1.5)):
+            lines.append(make(us * 1e-6, bench="host", impl=impl, model=what, prompt_tokens=96, responses=4, response_tokens=8,
+                              **place, **{"pass": direction}))  # fmt: skip
+    return lines
+
+
 def all_lines(place, model="qwen3-vl-4b"):
     """Lines of every kind: sweeps over N, prompt and responses that cross at one point, and a point in none of them."""
     lines = []
@@ -155,7 +169,7 @@ def all_lines(place, model="qwen3-vl-4b"):
         lines += score_lines(place, 4, each=each, model=model)
     lines += score_lines(place, 3, 777, 33, "text", model)
     lines += train_lines(place, model) + breakdown_lines(place, model) + step_lines(place, model)
-    return lines + attention_lines(place) + head_lines(place)
+    return lines + attention_lines(place) + head_lines(place) + host_lines(place)
 
 
 def everything():

@@ -1,8 +1,8 @@
 """Operations on packed multi-response rows: attention, value head and loss; tensors in, tensors out."""
 
-import dataclasses
 import logging
 import math
+import typing
 
 import torch
 
@@ -32,7 +32,7 @@ def implementations(device=None):
     usual = AttentionCall(device, torch.bfloat16, 128)
     return {
         "multi_response_attention": choose_attention(usual),
-        "multi_response_attention, causal rows": choose_attention(dataclasses.replace(usual, causal=True)),
+        "multi_response_attention, causal rows": choose_attention(usual._replace(causal=True)),
         "score_head": choose("head", device, torch.bfloat16, torch.float32),
         "listwise_loss": choose("loss", device, torch.float32),
     }
@@ -51,8 +51,7 @@ def choose(module, device, *dtypes):
     return "triton", "the Triton kernel"
 
 
-@dataclasses.dataclass(frozen=True)
-class AttentionCall:
+class AttentionCall(typing.NamedTuple):
     """What `choose_attention` looks at.
 
     Attributes:
@@ -182,37 +181,12 @@ def multi_response_attention(
             outside their sample (looked at only where that costs no device synchronisation, that is on the CPU).
     """
     _check_impl(impl)
-    tokens, of_tokens = (query, "query") if query_rows is None else (key, "key")
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        _check_float(name, tensor, 3, "[tokens, heads, head dim]")
-        if tensor.dtype != query.dtype:
-            raise TypeError(f"{name} must have the dtype of query, {query.dtype}, got {tensor.dtype}")
-        if tensor.device != query.device:
-            raise ValueError(f"{name} must be on the device of query, {query.device}, got {tensor.device}")
-        if tensor.shape[0] != tokens.shape[0] and (name != "query" or query_rows is None):
-            raise ValueError(f"{name} must have the {tokens.shape[0]} tokens of {of_tokens}, got {tensor.shape[0]}")
-        if tensor.shape[2] != query.shape[2]:
-            raise ValueError(f"{name} must have the head dim of query, {query.shape[2]}, got {tensor.shape[2]}")
-    if key.shape[1] != value.shape[1]:
-        raise ValueError(f"key and value must have the same heads, got {key.shape[1]} and {value.shape[1]}")
-    if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
-        raise ValueError(
-            f"query heads must be a multiple of key heads, got {query.shape[1]} and {key.shape[1]} "
-            "(grouped-query attention shares each key head among Hq / Hkv query heads)"
-        )
-    if not isinstance(layout, Layout):
-        raise TypeError(f"layout must be a Layout (see Layout.build), got {type(layout).__name__}")
-    if layout.num_tokens != tokens.shape[0]:
-        raise ValueError(f"layout describes {layout.num_tokens} tokens, {of_tokens} has {tokens.shape[0]}")
-    if layout.device != query.device:
-        raise ValueError(f"layout is on {layout.device}, query on {query.device}: move it with layout.to(device)")
-    if query.shape[2] == 0:
-        raise ValueError("query, key and value must have a head dim of at least 1, got 0")
-    for name, number in (("scale", scale), ("softcap", softcap)):
-        if number is not None and not isinstance(number, (int, float)):
-            raise TypeError(f"{name} must be a number or None, got {type(number).__name__}")
-        if number is not None and not torch.compiler.is_compiling() and not math.isfinite(number):
-            raise ValueError(f"{name} must be finite, got {number}")
+    if not _fits(query, key, value, layout):
+        _check_attention(query, key, value, layout, query_rows is not None)
+    if scale is not None:
+        _check_number("scale", scale)
+    if softcap is not None:
+        _check_number("softcap", softcap)
     if window is not None and (not isinstance(window, int) or isinstance(window, bool)):
         raise TypeError(f"window must be an int, or None for no window, got {type(window).__name__}")
     if window is not None and not 1 <= window < 2**31:
@@ -237,14 +211,18 @@ def multi_response_attention(
             num_samples=1 if compiling else layout.num_samples,
             lse=return_lse,
             softcap=softcap is not None,
-            gradients=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)),
+            gradients=torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad),
         )
         name, reason = choose_attention(call)
         if not compiling:
             log.debug("multi_response_attention: %s (%s)", name, reason)
+        run = _attention_implementation(name)
+    elif impl == "triton":
+        run = _triton(
+            "attention", "multi_response_attention", query.device, query.dtype, query.shape[2]
+        ).multi_response_attention
     else:
-        name = impl
-    run = _attention_implementation(name, query)
+        run = _attention_implementation(impl)
     output, lse = run(query, key, value, layout, scale=scale, window=window, softcap=softcap)
     return (output, lse) if return_lse else output
 
@@ -390,6 +368,66 @@ def _can_look_at(tensor):
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def _fits(query, key, value, layout):
+    """Whether a call without query_rows passes `_check_attention`, in as few steps as it takes to know."""
+    if not (
+        isinstance(query, torch.Tensor)
+        and isinstance(key, torch.Tensor)
+        and isinstance(value, torch.Tensor)
+        and isinstance(layout, Layout)
+    ):
+        return False
+    shape, key_shape, dtype, device = query.shape, key.shape, query.dtype, query.device
+    return (
+        dtype.is_floating_point
+        and key.dtype == dtype == value.dtype
+        and key.device == device == value.device
+        and layout.device == device
+        and len(shape) == 3 == len(key_shape)
+        and value.shape == key_shape
+        and layout.num_tokens == shape[0] == key_shape[0]
+        and shape[2] == key_shape[2] != 0 != key_shape[1]
+        and shape[1] % key_shape[1] == 0
+    )
+
+
+def _check_attention(query, key, value, layout, of_rows):
+    """Raise what is wrong with tensors and layout; with of_rows, query is that of some rows."""
+    tokens, of_tokens = (key, "key") if of_rows else (query, "query")
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        _check_float(name, tensor, 3, "[tokens, heads, head dim]")
+        if tensor.dtype != query.dtype:
+            raise TypeError(f"{name} must have the dtype of query, {query.dtype}, got {tensor.dtype}")
+        if tensor.device != query.device:
+            raise ValueError(f"{name} must be on the device of query, {query.device}, got {tensor.device}")
+        if tensor.shape[0] != tokens.shape[0] and (name != "query" or not of_rows):
+            raise ValueError(f"{name} must have the {tokens.shape[0]} tokens of {of_tokens}, got {tensor.shape[0]}")
+        if tensor.shape[2] != query.shape[2]:
+            raise ValueError(f"{name} must have the head dim of query, {query.shape[2]}, got {tensor.shape[2]}")
+    if key.shape[1] != value.shape[1]:
+        raise ValueError(f"key and value must have the same heads, got {key.shape[1]} and {value.shape[1]}")
+    if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
+        raise ValueError(
+            f"query heads must be a multiple of key heads, got {query.shape[1]} and {key.shape[1]} "
+            "(grouped-query attention shares each key head among Hq / Hkv query heads)"
+        )
+    if not isinstance(layout, Layout):
+        raise TypeError(f"layout must be a Layout (see Layout.build), got {type(layout).__name__}")
+    if layout.num_tokens != tokens.shape[0]:
+        raise ValueError(f"layout describes {layout.num_tokens} tokens, {of_tokens} has {tokens.shape[0]}")
+    if layout.device != query.device:
+        raise ValueError(f"layout is on {layout.device}, query on {query.device}: move it with layout.to(device)")
+    if query.shape[2] == 0:
+        raise ValueError("query, key and value must have a head dim of at least 1, got 0")
+
+
+def _check_number(name, number):
+    if not isinstance(number, (int, float)):
+        raise TypeError(f"{name} must be a number or None, got {type(number).__name__}")
+    if not torch.compiler.is_compiling() and not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+
+
 def _check_float(name, tensor, ndim, meaning):
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
@@ -445,15 +483,15 @@ def _rows_implementation(impl, query, counts, lse, softcap):
     return (segments if here else reference).attention_of_rows
 
 
-def _attention_implementation(name, query):
+def _attention_implementation(name):
+    """The function of an implementation that is known to run here."""
+    if name == "triton":
+        return _kernels("attention").multi_response_attention
     if name in ("reference", "segments"):
         return (reference if name == "reference" else segments).multi_response_attention
-    if name in ("flash", "varlen", "sdpa"):
-        from yojo_kernels import causal
+    from yojo_kernels import causal
 
-        return getattr(causal, name)
-    arguments = query.device, query.dtype, query.shape[2]
-    return _triton("attention", "multi_response_attention", *arguments).multi_response_attention
+    return getattr(causal, name)
 
 
 def _pick(impl, module, name, device, *dtypes):

@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from yojo_kernels import launch, tuning
+from yojo_kernels import eager, launch, tuning
 from yojo_kernels.attention_backward import key_grad_kernel, query_grad_kernel, sum_kernel
 from yojo_kernels.attention_forward import forward_kernel
 from yojo_kernels.layout import visible_to
@@ -33,7 +33,7 @@ def multi_response_attention(query, key, value, layout, *, scale, window=None, s
     tables = [layout.table(of_forward), None, None, None]
     if gradients:
         tables[1:] = layout.table(of_queries), *layout.table(of_keys)
-    output, lse = torch.ops.yojo.attention(
+    output, lse = attention(
         query, key, value, layout.sample, layout.branch, layout.bounds, layout.position, layout.block, *tables,
         float(scale), window or 0, softcap or 0.0,
     )  # fmt: skip
@@ -86,7 +86,7 @@ def sum_constants(head_dim, tile):
     return {"HEAD_DIM": head_dim, "BLOCK_D": dim, "BLOCK_N": tile.block_n, "ROWS": rows, "num_warps": SUM_WARPS}
 
 
-@torch.library.custom_op("yojo::attention", mutates_args=())
+@eager.operator("attention", watched=3)
 def attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -128,7 +128,7 @@ def _(query, key, value, sample, branch, bounds, position, block, tiles, query_g
     return query.new_empty(query.shape), query.new_empty((query.shape[1], query.shape[0]), dtype=torch.float32)
 
 
-@torch.library.custom_op("yojo::attention_backward", mutates_args=())
+@eager.operator("attention_backward", watched=7)
 def attention_backward(
     grad_output: torch.Tensor,
     grad_lse: torch.Tensor | None,
@@ -211,9 +211,7 @@ def _backward(ctx, grad_output, grad_lse):
     query, key, value, output, lse, *rest = ctx.saved_tensors
     if grad_output is None:
         grad_output = torch.zeros_like(output)
-    gradients = torch.ops.yojo.attention_backward(
-        grad_output, grad_lse, query, key, value, output, lse, *rest, *ctx.options
-    )
+    gradients = attention_backward(grad_output, grad_lse, query, key, value, output, lse, *rest, *ctx.options)
     return *gradients, *none
 
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch.utils.flop_counter import register_flop_formula
 
-from yojo_kernels import launch, tuning
+from yojo_kernels import eager, launch, tuning
 
 FILL = 8192  # entries that one program clears
 
@@ -326,7 +326,7 @@ def score_head(hidden, rows, weight1, bias1, weight2, bias2, *, activation, scal
     """As `yojo_kernels.score_head`, arguments checked; returns [M] float32. A row out of range gives NaN."""
     tensors = (hidden, weight1, bias1, weight2, bias2)
     save = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    scores, _ = torch.ops.yojo.score_head(
+    scores, _ = _score_head(
         hidden, rows, weight1, bias1, weight2, bias2, activation, float(scale), save and weight1 is not None
     )
     return scores
@@ -348,7 +348,7 @@ def _side_by_side(tensor):
     return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-@torch.library.custom_op("yojo::score_head", mutates_args=())
+@eager.operator("score_head", watched=6)
 def _score_head(
     hidden: torch.Tensor,
     rows: torch.Tensor,
@@ -412,7 +412,7 @@ def _(hidden, rows, weight1, bias1, weight2, bias2, activation, scale, save):
     return scores, hidden.new_empty((rows.shape[0] if save else 0, width), dtype=torch.float32)
 
 
-@torch.library.custom_op("yojo::score_head_backward", mutates_args=())
+@eager.operator("score_head_backward", watched=8)
 def _score_head_backward(
     grad_scores: torch.Tensor,
     hidden: torch.Tensor,
@@ -504,7 +504,7 @@ def _backward(ctx, grad_scores, _):
     needed = ctx.needs_input_grad
     need_hidden, need_weights = needed[0], needed[2] or needed[3] or needed[4] or needed[5]
     saved = ctx.saved_tensors
-    gradients = torch.ops.yojo.score_head_backward(grad_scores, *saved, *ctx.options, need_hidden, need_weights)
+    gradients = _score_head_backward(grad_scores, *saved, *ctx.options, need_hidden, need_weights)
     wanted = [gradient if needed[i] else None for i, gradient in zip((0, 2, 3, 4, 5), gradients, strict=True)]
     return wanted[0], None, *wanted[1:], None, None, None
 

@@ -26,7 +26,7 @@ def obstacle(device, *dtypes):
     for dtype in dtypes:
         if dtype not in DTYPES:
             return f"it takes bfloat16, float16 or float32, not {str(dtype).removeprefix('torch.')}"
-    if device.type == "cuda" and torch.version.hip is None and tuning.capability(device) >= (8, 0):
+    if device.type == tuning.GPU and torch.version.hip is None and tuning.capability(device) >= (8, 0):
         return None
     if device.type == "cpu" and INTERPRETED:
         return None
@@ -62,6 +62,11 @@ def strides(*tensors):
     return found, unit
 
 
+_HERE = contextlib.nullcontext()
+
+
 def on(device):
     """Triton launches on the current device, whichever its tensors are on."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(device)

@@ -271,10 +271,11 @@ class Layout:
 
     def _tiles(self, name, settings):
         known, key = self._tables_of_pass, (name, settings)
-        self._wait_for(key)
-        if known is not None and key in known and torch.compiler.is_compiling():
-            return known[key]  # a graph that does without what the table was made from
-        if key in self._tables and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            if known is not None and key in known:
+                return known[key]  # a graph that does without what the table was made from
+        elif key in self._tables:
+            self._wait_for(key)
             if known is not None:
                 known[key] = self._tables[key]
             return self._tables[key]

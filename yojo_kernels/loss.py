@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from yojo_kernels import launch, tuning
+from yojo_kernels import eager, launch, tuning
 
 SUM_BLOCK = 256  # losses that are added at a time
 
@@ -182,10 +182,10 @@ obstacle = launch.obstacle  # takes the device and every floating-point dtype
 
 def listwise_loss(scores, rankings, offsets, *, kind, reduction):
     """As `yojo_kernels.listwise_loss`, arguments checked; returns a float32 scalar, or [S]."""
-    return torch.ops.yojo.listwise_loss(scores, rankings, offsets, kind, reduction)[0]
+    return _listwise_loss(scores, rankings, offsets, kind, reduction)[0]
 
 
-@torch.library.custom_op("yojo::listwise_loss", mutates_args=())
+@eager.operator("listwise_loss", watched=3)
 def _listwise_loss(
     scores: torch.Tensor, rankings: torch.Tensor, offsets: torch.Tensor, kind: str, reduction: str
 ) -> tuple[torch.Tensor, torch.Tensor]:

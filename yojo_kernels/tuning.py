@@ -1,6 +1,7 @@
 """Tile shapes, warps and pipeline stages of the kernels, per head dim, dtype and chip, each with where it comes from."""
 
 import contextlib
+import functools
 import typing
 
 import torch
@@ -85,6 +86,7 @@ LOSS_BLOCKS = {
 # rows that are causal as they stand, forward only. Not measured on any chip yet, so the kernel takes them.
 CAUSAL = {}
 
+GPU = "cuda"  # type of the devices that have chips; `bench/pretended_driver.py` takes the CPU for one
 _forced = {}
 
 
@@ -122,13 +124,18 @@ def packed_heads(group, block_m):
 @torch.compiler.assume_constant_result
 def capability(device):
     """Compute capability (major, minor) of a CUDA device."""
-    return torch.cuda.get_device_capability(device)
+    return _capability(device) if device.index is not None else torch.cuda.get_device_capability(device)
 
 
 @torch.compiler.assume_constant_result
 def processors(device):
     """Multiprocessors of a device; 4 for one that has none."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    return _processors(device) if device.type == GPU else 4
+
+
+# What a device is does not change, and asking torch takes longer than a launch.
+_capability = functools.cache(torch.cuda.get_device_capability)
+_processors = functools.cache(lambda device: torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def chip_of(device):
@@ -148,14 +155,20 @@ class Machine(typing.NamedTuple):
 
 def machine_of(device):
     """The `Machine` a device is."""
-    return Machine(chip_of(device) if device.type == "cuda" else None, processors(device))
+    return Machine(chip_of(device) if device.type == GPU else None, processors(device))
 
 
 def tile_on(machine, kernel, head_dim, dtype, capped=False):
     """The tile that a kernel is launched with on a `Machine`, with a soft cap or without."""
     if kernel in _forced:
         return _forced[kernel]
-    return INTERPRETER if machine.chip is None else tile(kernel, head_dim, dtype, machine.chip, capped)
+    if machine.chip is None:
+        return INTERPRETER
+    find = tile if torch.compiler.is_compiling() else _known_tile  # a compiler looks into no cache
+    return find(kernel, head_dim, dtype, machine.chip, capped)
+
+
+_known_tile = functools.cache(tile)
 
 
 def attention(kernel, head_dim, dtype, device, capped=False):
@@ -167,14 +180,14 @@ def head(kernel, num_readings, device, tensor_cores=False):
     """The tile that a kernel of the value head is launched with."""
     if kernel in _forced:
         return _forced[kernel]
-    if device.type != "cuda":
+    if device.type != GPU:
         return HEAD_INTERPRETER
     return bucket(HEAD_TILES[kernel, tensor_cores], num_readings)
 
 
 def loss(kind, num_responses, num_samples, device):
     """(responses of a step, warps) of the loss's kernel, from how many responses a sample has on average."""
-    if device.type != "cuda":
+    if device.type != GPU:
         return 16, 1
     return bucket(LOSS_BLOCKS[kind in ("plackett_luce", "bradley_terry")], num_responses / num_samples)
 
