@@ -125,7 +125,7 @@ def _softmax(s, m, total, start_n, end_n, low, q_row, own_end, position_q, block
 
 @gluon.jit
 def _consume(q_buffer, k_buffers, v_buffers, q_full, k_full, k_empty, v_full, v_empty, turns,
-             out, lse, again, bounds, position, block, stride_ot, num_tokens, window, scale, softcap,
+             out, lse, bounds, position, block, stride_ot, num_tokens, window, scale, softcap,
              start_m, end_m, lo_a, end_a, from_a, to_a, lo_b, end_b, from_b, to_b,
              GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
              HAS_BLOCKS: gl.constexpr, HAS_WINDOW: gl.constexpr, HAS_SOFTCAP: gl.constexpr):  # fmt: skip
@@ -197,18 +197,19 @@ def _consume(q_buffer, k_buffers, v_buffers, q_full, k_full, k_empty, v_full, v_
         seeing = total > 0
         inverse = gl.where(seeing, 1 / gl.where(seeing, total, 1.0), gl.where(total == total, 0.0, total))
         acc = acc * gl.convert_layout(inverse, gl.SliceLayout(1, O))[:, None]
+        sums = gl.convert_layout(gl.sum(acc, 1), gl.SliceLayout(1, S))
         log_sum = (m + gl.log2(gl.where(seeing, total, 1.0))) * LN_2
         log_sum = gl.where(seeing, log_sum, gl.where(total == total, float("-inf"), total))
+        log_sum = gl.where(sums == sums, log_sum, float("nan"))
         gl.store(lse + q_row, log_sum, mask=q_row < end_m)
         ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
-        row = first_m + gl.arange(0, GROUP_M, layout=gl.SliceLayout(1, ROWS))
+        row = gl.arange(0, GROUP_M, layout=gl.SliceLayout(1, ROWS))
         column = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, ROWS))
         # Through the buffer of the queries, so that whole rows are stored: no one reads it any more.
         q.store(acc.to(dtype))
-        address = out + row.to(gl.int64)[:, None] * stride_ot + column[None, :]
-        gl.store(address, q.load(ROWS), mask=(row < end_m)[:, None] & (column < HEAD_DIM)[None, :])
-        sums = gl.sum(gl.sum(acc, 1), 0)
-        gl.store(again + GROUP, (sums != sums).to(gl.int32))
+        # The sign of the stride, or of a product, would be made before the groups part and be spilled.
+        start = out + first_m.to(gl.int64) * stride_ot.to(gl.uint32).to(gl.int64)
+        gl.store(start + (row[:, None] * stride_ot + column[None, :]), q.load(ROWS), mask=(first_m + row < end_m)[:, None] & (column < HEAD_DIM)[None, :])
 
 
 @gluon.jit
@@ -241,7 +242,7 @@ def _rescale(acc, p, p_new, shrink, i, steps, k_full, v_empty, O: gl.constexpr, 
 
 
 @gluon.jit(do_not_specialize=["num_tokens", "num_heads", "group", "window"])
-def gluon_forward_kernel(q_desc, k_desc, v_desc, out, lse, again, tiles, bounds, position, block, stride_ot, stride_oh,
+def gluon_forward_kernel(q_desc, k_desc, v_desc, out, lse, tiles, bounds, position, block, stride_ot,
                          num_tokens, num_heads, group, window, scale, softcap,
                          HEAD_DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
                          HAS_BLOCKS: gl.constexpr, HAS_WINDOW: gl.constexpr, HAS_SOFTCAP: gl.constexpr):  # fmt: skip
@@ -274,23 +275,21 @@ def gluon_forward_kernel(q_desc, k_desc, v_desc, out, lse, again, tiles, bounds,
         for j in gl.static_range(STAGES):
             mbarrier.init(k_empty.index(j), count=2)
             mbarrier.init(v_empty.index(j), count=2)
-    head64 = head.to(gl.int64)
-    out += head64 * stride_oh
-    lse += head64 * num_tokens
-    again += 2 * gl.program_id(0)
+    out += head * HEAD_DIM
+    lse += head * num_tokens
     gl.warp_specialize(
         [
             (
                 _consume,
                 (q_buffer, k_buffers, v_buffers, q_full, k_full, k_empty, v_full, v_empty, turns,
-                 out, lse, again, bounds, position, block, stride_ot, num_tokens, window, scale, softcap,
+                 out, lse, bounds, position, block, stride_ot, num_tokens, window, scale, softcap,
                  start_m, end_m, lo_a, end_a, from_a, to_a, lo_b, end_b, from_b, to_b,
                  0, HEAD_DIM, BLOCK_N, STAGES, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP),
             ),
             (
                 _consume,
                 (q_buffer, k_buffers, v_buffers, q_full, k_full, k_empty, v_full, v_empty, turns,
-                 out, lse, again, bounds, position, block, stride_ot, num_tokens, window, scale, softcap,
+                 out, lse, bounds, position, block, stride_ot, num_tokens, window, scale, softcap,
                  start_m, end_m, lo_a, end_a, from_a, to_a, lo_b, end_b, from_b, to_b,
                  1, HEAD_DIM, BLOCK_N, STAGES, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP),
             ),
