@@ -24,20 +24,28 @@ def obstacle(device, dtype, head_dim):
 
 def multi_response_attention(query, key, value, layout, *, scale, window=None, softcap=None):
     """As `yojo_kernels.multi_response_attention`, arguments checked; returns (output [T, Hq, D], lse [T, Hq])."""
-    head_dim = query.shape[2]
-    forward = tuning.attention("forward", head_dim, query.dtype, query.device)
-    tables = [layout.query_tiles(forward.block_m, forward.block_n, window), None, None, None]
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        by_query = tuning.attention("query_grad", head_dim, query.dtype, query.device)
-        by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device)
-        extra = max(1, tuning.PIECES_PER_PROCESSOR * tuning.processors(query.device) // key.shape[1])
-        tables[1] = layout.query_tiles(by_query.block_m, by_query.block_n, window)
-        tables[2:] = layout.key_tiles(by_key.block_m, by_key.block_n, extra, window)
+    forward = tuning.attention("forward", query.shape[2], query.dtype, query.device)
+    tables = [layout.query_tiles(forward.block_m, forward.block_n, window)]
+    tables += backward_tables(query, key, value, layout, window)
     output, lse = torch.ops.yojo.attention(
         query, key, value, layout.sample, layout.branch, layout.bounds, layout.position, layout.block, *tables,
         float(scale), window or 0, softcap or 0.0,
     )  # fmt: skip
     return output, lse.t()
+
+
+def backward_tables(query, key, value, layout, window):
+    """The tables of the backward kernels: query_grad_tiles, key_grad_items, key_grad_sums; None where none will follow."""
+    if not torch.is_grad_enabled() or not (query.requires_grad or key.requires_grad or value.requires_grad):
+        return None, None, None
+    head_dim = query.shape[2]
+    by_query = tuning.attention("query_grad", head_dim, query.dtype, query.device)
+    by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device)
+    extra = max(1, tuning.PIECES_PER_PROCESSOR * tuning.processors(query.device) // key.shape[1])
+    return (
+        layout.query_tiles(by_query.block_m, by_query.block_n, window),
+        *layout.key_tiles(by_key.block_m, by_key.block_n, extra, window),
+    )
 
 
 FARTHEST_ROWS = 2**31 // 512  # entries from row to row, so that they count to 32 bits within any tile

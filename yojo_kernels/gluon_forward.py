@@ -6,11 +6,13 @@ the tensor cores work for one, the other makes its softmax. Within a group the v
 softmax of the next one is made. The scheme is that of FlashAttention-3 (Shah et al., 2024).
 
 Copies take whole steps, so rows behind the end of a run are rows of others, and what is not seen is multiplied by 0. That
-makes NaN of what is not finite there: a program whose sums came out as NaN says so in `again`, and `again_kernel`, launched
-behind, makes its sums once more, as the Triton kernel does.
+makes NaN of what is not finite there: queries whose sums came out as NaN have NaN for their log-sum-exp, and
+`gluon_again_kernel`, launched behind, makes the sums of their tile once more, as the Triton kernel does.
 
 It has not run on a GPU yet.
 """
+
+import math
 
 import triton
 import triton.language as tl
@@ -19,14 +21,17 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
 from yojo_kernels.attention_forward import _forward_again
-from yojo_kernels.attention_steps import LN2, LOAD_QUERY_COLUMNS, LOG2E
+from yojo_kernels.attention_steps import LOAD_QUERY_COLUMNS
+from yojo_kernels.tiles import QUERY_COLUMNS
 
 GROUP_M = gl.constexpr(64)  # queries of a warp group: those of one matrix instruction
-LOG2_E = gl.constexpr(LOG2E.value)
-LN_2 = gl.constexpr(LN2.value)
-COLUMNS = gl.constexpr(LOAD_QUERY_COLUMNS.value)
+LOG2E = gl.constexpr(math.log2(math.e))
+LN2 = gl.constexpr(math.log(2))
+COLUMNS = gl.constexpr(QUERY_COLUMNS)
 CONSUMER_REGISTERS = gl.constexpr(240)
 PRODUCER_REGISTERS = gl.constexpr(24)
+BLOCK_M = 128  # queries of a tile: two warp groups
+HEADS = 8  # that a program of `gluon_again_kernel` looks at
 
 
 @gluon.jit
@@ -60,7 +65,7 @@ def _tanh(x):
     size = gl.abs(x)
     square = x * x
     series = x * (1 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
-    decay = gl.exp2(size * (-2 * LOG2_E))
+    decay = gl.exp2(size * (-2 * LOG2E))
     far = (1 - decay) / (1 + decay)
     return gl.where(size < 0.25, series, gl.where(x < 0, -far, far))
 
@@ -99,10 +104,10 @@ def _softmax(s, m, total, start_n, end_n, low, q_row, own_end, position_q, block
              scale, softcap, window, S: gl.constexpr, BLOCK_N: gl.constexpr, HAS_BLOCKS: gl.constexpr,
              HAS_WINDOW: gl.constexpr, HAS_SOFTCAP: gl.constexpr, BORDER: gl.constexpr):  # fmt: skip
     """One step of the online softmax: (p, what sums so far shrink by, largest score, sum)."""
-    factor = scale * LOG2_E
+    factor = scale * LOG2E
     if HAS_SOFTCAP:
         s = _tanh(s * (scale / softcap))
-        factor = softcap * LOG2_E
+        factor = softcap * LOG2E
     if BORDER:
         k_row = start_n + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S))
         if HAS_BLOCKS:
@@ -198,7 +203,7 @@ def _consume(q_buffer, k_buffers, v_buffers, q_full, k_full, k_empty, v_full, v_
         inverse = gl.where(seeing, 1 / gl.where(seeing, total, 1.0), gl.where(total == total, 0.0, total))
         acc = acc * gl.convert_layout(inverse, gl.SliceLayout(1, O))[:, None]
         sums = gl.convert_layout(gl.sum(acc, 1), gl.SliceLayout(1, S))
-        log_sum = (m + gl.log2(gl.where(seeing, total, 1.0))) * LN_2
+        log_sum = (m + gl.log2(gl.where(seeing, total, 1.0))) * LN2
         log_sum = gl.where(seeing, log_sum, gl.where(total == total, float("-inf"), total))
         log_sum = gl.where(sums == sums, log_sum, float("nan"))
         gl.store(lse + q_row, log_sum, mask=q_row < end_m)
@@ -303,3 +308,31 @@ def gluon_forward_kernel(q_desc, k_desc, v_desc, out, lse, tiles, bounds, positi
         [4, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
     )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_heads", "group", "window"])
+def gluon_again_kernel(q, k, v, out, lse, tiles, bounds, position, block,
+                       stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
+                       num_tokens, num_heads, group, window, scale, softcap,
+                       HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, HEADS: tl.constexpr, PRECISION: tl.constexpr,
+                       HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr):  # fmt: skip
+    """Makes the sums of a tile once more for those heads in which a query's log-sum-exp is NaN; one program per HEADS."""
+    tile = tiles + tl.program_id(0) * LOAD_QUERY_COLUMNS
+    start_m, end_m = tl.load(tile), tl.load(tile + 1)
+    index = tl.arange(0, HEADS)
+    heads = tl.program_id(1) * HEADS + index
+    rows = start_m + tl.arange(0, BLOCK_M)
+    there = (heads < num_heads)[:, None] & (rows < end_m)[None, :]
+    sums = tl.load(lse + heads.to(tl.int64)[:, None] * num_tokens + rows[None, :], mask=there, other=0.0)
+    broken = tl.max((sums != sums).to(tl.int32), 1)
+    if tl.max(broken, 0) > 0:
+        for j in range(0, HEADS):
+            if tl.sum(tl.where(index == j, broken, 0), 0) > 0:
+                head = (tl.program_id(1) * HEADS + j).to(tl.int64)
+                _forward_again(
+                    q + head * stride_qh, k + (head // group) * stride_kh, v + (head // group) * stride_vh,
+                    out + head * stride_oh, lse + head * num_tokens,
+                    bounds, position, block, stride_qt, stride_kt, stride_vt, stride_ot,
+                    tile, num_tokens, scale, softcap, window,
+                    HEAD_DIM, HEAD_DIM, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP,
+                )  # fmt: skip
