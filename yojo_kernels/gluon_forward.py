@@ -74,7 +74,7 @@ def _tanh(x):
 def _produce(q_desc, k_desc, v_desc, q_buffer, k_buffers, v_buffers, q_full, k_full, k_empty, v_full, v_empty,
              head, key_head, start_m, end_m, lo_a, end_a, from_a, to_a, lo_b, end_b, from_b, to_b,
              HEAD_DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
-    """Copies the tile's queries, then the keys and values of each step as soon as both warp groups are done with a buffer."""
+    """Copies the tile's queries, then keys and values of each step, once the warp groups are done with a buffer."""
     BYTES: gl.constexpr = 2 * HEAD_DIM
     full, steps = step_counts(start_m, end_m, lo_a, end_a, from_a, to_a, lo_b, end_b, from_b, to_b, BLOCK_N)
     for group in gl.static_range(2):
@@ -83,20 +83,27 @@ def _produce(q_desc, k_desc, v_desc, q_buffer, k_buffers, v_buffers, q_full, k_f
         tma.async_copy_global_to_shared(
             q_desc, [head, first, 0], q_full.index(group), q_buffer.index(group), pred=first < end_m
         )
+    key_n, end_n, in_a = step_range(0, lo_a, end_a, from_a, to_a, lo_b, end_b, from_b, to_b, BLOCK_N)
+    mbarrier.expect(k_full.index(0), BLOCK_N * BYTES, pred=steps > 0)
+    tma.async_copy_global_to_shared(
+        k_desc, [key_head, key_n, 0], k_full.index(0), k_buffers.index(0), pred=steps > 0
+    )  # fmt: skip
+    # In the order in which they are multiplied: the keys of a step before the values of the one before it.
     for i in range(0, steps):
-        start_n, end_n, in_a = step_range(i, lo_a, end_a, from_a, to_a, lo_b, end_b, from_b, to_b, BLOCK_N)
+        value_n = key_n
+        key_n, end_n, in_a = step_range(i + 1, lo_a, end_a, from_a, to_a, lo_b, end_b, from_b, to_b, BLOCK_N)
+        stage = (i + 1) % STAGES
+        more = i + 1 < steps
+        # A fresh barrier lets the first round pass.
+        mbarrier.wait(k_empty.index(stage), (((i + 1) // STAGES) & 1) ^ 1, pred=more)
+        mbarrier.expect(k_full.index(stage), BLOCK_N * BYTES, pred=more)
+        tma.async_copy_global_to_shared(
+            k_desc, [key_head, key_n, 0], k_full.index(stage), k_buffers.index(stage), pred=more
+        )  # fmt: skip
         stage = i % STAGES
-        free = ((i // STAGES) & 1) ^ 1  # fresh barriers let the first round pass
-        mbarrier.wait(k_empty.index(stage), free)
-        mbarrier.expect(k_full.index(stage), BLOCK_N * BYTES)
-        tma.async_copy_global_to_shared(
-            k_desc, [key_head, start_n, 0], k_full.index(stage), k_buffers.index(stage)
-        )
-        mbarrier.wait(v_empty.index(stage), free)
+        mbarrier.wait(v_empty.index(stage), ((i // STAGES) & 1) ^ 1)
         mbarrier.expect(v_full.index(stage), BLOCK_N * BYTES)
-        tma.async_copy_global_to_shared(
-            v_desc, [key_head, start_n, 0], v_full.index(stage), v_buffers.index(stage)
-        )
+        tma.async_copy_global_to_shared(v_desc, [key_head, value_n, 0], v_full.index(stage), v_buffers.index(stage))
 
 
 @gluon.jit
