@@ -28,12 +28,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from yojo_kernels import attention, head, launch, loss, tuning
+from yojo_kernels import attention, gluon_attention, head, launch, loss, tuning
 
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 192, 256)
 ATTENTION_KERNELS = ("forward", "query_grad", "key_grad", "sum")
 HEAD_KERNELS = ("head_forward", "head_backward", "head_merge", "linear_forward", "linear_backward")
-KERNELS = (*ATTENTION_KERNELS, *HEAD_KERNELS, "loss")
+GLUON_KERNELS = ("gluon_forward", "gluon_again")  # for Hopper alone, and few dtypes and head dims
+KERNELS = (*ATTENTION_KERNELS, *HEAD_KERNELS, "loss", *GLUON_KERNELS)
 FEATURES = {
     "plain": {},
     "all": {"HAS_BLOCKS": True, "HAS_WINDOW": True, "HAS_SOFTCAP": True, "HAS_LSE_GRAD": True},
@@ -62,6 +63,8 @@ class Report:
         loop_spills: those among them inside an innermost loop that multiplies matrices.
         shared: bytes of shared memory of a program.
         wgmma: warp-group matrix instructions (Hopper); mma: all other tensor-core instructions.
+        waits: waits for warp-group matrix instructions; waits_wanted: those that the kernel asks for. Where ptxas does
+            not follow which registers are in use, it adds more, and the instructions run one at a time.
     """
 
     kernel: str
@@ -76,6 +79,8 @@ class Report:
     shared: int
     wgmma: int
     mma: int
+    waits: int = 0
+    waits_wanted: int = 0
 
     @property
     def name(self):
@@ -98,11 +103,13 @@ class Report:
             found.append(f"{self.loop_spills} spill instructions inside an inner loop")
         if self.shared > tuning.SHARED_MEMORY[self.chip]:
             found.append(f"{self.shared} bytes of shared memory; the chip has {tuning.SHARED_MEMORY[self.chip]}")
-        multiplies = self.kernel in ("forward", "query_grad", "key_grad", "head_forward", "head_backward")
+        if self.waits != self.waits_wanted:
+            found.append(f"{self.waits} waits for matrix instructions instead of {self.waits_wanted}: ptxas serialised them")
+        multiplies = self.kernel in ("forward", "query_grad", "key_grad", "head_forward", "head_backward", "gluon_forward")
         if multiplies and self.dtype == "float16" and self.kernel in HEAD_KERNELS:
             multiplies = False  # computed in float32
         if multiplies and self.dtype != "float32":
-            if self.chip == 90 and not self.wgmma and self.kernel in ATTENTION_KERNELS:
+            if self.chip == 90 and not self.wgmma and self.kernel in (*ATTENTION_KERNELS, "gluon_forward"):
                 found.append("no wgmma instruction")
             if not self.wgmma + self.mma:
                 found.append("no tensor-core instruction")
@@ -136,14 +143,17 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
     """
     if launch.INTERPRETED:
         raise RuntimeError("kernels are interpreted (TRITON_INTERPRET=1) and cannot be compiled: unset it")
-    if kernel in HEAD_KERNELS:
+    if kernel in GLUON_KERNELS:
+        module, (constants, sizes) = gluon_attention.gluon_forward, _gluon_launch(kernel, chip, dtype, head_dim, features, tile)  # fmt: skip
+        pointers = _gluon_pointer(constants)
+    elif kernel in HEAD_KERNELS:
         module, (constants, sizes), pointers = head, _head_launch(kernel, dtype, features, tile), _head_pointer
     elif kernel == "loss":
         module, (constants, sizes), pointers = loss, _loss_launch(features), _loss_pointer(features)
     else:
         module, (constants, sizes) = attention, _attention_launch(kernel, chip, dtype, head_dim, features, tile)
         pointers = _attention_pointer
-    num_warps, num_stages = constants.pop("num_warps"), constants.pop("num_stages", 3)
+    num_warps, num_stages = constants.pop("num_warps"), constants.pop("num_stages", constants.get("STAGES", 3))
     function = getattr(module, f"{kernel}_kernel")
     signature, constexprs, attributes = {}, {}, {}
     for index, name in enumerate(function.arg_names):
@@ -160,8 +170,9 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
         aligned = name.startswith("stride_") and name != "stride_grad"
         if signature[name].startswith("*") or aligned or name in ("H", "K"):
             attributes[index,] = [["tt.divisibility", 16]]
+    source = gluon_attention.GluonASTSource if kernel == "gluon_forward" else ASTSource
     compiled = triton.compile(
-        ASTSource(function, signature, constexprs, attributes),
+        source(function, signature, constexprs, attributes),
         target=GPUTarget("cuda", chip, 32),
         options={"num_warps": num_warps, "num_stages": num_stages},
     )
@@ -182,6 +193,8 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
         shared=compiled.metadata.shared,
         wgmma=sum(bool(re.search(r"\b[A-Z]*GMMA\b", line)) for line in instructions),
         mma=sum(bool(re.search(r"\b(HMMA|UTC\w*MMA|QMMA)\b", line)) for line in instructions),
+        waits=sum("WARPGROUP.DEPBAR" in line for line in instructions),
+        waits_wanted=compiled.asm["ptx"].count("wgmma.wait_group"),
     )
 
 
@@ -197,6 +210,27 @@ def _attention_launch(kernel, chip, dtype, head_dim, features, tile):
 
 def _attention_pointer(name, dtype):
     return "*i32" if name in TABLES else "*fp32" if name in FLOATS else POINTERS[dtype]
+
+
+def _gluon_launch(kernel, chip, dtype, head_dim, features, tile):
+    tile = tile or tuning.tile("gluon_forward", head_dim, dtype, chip)
+    of_kernel = gluon_attention.constants if kernel == "gluon_forward" else gluon_attention.constants_again
+    constants = of_kernel(head_dim, tile)
+    constants |= {name: value for name, value in FEATURES[features].items() if name in constants}
+    return constants, tile[:2]
+
+
+def _gluon_pointer(constants):
+    """Descriptors are types of their own: those of queries copy the rows of a warp group, all others those of a step."""
+
+    def pointer(name, dtype):
+        if not name.endswith("_desc"):
+            return _attention_pointer(name, dtype)
+        rows = gluon_attention.gluon_forward.GROUP_M.value if name == "q_desc" else constants["BLOCK_N"]
+        layout = gluon_attention.shared_layout(dtype)
+        return f"tensordesc<{POINTERS[dtype][1:]}[1, {rows}, {constants['HEAD_DIM']}],{layout!r}>"
+
+    return pointer
 
 
 def _head_launch(kernel, dtype, features, tile):
@@ -280,7 +314,7 @@ def features_of(kernel):
     """The sets of features that a kernel is compiled for: names."""
     if kernel == "sum":
         return ("plain",)
-    if kernel in ATTENTION_KERNELS:
+    if kernel in (*ATTENTION_KERNELS, *GLUON_KERNELS):
         return tuple(FEATURES)
     if kernel == "loss":
         return tuple(f"{kind}-{size}" for kind, pairs in LOSS_KINDS.items() for size in tuning.LOSS_BLOCKS[pairs])
@@ -298,7 +332,8 @@ def configurations(chips=tuning.CHIPS, dtypes=launch.DTYPES, head_dims=HEAD_DIMS
         for chip in chips
         for dtype in dtypes
         if kernel != "loss" or dtype == torch.float32  # scores are float32
-        for head_dim in (head_dims if kernel in ATTENTION_KERNELS else (0,))
+        for head_dim in (head_dims if kernel in (*ATTENTION_KERNELS, *GLUON_KERNELS) else (0,))
+        if kernel not in GLUON_KERNELS or (chip == 90 and gluon_attention.obstacle_in(dtype, head_dim) is None)
         for feature in features_of(kernel)
         if features is None or feature in features or feature == "plain" == features_of(kernel)[0]
     ]

@@ -10,13 +10,14 @@ from torch.utils.flop_counter import register_flop_formula
 from yojo_kernels import attention, launch, tuning
 
 try:
+    from triton.experimental.gluon._runtime import GluonASTSource
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     from yojo_kernels import gluon_forward
 
     MISSING = None
-except (ImportError, AttributeError) as error:
+except (ImportError, AttributeError, TypeError) as error:
     MISSING = f"Triton {triton.__version__} has not the Gluon it is written in ({error}): it needs 3.6, 3.7 or 3.8"
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -24,14 +25,22 @@ HEAD_DIMS = (64, 128)
 ALIGNMENT = 16  # bytes; of the tensors, and of what lies from row to row and from head to head
 
 
-def obstacle(device, dtype, head_dim):
-    """Why the kernel cannot run on such tensors, as half a sentence; None where it can."""
+def obstacle_in(dtype, head_dim):
+    """Why the kernel cannot be compiled for a dtype and a head dim, as half a sentence; None where it can."""
     if MISSING is not None:
         return MISSING
     if dtype not in DTYPES:
         return f"it takes bfloat16 or float16, not {str(dtype).removeprefix('torch.')}"
     if head_dim not in HEAD_DIMS:
         return f"it takes head dims {' and '.join(map(str, HEAD_DIMS))}, not {head_dim}"
+    return None
+
+
+def obstacle(device, dtype, head_dim):
+    """Why the kernel cannot run on such tensors, as half a sentence; None where it can."""
+    reason = obstacle_in(dtype, head_dim)
+    if reason is not None:
+        return reason
     if launch.INTERPRETED:
         return "kernels are interpreted (TRITON_INTERPRET=1), which Gluon's cannot be"
     reason = launch.obstacle(device, dtype)

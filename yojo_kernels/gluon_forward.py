@@ -137,11 +137,11 @@ def _softmax(s, m, total, start_n, end_n, low, q_row, own_end, position_q, block
 
 @gluon.jit
 def _consume(q_buffer, k_buffers, v_buffers, q_full, k_full, k_empty, v_full, v_empty, turns,
-             out, lse, bounds, position, block, stride_ot, num_tokens, window, scale, softcap,
+             out, lse, bounds, position, block, head, stride_ot, num_tokens, window, scale, softcap,
              start_m, end_m, lo_a, end_a, from_a, to_a, lo_b, end_b, from_b, to_b,
              GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
              HAS_BLOCKS: gl.constexpr, HAS_WINDOW: gl.constexpr, HAS_SOFTCAP: gl.constexpr):  # fmt: skip
-    """Output and log-sum-exp of the tile's queries from GROUP * 64 on; pointers are to the first row of its head."""
+    """Output and log-sum-exp of the tile's queries from GROUP * 64 on."""
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     O: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
     P: gl.constexpr = gl.DotOperandLayout(0, O, 2)
@@ -152,10 +152,10 @@ def _consume(q_buffer, k_buffers, v_buffers, q_full, k_full, k_empty, v_full, v_
     first_m = start_m + GROUP * GROUP_M
     if first_m < end_m:
         q_row = first_m + gl.arange(0, GROUP_M, layout=gl.SliceLayout(1, S))
-        own_start = gl.load(bounds + q_row, mask=q_row < end_m, other=0)
+        own_start = gl.load(bounds + q_row.to(gl.uint32), mask=q_row < end_m, other=0)
         own_end, position_q, block_q = q_row, q_row, q_row
         if HAS_BLOCKS:
-            own_end = gl.load(bounds + num_tokens + q_row, mask=q_row < end_m, other=0)
+            own_end = gl.load(bounds + (num_tokens + q_row).to(gl.uint32), mask=q_row < end_m, other=0)
             block_q = gl.load(block + q_row, mask=q_row < end_m, other=-2)
             block_q = gl.where(block_q < 0, -2, block_q)  # tokens without a block are in no block together
         if HAS_WINDOW:
@@ -213,14 +213,14 @@ def _consume(q_buffer, k_buffers, v_buffers, q_full, k_full, k_empty, v_full, v_
         log_sum = (m + gl.log2(gl.where(seeing, total, 1.0))) * LN2
         log_sum = gl.where(seeing, log_sum, gl.where(total == total, float("-inf"), total))
         log_sum = gl.where(sums == sums, log_sum, float("nan"))
-        gl.store(lse + q_row, log_sum, mask=q_row < end_m)
+        # Places count to 32 bits without a sign: signs would be made at the start and be spilled until they are needed.
+        gl.store(lse + (head * num_tokens + q_row).to(gl.uint32), log_sum, mask=q_row < end_m)
         ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
         row = gl.arange(0, GROUP_M, layout=gl.SliceLayout(1, ROWS))
         column = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, ROWS))
         # Through the buffer of the queries, so that whole rows are stored: no one reads it any more.
         q.store(acc.to(dtype))
-        # The sign of the stride, or of a product, would be made before the groups part and be spilled.
-        start = out + first_m.to(gl.int64) * stride_ot.to(gl.uint32).to(gl.int64)
+        start = out + first_m.to(gl.int64) * stride_ot.to(gl.uint32).to(gl.int64) + head * HEAD_DIM
         gl.store(start + (row[:, None] * stride_ot + column[None, :]), q.load(ROWS), mask=(first_m + row < end_m)[:, None] & (column < HEAD_DIM)[None, :])
 
 
@@ -287,21 +287,19 @@ def gluon_forward_kernel(q_desc, k_desc, v_desc, out, lse, tiles, bounds, positi
         for j in gl.static_range(STAGES):
             mbarrier.init(k_empty.index(j), count=2)
             mbarrier.init(v_empty.index(j), count=2)
-    out += head * HEAD_DIM
-    lse += head * num_tokens
     gl.warp_specialize(
         [
             (
                 _consume,
                 (q_buffer, k_buffers, v_buffers, q_full, k_full, k_empty, v_full, v_empty, turns,
-                 out, lse, bounds, position, block, stride_ot, num_tokens, window, scale, softcap,
+                 out, lse, bounds, position, block, head, stride_ot, num_tokens, window, scale, softcap,
                  start_m, end_m, lo_a, end_a, from_a, to_a, lo_b, end_b, from_b, to_b,
                  0, HEAD_DIM, BLOCK_N, STAGES, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP),
             ),
             (
                 _consume,
                 (q_buffer, k_buffers, v_buffers, q_full, k_full, k_empty, v_full, v_empty, turns,
-                 out, lse, bounds, position, block, stride_ot, num_tokens, window, scale, softcap,
+                 out, lse, bounds, position, block, head, stride_ot, num_tokens, window, scale, softcap,
                  start_m, end_m, lo_a, end_a, from_a, to_a, lo_b, end_b, from_b, to_b,
                  1, HEAD_DIM, BLOCK_N, STAGES, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP),
             ),
