@@ -65,6 +65,8 @@ class Report:
         wgmma: warp-group matrix instructions (Hopper); mma: all other tensor-core instructions.
         waits: waits for warp-group matrix instructions; waits_wanted: those that the kernel asks for. Where ptxas does
             not follow which registers are in use, it adds more, and the instructions run one at a time.
+        late: exponentials in inner loops behind their last wait, which no matrix instruction of the group overlaps; where
+            loads have warps of their own.
     """
 
     kernel: str
@@ -81,6 +83,7 @@ class Report:
     mma: int
     waits: int = 0
     waits_wanted: int = 0
+    late: int = 0
 
     @property
     def name(self):
@@ -105,6 +108,8 @@ class Report:
             found.append(f"{self.shared} bytes of shared memory; the chip has {tuning.SHARED_MEMORY[self.chip]}")
         if self.waits != self.waits_wanted:
             found.append(f"{self.waits} waits for matrix instructions instead of {self.waits_wanted}: ptxas serialised them")
+        if self.late:
+            found.append(f"{self.late} exponentials of the inner loops wait for the products they should overlap")
         multiplies = self.kernel in ("forward", "query_grad", "key_grad", "head_forward", "head_backward", "gluon_forward")
         if multiplies and self.dtype == "float16" and self.kernel in HEAD_KERNELS:
             multiplies = False  # computed in float32
@@ -195,6 +200,7 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
         mma=sum(bool(re.search(r"\b(HMMA|UTC\w*MMA|QMMA)\b", line)) for line in instructions),
         waits=sum("WARPGROUP.DEPBAR" in line for line in instructions),
         waits_wanted=compiled.asm["ptx"].count("wgmma.wait_group"),
+        late=sum(map(_late_exponentials, loops)) if kernel == "gluon_forward" else 0,
     )
 
 
@@ -308,6 +314,12 @@ def _inner_loops(instructions):
             loops.append((labels[target.group(1)], end))
     inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
     return [instructions[start : end + 1] for start, end in inner]
+
+
+def _late_exponentials(loop):
+    """Exponentials of a loop behind its last wait for matrix instructions."""
+    last = max((i for i, line in enumerate(loop) if "WARPGROUP.DEPBAR" in line), default=0)
+    return sum("MUFU.EX2" in line for line in loop[last:])
 
 
 def features_of(kernel):
