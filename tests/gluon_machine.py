@@ -1,10 +1,10 @@
 """Runs the Gluon forward's own code without a GPU: partitions as threads, barriers, copies and products as on Hopper.
 
-Gluon has no interpreter. Here its kernel functions are run as the Python they are written in, with a language of stand-ins
-on torch tensors. What is asynchronous is so here: a copy may arrive, and a product may read its operands, at any time
-between its start and the wait for it; what is copied into holds garbage meanwhile. Which partition goes on, and what completes, is
-drawn by a seed. Fails on a deadlock, on a barrier that more arrive at than it counts, on values used before they are waited
-for, and on a copy that is still on the way when the program ends.
+Gluon has no interpreter. Here its kernel functions are run as the Python they are written in, with a language of
+stand-ins on torch tensors. What is asynchronous is so here: a copy may arrive, and a product may read its operands, at
+any time between its start and the wait for it; what is copied into holds garbage meanwhile. Which partition goes on, and
+what completes, is drawn by a seed. Fails on a deadlock, on a barrier that more arrive at than it counts, on values used
+before they are waited for, and on a copy that is still on the way when the program ends.
 """
 
 import functools
@@ -161,7 +161,9 @@ class Machine:
             # Who goes first is drawn anew for each program: partitions one by one, copies, products.
             rank = self.random.sample(range(len(partitions) + 2), len(partitions) + 2)
             while open_ := [partition for partition in partitions if not partition.done]:
-                able = [(rank[partitions.index(each)], each.resume) for each in open_ if each.ready is None or each.ready()]
+                able = [
+                    (rank[partitions.index(each)], each.resume) for each in open_ if each.ready is None or each.ready()
+                ]
                 if self.copies:
                     able.append((rank[-1], functools.partial(self.arrive, self.random.choice(self.copies))))
                 if not able:
@@ -258,7 +260,10 @@ def _tensor(x):
 def language(machine, program):
     """What `gl` is to the kernel's code."""
     layouts = ("SliceLayout", "NVMMADistributedLayout", "DotOperandLayout", "BlockedLayout")
-    allocate = lambda dtype, shape, layout: Barriers(shape[0]) if dtype == torch.int64 else Shared(garbage(shape).to(dtype))  # noqa: E731  # fmt: skip
+
+    def allocate(dtype, shape, layout):
+        return Barriers(shape[0]) if dtype == torch.int64 else Shared(garbage(shape).to(dtype))
+
     return types.SimpleNamespace(
         **dict.fromkeys(layouts, lambda *arguments: None),
         float32=torch.float32, int64=torch.int64, uint32=torch.int64,
@@ -304,6 +309,7 @@ class Kernel:
                 expect=machine.expect,
             ),
             "tma": types.SimpleNamespace(async_copy_global_to_shared=machine.copy),
+            "fence_async_shared": lambda: None,
             "warpgroup_mma": machine.multiply,
             "warpgroup_mma_wait": machine.multiply_wait,
         }
@@ -323,7 +329,9 @@ class Kernel:
 
     def argument(self, name, value):
         if name.endswith("_desc"):
-            block = [1, self.group_m or value.block_shape[1], value.block_shape[2]] if name == "q_desc" else value.block_shape  # fmt: skip
+            block = list(value.block_shape)
+            if name == "q_desc" and self.group_m is not None:
+                block[1] = self.group_m
             return types.SimpleNamespace(
                 base=value.base, shape=value.shape, strides=value.strides, block_shape=block,
                 dtype=value.base.dtype, layout=None,

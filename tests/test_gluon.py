@@ -40,7 +40,8 @@ def test_serialised_instructions_and_late_exponentials_are_seen():
 
 def test_it_is_compiled_for_hopper_alone():
     found = {configuration[:4] for configuration in aot.configurations(kernels=aot.GLUON_KERNELS)}
-    expected = {(kernel, 90, dtype, dim) for kernel in aot.GLUON_KERNELS for dtype in gluon_attention.DTYPES for dim in gluon_attention.HEAD_DIMS}  # fmt: skip
+    dtypes, dims = gluon_attention.DTYPES, gluon_attention.HEAD_DIMS
+    expected = {(kernel, 90, dtype, dim) for kernel in aot.GLUON_KERNELS for dtype in dtypes for dim in dims}
     assert found == expected
 
 
@@ -97,7 +98,9 @@ def test_it_needs_hopper(capability, message, monkeypatch):
     reason = gluon_attention.obstacle(*arguments)
     assert reason is None if message is None else f"it needs a Hopper GPU (compute capability 9.0), {message}" == reason
     name, reason = choose_attention(AttentionCall(*arguments))
-    assert name == "triton" and ("impl='gluon' could run, but no GPU has measured it yet" in reason) == (message is None)
+    assert name == "triton" and ("impl='gluon' could run, but no GPU has measured it yet" in reason) == (
+        message is None
+    )
 
 
 def test_a_triton_without_it_is_named(monkeypatch):

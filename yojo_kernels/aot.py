@@ -107,10 +107,19 @@ class Report:
         if self.shared > tuning.SHARED_MEMORY[self.chip]:
             found.append(f"{self.shared} bytes of shared memory; the chip has {tuning.SHARED_MEMORY[self.chip]}")
         if self.waits != self.waits_wanted:
-            found.append(f"{self.waits} waits for matrix instructions instead of {self.waits_wanted}: ptxas serialised them")
+            found.append(
+                f"{self.waits} waits for matrix instructions instead of {self.waits_wanted}: ptxas serialised them"
+            )
         if self.late:
             found.append(f"{self.late} exponentials of the inner loops wait for the products they should overlap")
-        multiplies = self.kernel in ("forward", "query_grad", "key_grad", "head_forward", "head_backward", "gluon_forward")
+        multiplies = self.kernel in (
+            "forward",
+            "query_grad",
+            "key_grad",
+            "head_forward",
+            "head_backward",
+            "gluon_forward",
+        )
         if multiplies and self.dtype == "float16" and self.kernel in HEAD_KERNELS:
             multiplies = False  # computed in float32
         if multiplies and self.dtype != "float32":
@@ -175,9 +184,8 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
         aligned = name.startswith("stride_") and name != "stride_grad"
         if signature[name].startswith("*") or aligned or name in ("H", "K"):
             attributes[index,] = [["tt.divisibility", 16]]
-    source = gluon_attention.GluonASTSource if kernel == "gluon_forward" else ASTSource
     compiled = triton.compile(
-        source(function, signature, constexprs, attributes),
+        _source(kernel)(function, signature, constexprs, attributes),
         target=GPUTarget("cuda", chip, 32),
         options={"num_warps": num_warps, "num_stages": num_stages},
     )
@@ -202,6 +210,14 @@ def compile_kernel(kernel, chip, dtype, head_dim=0, features="plain", tile=None)
         waits_wanted=compiled.asm["ptx"].count("wgmma.wait_group"),
         late=sum(map(_late_exponentials, loops)) if kernel == "gluon_forward" else 0,
     )
+
+
+def _source(kernel):
+    if kernel != "gluon_forward":
+        return ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource  # not in every Triton
+
+    return GluonASTSource
 
 
 def _attention_launch(kernel, chip, dtype, head_dim, features, tile):

@@ -10,7 +10,6 @@ from torch.utils.flop_counter import register_flop_formula
 from yojo_kernels import attention, launch, tuning
 
 try:
-    from triton.experimental.gluon._runtime import GluonASTSource
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
@@ -96,7 +95,7 @@ def shared_layout(dtype):
 
 
 def constants(head_dim, tile, block=None, window=0, softcap=0.0):
-    """What the kernel is compiled for, launch options included. The loading warp and the second warp group come on top."""
+    """What the kernel is compiled for, launch options included; num_warps is that of one warp group."""
     return {
         "HEAD_DIM": head_dim,
         "BLOCK_N": tile.block_n,

@@ -1,12 +1,12 @@
 """The forward of multi-response attention for Hopper, in Gluon: loads, products and softmax each in warps of their own.
 
 A program owns a tile of queries of one head, as in `yojo_kernels.attention_forward`. One warp lets the tensor memory
-accelerator copy keys and values into rings of buffers; two warp groups of 64 queries each multiply them, in turns: while
-the tensor cores work for one, the other makes its softmax. Within a group the values of a step are multiplied while the
-softmax of the next one is made. The scheme is that of FlashAttention-3 (Shah et al., 2024).
+accelerator copy keys and values into rings of buffers; two warp groups of 64 queries each multiply them, in turns:
+while the tensor cores work for one, the other makes its softmax. Within a group the values of a step are multiplied
+while the softmax of the next one is made. The scheme is that of FlashAttention-3 (Shah et al., 2024).
 
-Copies take whole steps, so rows behind the end of a run are rows of others, and what is not seen is multiplied by 0. That
-makes NaN of what is not finite there: queries whose sums came out as NaN have NaN for their log-sum-exp, and
+Copies take whole steps, so rows behind the end of a run are rows of others, and what is not seen is multiplied by 0.
+That makes NaN of what is not finite there: queries whose sums came out as NaN have NaN for their log-sum-exp, and
 `gluon_again_kernel`, launched behind, makes the sums of their tile once more, as the Triton kernel does.
 
 It has not run on a GPU yet.
@@ -18,7 +18,13 @@ import triton
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
 
 from yojo_kernels.attention_forward import _forward_again
 from yojo_kernels.attention_steps import LOAD_QUERY_COLUMNS
@@ -108,7 +114,7 @@ def _produce(q_desc, k_desc, v_desc, q_buffer, k_buffers, v_buffers, q_full, k_f
 
 @gluon.jit
 def _softmax(s, m, total, start_n, end_n, low, q_row, own_end, position_q, block_q, position, block,
-             scale, softcap, window, S: gl.constexpr, BLOCK_N: gl.constexpr, HAS_BLOCKS: gl.constexpr,
+             scale, softcap, window, OF_SCORES: gl.constexpr, BLOCK_N: gl.constexpr, HAS_BLOCKS: gl.constexpr,
              HAS_WINDOW: gl.constexpr, HAS_SOFTCAP: gl.constexpr, BORDER: gl.constexpr):  # fmt: skip
     """One step of the online softmax: (p, what sums so far shrink by, largest score, sum)."""
     factor = scale * LOG2E
@@ -116,7 +122,7 @@ def _softmax(s, m, total, start_n, end_n, low, q_row, own_end, position_q, block
         s = _tanh(s * (scale / softcap))
         factor = softcap * LOG2E
     if BORDER:
-        k_row = start_n + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S))
+        k_row = start_n + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, OF_SCORES))
         if HAS_BLOCKS:
             block_k = gl.load(block + k_row, mask=k_row < end_n, other=-1)
             together = (block_k[None, :] == block_q[:, None]) & (k_row[None, :] < own_end[:, None])
@@ -142,16 +148,15 @@ def _consume(q_buffer, k_buffers, v_buffers, q_full, k_full, k_empty, v_full, v_
              GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
              HAS_BLOCKS: gl.constexpr, HAS_WINDOW: gl.constexpr, HAS_SOFTCAP: gl.constexpr):  # fmt: skip
     """Output and log-sum-exp of the tile's queries from GROUP * 64 on."""
-    S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
-    O: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
-    P: gl.constexpr = gl.DotOperandLayout(0, O, 2)
+    OF_SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    OF_SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
+    OF_WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, OF_SUMS, 2)
     dtype: gl.constexpr = q_buffer.dtype
     full, steps = step_counts(start_m, end_m, lo_a, end_a, from_a, to_a, lo_b, end_b, from_b, to_b, BLOCK_N)
-    border_a = (end_a - lo_a + BLOCK_N - 1) // BLOCK_N - (to_a - from_a)
     alone = start_m + GROUP_M >= end_m  # the other group has no queries
     first_m = start_m + GROUP * GROUP_M
     if first_m < end_m:
-        q_row = first_m + gl.arange(0, GROUP_M, layout=gl.SliceLayout(1, S))
+        q_row = first_m + gl.arange(0, GROUP_M, layout=gl.SliceLayout(1, OF_SCORES))
         own_start = gl.load(bounds + q_row.to(gl.uint32), mask=q_row < end_m, other=0)
         own_end, position_q, block_q = q_row, q_row, q_row
         if HAS_BLOCKS:
@@ -160,10 +165,10 @@ def _consume(q_buffer, k_buffers, v_buffers, q_full, k_full, k_empty, v_full, v_
             block_q = gl.where(block_q < 0, -2, block_q)  # tokens without a block are in no block together
         if HAS_WINDOW:
             position_q = gl.load(position + q_row, mask=q_row < end_m, other=0)
-        m = gl.full([GROUP_M], float("-inf"), gl.float32, gl.SliceLayout(1, S))
-        total = gl.full([GROUP_M], 0.0, gl.float32, gl.SliceLayout(1, S))
-        acc = gl.full([GROUP_M, HEAD_DIM], 0.0, gl.float32, O)
-        no_scores = gl.full([GROUP_M, BLOCK_N], 0.0, gl.float32, S)
+        m = gl.full([GROUP_M], float("-inf"), gl.float32, gl.SliceLayout(1, OF_SCORES))
+        total = gl.full([GROUP_M], 0.0, gl.float32, gl.SliceLayout(1, OF_SCORES))
+        acc = gl.full([GROUP_M, HEAD_DIM], 0.0, gl.float32, OF_SUMS)
+        no_scores = gl.full([GROUP_M, BLOCK_N], 0.0, gl.float32, OF_SCORES)
         q = q_buffer.index(GROUP).reshape([GROUP_M, HEAD_DIM])
 
         # The first step: there are no values to multiply yet.
@@ -178,9 +183,9 @@ def _consume(q_buffer, k_buffers, v_buffers, q_full, k_full, k_empty, v_full, v_
         start_n, end_n, in_a = step_range(0, lo_a, end_a, from_a, to_a, lo_b, end_b, from_b, to_b, BLOCK_N)
         p, shrink, m, total = _softmax(
             s, m, total, start_n, end_n, gl.where(in_a, 0, own_start), q_row, own_end, position_q, block_q,
-            position, block, scale, softcap, window, S, BLOCK_N, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True,
+            position, block, scale, softcap, window, OF_SCORES, BLOCK_N, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True,
         )  # fmt: skip
-        p = gl.convert_layout(p.to(dtype), P)
+        p = gl.convert_layout(p.to(dtype), OF_WEIGHTS)
         mbarrier.wait(k_full.index(1 % STAGES), 1 // STAGES, pred=steps > 1)
 
         for i in range(1, full):
@@ -188,18 +193,18 @@ def _consume(q_buffer, k_buffers, v_buffers, q_full, k_full, k_empty, v_full, v_
                                GROUP, HEAD_DIM, BLOCK_N, STAGES)  # fmt: skip
             p_new, shrink, m, total = _softmax(
                 s, m, total, 0, 0, own_start, q_row, own_end, position_q, block_q, position, block,
-                scale, softcap, window, S, BLOCK_N, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False,
+                scale, softcap, window, OF_SCORES, BLOCK_N, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, False,
             )  # fmt: skip
-            acc, p = _rescale(acc, p, p_new, shrink, i, steps, k_full, v_empty, O, P, STAGES)
+            acc, p = _rescale(acc, p, p_new, shrink, i, steps, k_full, v_empty, OF_SUMS, OF_WEIGHTS, STAGES)
         for i in range(gl.maximum(full, 1), steps):
             s, acc = _multiply(q, p, acc, no_scores, i, alone, k_buffers, v_buffers, k_full, k_empty, v_full, turns,
                                GROUP, HEAD_DIM, BLOCK_N, STAGES)  # fmt: skip
             start_n, end_n, in_a = step_range(i, lo_a, end_a, from_a, to_a, lo_b, end_b, from_b, to_b, BLOCK_N)
             p_new, shrink, m, total = _softmax(
                 s, m, total, start_n, end_n, gl.where(in_a, 0, own_start), q_row, own_end, position_q, block_q,
-                position, block, scale, softcap, window, S, BLOCK_N, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True,
+                position, block, scale, softcap, window, OF_SCORES, BLOCK_N, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP, True,
             )  # fmt: skip
-            acc, p = _rescale(acc, p, p_new, shrink, i, steps, k_full, v_empty, O, P, STAGES)
+            acc, p = _rescale(acc, p, p_new, shrink, i, steps, k_full, v_empty, OF_SUMS, OF_WEIGHTS, STAGES)
         last = steps - 1
         mbarrier.wait(v_full.index(last % STAGES), (last // STAGES) & 1)
         v = v_buffers.index(last % STAGES).reshape([BLOCK_N, HEAD_DIM])
@@ -208,8 +213,8 @@ def _consume(q_buffer, k_buffers, v_buffers, q_full, k_full, k_empty, v_full, v_
 
         seeing = total > 0
         inverse = gl.where(seeing, 1 / gl.where(seeing, total, 1.0), gl.where(total == total, 0.0, total))
-        acc = acc * gl.convert_layout(inverse, gl.SliceLayout(1, O))[:, None]
-        sums = gl.convert_layout(gl.sum(acc, 1), gl.SliceLayout(1, S))
+        acc = acc * gl.convert_layout(inverse, gl.SliceLayout(1, OF_SUMS))[:, None]
+        sums = gl.convert_layout(gl.sum(acc, 1), gl.SliceLayout(1, OF_SCORES))
         log_sum = (m + gl.log2(gl.where(seeing, total, 1.0))) * LN2
         log_sum = gl.where(seeing, log_sum, gl.where(total == total, float("-inf"), total))
         log_sum = gl.where(sums == sums, log_sum, float("nan"))
@@ -221,7 +226,9 @@ def _consume(q_buffer, k_buffers, v_buffers, q_full, k_full, k_empty, v_full, v_
         # Through the buffer of the queries, so that whole rows are stored: no one reads it any more.
         q.store(acc.to(dtype))
         start = out + first_m.to(gl.int64) * stride_ot.to(gl.uint32).to(gl.int64) + head * HEAD_DIM
-        gl.store(start + (row[:, None] * stride_ot + column[None, :]), q.load(ROWS), mask=(first_m + row < end_m)[:, None] & (column < HEAD_DIM)[None, :])
+        gl.store(
+            start + (row[:, None] * stride_ot + column[None, :]), q.load(ROWS), mask=(first_m + row < end_m)[:, None]
+        )
 
 
 @gluon.jit
@@ -242,15 +249,16 @@ def _multiply(q, p, acc, no_scores, i, alone, k_buffers, v_buffers, k_full, k_em
 
 
 @gluon.jit
-def _rescale(acc, p, p_new, shrink, i, steps, k_full, v_empty, O: gl.constexpr, P: gl.constexpr, STAGES: gl.constexpr):
+def _rescale(acc, p, p_new, shrink, i, steps, k_full, v_empty,
+             OF_SUMS: gl.constexpr, OF_WEIGHTS: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
     """acc with the values of the step before i in it, shrunk for those of step i; and p of step i as an operand."""
     # The next keys are waited for here, not where they are used: ptxas moves the wait for acc no further up than to a
     # branch, and would else wait before the softmax.
     mbarrier.wait(k_full.index((i + 1) % STAGES), ((i + 1) // STAGES) & 1, pred=i + 1 < steps)
     acc = warpgroup_mma_wait(0, deps=[acc])
     mbarrier.arrive(v_empty.index((i - 1) % STAGES))
-    acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, O))[:, None]
-    return acc, gl.convert_layout(p_new.to(p.dtype), P)
+    acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, OF_SUMS))[:, None]
+    return acc, gl.convert_layout(p_new.to(p.dtype), OF_WEIGHTS)
 
 
 @gluon.jit(do_not_specialize=["num_tokens", "num_heads", "group", "window"])
@@ -287,6 +295,7 @@ def gluon_forward_kernel(q_desc, k_desc, v_desc, out, lse, tiles, bounds, positi
         for j in gl.static_range(STAGES):
             mbarrier.init(k_empty.index(j), count=2)
             mbarrier.init(v_empty.index(j), count=2)
+    fence_async_shared()  # copies, which arrive at barriers past the usual order, find them initialised
     gl.warp_specialize(
         [
             (
@@ -321,7 +330,7 @@ def gluon_again_kernel(q, k, v, out, lse, tiles, bounds, position, block,
                        num_tokens, num_heads, group, window, scale, softcap,
                        HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, HEADS: tl.constexpr, PRECISION: tl.constexpr,
                        HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr):  # fmt: skip
-    """Makes the sums of a tile once more for those heads in which a query's log-sum-exp is NaN; one program per HEADS."""
+    """Makes a tile's sums once more for those heads in which a query's log-sum-exp is NaN; one program per HEADS."""
     tile = tiles + tl.program_id(0) * LOAD_QUERY_COLUMNS
     start_m, end_m = tl.load(tile), tl.load(tile + 1)
     index = tl.arange(0, HEADS)

@@ -1,4 +1,4 @@
-"""The Gluon forward on the machine of `gluon_machine`, and behind it the interpreted kernels: values and every gradient."""
+"""The Gluon forward on the machine of `gluon_machine`, and the interpreted kernels behind it: values and gradients."""
 
 import importlib.util
 import pathlib
@@ -75,8 +75,12 @@ def test_tiles_of_the_tables(dtype, dim, machine):
     blocks[120:180] = [0] * 60
     for options, bidirectional in (({}, None), ({"window": 200, "softcap": 20.0}, blocks)):
         layout = Layout.build([290, 130], [[100, 60], [70, 40]], bidirectional=bidirectional)
-        tensors = [torch.randn(690, *shape, dtype=torch.float64) for shape in ((2, dim), (1, dim), (1, dim), (2, dim), (2,))]  # fmt: skip
-        case = {"layout": layout, "options": {"scale": dim**-0.5, "window": None, "softcap": None} | options, "tensors": tensors}  # fmt: skip
+        shapes = ((2, dim), (1, dim), (1, dim), (2, dim), (2,))
+        case = {
+            "layout": layout,
+            "options": {"scale": dim**-0.5, "window": None, "softcap": None} | options,
+            "tensors": [torch.randn(690, *shape, dtype=torch.float64) for shape in shapes],
+        }
         with tuning.forced(gluon_forward=tile):
             check(forward_alone, case, dtype)
 
