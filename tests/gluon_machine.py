@@ -246,6 +246,7 @@ def _load(pointer, mask=None, other=None):
 
 
 def _store(pointer, value, mask):
+    mask = mask.expand(value.shape)
     pointer.data[pointer.offset[mask]] = value[mask].to(pointer.data.dtype)
 
 
