@@ -5,10 +5,8 @@ import torch
 
 from bench import pretended_driver
 from yojo_kernels import (
-    AttentionCall,
     Layout,
     aot,
-    choose_attention,
     gluon_attention,
     implementations,
     multi_response_attention,
@@ -17,7 +15,7 @@ from yojo_kernels import (
 
 
 @pytest.mark.parametrize("dtype, head_dim", [(torch.bfloat16, 128), (torch.bfloat16, 64), (torch.float16, 128)])
-@pytest.mark.parametrize("features", aot.FEATURES)
+@pytest.mark.parametrize("features", ["plain", "all"])
 def test_the_forward_spills_nothing_and_overlaps(dtype, head_dim, features):
     report = aot.compile_kernel("gluon_forward", 90, dtype, head_dim, features)
     assert report.problems({}) == []
@@ -64,13 +62,6 @@ def test_a_call_launches_it_and_compiles_once_for_all_lengths():
         assert pretended_driver.launches() - before == 3  # the backward is the Triton kernels'
 
 
-def test_it_is_never_chosen_and_said_to_be_unmeasured():
-    with pretended_driver.pretended():
-        call = AttentionCall(torch.device("cpu"), torch.bfloat16, 128)
-        assert gluon_attention.obstacle(call.device, call.dtype, call.head_dim) is None
-    assert "gluon" not in {name for name, _ in implementations().values()}
-
-
 def attend(heads=(4, 2, 2), dim=64, dtype=torch.bfloat16, **options):
     layout = Layout.build([5], [[3, 4]])
     tensors = [torch.randn(layout.num_tokens, count, dim, dtype=dtype) for count in heads]
@@ -97,10 +88,9 @@ def test_it_needs_hopper(capability, message, monkeypatch):
     arguments = torch.device("cuda"), torch.bfloat16, 128
     reason = gluon_attention.obstacle(*arguments)
     assert reason is None if message is None else f"it needs a Hopper GPU (compute capability 9.0), {message}" == reason
-    name, reason = choose_attention(AttentionCall(*arguments))
-    assert name == "triton" and ("impl='gluon' could run, but no GPU has measured it yet" in reason) == (
-        message is None
-    )
+    name, reason = implementations(torch.device("cuda"))["multi_response_attention"]
+    told = reason.endswith("impl='gluon' could run, but no GPU has measured it yet")
+    assert name == "triton" and told == (message is None)
 
 
 def test_a_triton_without_it_is_named(monkeypatch):

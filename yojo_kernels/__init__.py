@@ -31,8 +31,12 @@ def implementations(device=None):
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     usual = AttentionCall(device, torch.bfloat16, 128)
+    name, reason = choose_attention(usual)
+    other = _kernels("gluon_attention")
+    if not isinstance(other, str) and other.obstacle(device, usual.dtype, usual.head_dim) is None:
+        reason += "; impl='gluon' could run, but no GPU has measured it yet"
     return {
-        "multi_response_attention": choose_attention(usual),
+        "multi_response_attention": (name, reason),
         "multi_response_attention, causal rows": choose_attention(dataclasses.replace(usual, causal=True)),
         "score_head": choose("head", device, torch.bfloat16, torch.float32),
         "listwise_loss": choose("loss", device, torch.float32),
@@ -97,10 +101,7 @@ def choose_attention(call):
     if reason is not None:
         return "reference", f"plain PyTorch; the Triton kernel cannot run: {reason}"
     if not call.causal:
-        other = _kernels("gluon_attention")
-        if isinstance(other, str) or other.obstacle(call.device, call.dtype, call.head_dim) is not None:
-            return "triton", "the Triton kernel"
-        return "triton", "the Triton kernel: impl='gluon' could run, but no GPU has measured it yet"
+        return "triton", "the Triton kernel"
     from yojo_kernels import causal, tuning  # they load as much of torch as the kernels do
 
     if call.lse:

@@ -342,7 +342,9 @@ def features_of(kernel):
     """The sets of features that a kernel is compiled for: names."""
     if kernel == "sum":
         return ("plain",)
-    if kernel in (*ATTENTION_KERNELS, *GLUON_KERNELS):
+    if kernel in GLUON_KERNELS:
+        return ("plain", "all")
+    if kernel in ATTENTION_KERNELS:
         return tuple(FEATURES)
     if kernel == "loss":
         return tuple(f"{kind}-{size}" for kind, pairs in LOSS_KINDS.items() for size in tuning.LOSS_BLOCKS[pairs])
