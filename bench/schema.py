@@ -8,7 +8,7 @@ import sys
 FIELDS = {
     "bench": (str, False),  # one of BENCHES
     "variant": (str, True),  # one of VARIANTS; null for what is not a way to score (a matrix product, a mask)
-    "impl": (str, False),  # what computed it: triton, reference, flex, flex_tuned, flex_split, torch_varlen, sdpa, ...
+    "impl": (str, False),  # what computed it: triton, gluon, reference, flex, flex_tuned, torch_varlen, sdpa, ...
     "fuse": (str, True),
     "pass": (str, True),  # one of PASSES
     "mode": (str, True),  # comparative, isolated

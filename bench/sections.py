@@ -375,7 +375,10 @@ def attention_section(page, lines, machine, predicted=()):
 
 def attention_tables(page, lines, machine, direction, dtype, peak):
     """One direction: a picture, and tables of rates, ratios and memory."""
-    keys = sorted({(line["variant"], line["impl"]) for line in lines}, key=lambda key: (_attention_place(key[0]), key))
+    keys = sorted(
+        {(line["variant"], line["impl"]) for line in lines},
+        key=lambda key: (_attention_place(key[0]), key[1] == "gluon", key),
+    )
     names = {key: _attention_name(key) for key in keys}
     shapes = {
         plots.shape_name(group[0]): {(line["variant"], line["impl"]): line for line in group}
@@ -390,7 +393,7 @@ def attention_tables(page, lines, machine, direction, dtype, peak):
     for name, shape in shapes.items():
         ours = next((shape[key] for key in keys if key[0] == "yojo_isolated" and key in shape), None)
         rates.append([name, *(digits(shape[key]["tflops"], per) if key in shape else "" for key in keys)])
-        peers = [shape.get(key) if key[0] != "yojo_isolated" else None for key in keys]
+        peers = [None if (line := shape.get(key)) is ours else line for key in keys]
         ratios.append([name, *(times(ratio(line, ours, "seconds")) for line in peers)])
         memories.append([name, *(memory(shape[key]["peak_bytes"]) if key in shape else "" for key in keys)])
     header = ["prompt tokens + N x response tokens; heads x head dim", *names.values()]

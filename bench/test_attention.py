@@ -12,12 +12,13 @@ import torch
 from bench import attention_peers as peers
 from bench.attention_peers import SHAPES, one
 from bench.timing import figures, measure, peak_bytes
-from yojo_kernels import Layout, launch, tuning
+from yojo_kernels import Layout, gluon_attention, launch, tuning
 
 QUICK = (one(2048, 4, 128), one(8192, 8, 256))  # on a GPU
 # variant and impl of a result line -> the layout whose pairs it computes
 WAYS = {
     ("yojo_isolated", "triton"): "isolated",
+    ("yojo_isolated", "gluon"): "isolated",
     ("yojo_comparative", "triton"): "comparative",
     ("flex", "flex"): "isolated",
     ("flex", "flex_tuned"): "isolated",
@@ -43,6 +44,11 @@ def case_of(shape, dtype, device):
 
 def make(case, variant, impl):
     """(call, name of what computes it)."""
+    if impl == "gluon":
+        reason = gluon_attention.obstacle(case.device, case.query.dtype, case.shape.head_dim)
+        if reason is not None:
+            pytest.skip(f"the Gluon forward cannot run: {reason}")
+        return peers.yojo(case, WAYS[variant, impl], impl), impl
     if variant.startswith("yojo"):
         name = "triton" if case.device.type == "cuda" or launch.INTERPRETED else "reference"
         return peers.yojo(case, WAYS[variant, impl], name), name
@@ -65,6 +71,8 @@ def make(case, variant, impl):
 def test_attention(benchmark, device, record, shape, variant, impl, direction):
     if variant == "flex" and direction == "backward" and device.type != "cuda":
         pytest.skip("FlexAttention has no backward on a CPU")
+    if impl == "gluon" and direction == "backward":
+        pytest.skip("the backward of the Gluon forward is that of the Triton kernels")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
         case = case_of(shape, dtype, device)

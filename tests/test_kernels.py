@@ -217,7 +217,7 @@ Q, K = torch.zeros(7, 4, 8), torch.zeros(7, 2, 8)
         ({name: Q[..., :0] for name in ("query", "key", "value")}, ValueError, "a head dim of at least 1"),
         ({"window": 2.5}, TypeError, "window must be an int, or None for no window, got float"),
         ({"softcap": 0.0}, ValueError, "softcap must be above 0"),
-        ({"impl": "cuda"}, ValueError, "impl must be one of auto, reference, triton, got 'cuda'"),
+        ({"impl": "cuda"}, ValueError, "impl must be one of auto, reference, triton, gluon, got 'cuda'"),
         ({"impl": "triton"}, ValueError, "impl='triton' cannot run multi_response_attention"),
     ],
 )

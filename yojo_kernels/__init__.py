@@ -14,6 +14,7 @@ __all__ = ["Layout", "implementations", "listwise_loss", "multi_response_attenti
 log = logging.getLogger(__name__)
 
 IMPLEMENTATIONS = ("auto", "reference", "triton")
+ATTENTION_IMPLEMENTATIONS = (*IMPLEMENTATIONS, "gluon")
 LOSS_KINDS = ("best", "plackett_luce", "bradley_terry", "soft")
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -30,8 +31,12 @@ def implementations(device=None):
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     usual = AttentionCall(device, torch.bfloat16, 128)
+    name, reason = choose_attention(usual)
+    other = _kernels("gluon_attention")
+    if not isinstance(other, str) and other.obstacle(device, usual.dtype, usual.head_dim) is None:
+        reason += "; impl='gluon' could run, but no GPU has measured it yet"
     return {
-        "multi_response_attention": choose_attention(usual),
+        "multi_response_attention": (name, reason),
         "multi_response_attention, causal rows": choose_attention(usual._replace(causal=True)),
         "score_head": choose("head", device, torch.bfloat16, torch.float32),
         "listwise_loss": choose("loss", device, torch.float32),
@@ -82,7 +87,7 @@ def choose_attention(call):
     - "flash" for causal rows where flash attention is installed.
     - "varlen" or "sdpa", torch's own, for causal rows that are only scored, where `tuning.CAUSAL` says that they were
       measured to be faster: their backward does not give the same bits twice.
-    - "triton" for everything else.
+    - "triton" for everything else. "gluon" is never chosen: no GPU has measured it yet.
     """
     if segments.takes(call):
         return "segments", "torch's scaled_dot_product_attention, prompts and branches apart: the device is a CPU"
@@ -123,6 +128,8 @@ def _kernels(module):
         # Imports by name: torch.compile follows those, and not importlib's functions.
         if module == "attention":
             from yojo_kernels import attention as kernels
+        elif module == "gluon_attention":
+            from yojo_kernels import gluon_attention as kernels
         elif module == "head":
             from yojo_kernels import head as kernels
         else:
@@ -164,7 +171,9 @@ def multi_response_attention(
             query is then [M, Hq, D]. None = all T in order. For few queries: plain PyTorch computes them, in float32.
         query_counts: S ints, how many of the queries belong to each sample, where query_rows names those of the first
             sample first and so on. Each sample is then computed alone; without them every query meets all T keys.
-        impl: "reference", "triton" or "auto"; picks the execution, never the meaning.
+        impl: "reference", "triton", "gluon" or "auto"; picks the execution, never the meaning. "gluon" is a second
+            forward kernel, for Hopper, 16-bit types and head dims 64 and 128, that "auto" does not choose: no GPU has
+            measured it yet.
 
     What is not finite stays with those who see it: a NaN or an infinity in the query, key, value or gradient of the output
     of one token changes the outputs and gradients of no token but those that the mask connects with it. (Flash attention
@@ -180,7 +189,7 @@ def multi_response_attention(
         ValueError: shapes, devices or options that do not fit; an `impl` that cannot run here; rows out of range or
             outside their sample (looked at only where that costs no device synchronisation, that is on the CPU).
     """
-    _check_impl(impl)
+    _check_impl(impl, ATTENTION_IMPLEMENTATIONS)
     if not _fits(query, key, value, layout):
         _check_attention(query, key, value, layout, query_rows is not None)
     if scale is not None:
@@ -217,10 +226,12 @@ def multi_response_attention(
         if not compiling:
             log.debug("multi_response_attention: %s (%s)", name, reason)
         run = _attention_implementation(name)
-    elif impl == "triton":
-        run = _triton(
-            "attention", "multi_response_attention", query.device, query.dtype, query.shape[2]
-        ).multi_response_attention
+    elif impl in ("triton", "gluon"):
+        module, about = (
+            "attention" if impl == "triton" else "gluon_attention",
+            (query.device, query.dtype, query.shape[2]),
+        )
+        run = _triton(module, "multi_response_attention", *about, impl=impl).multi_response_attention
     else:
         run = _attention_implementation(impl)
     output, lse = run(query, key, value, layout, scale=scale, window=window, softcap=softcap)
@@ -454,8 +465,8 @@ def _check_query_rows(query, layout, rows, counts, impl):
     _check_integers("query_rows", rows, query.device)
     if rows.shape[0] != query.shape[0]:
         raise ValueError(f"query_rows must name the row of each of the {query.shape[0]} queries, got {rows.shape[0]}")
-    if impl == "triton":
-        raise ValueError("impl='triton' cannot run query_rows: there is no kernel for them; use 'auto' or 'reference'")
+    if impl in ("triton", "gluon"):
+        raise ValueError(f"impl={impl!r} cannot run query_rows: there is no kernel for them; use 'auto' or 'reference'")
     if _can_look_at(rows) and rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= layout.num_tokens):
         raise ValueError(
             f"query_rows must lie in 0 <= row < {layout.num_tokens}, got {int(rows.min())} to {int(rows.max())}"
@@ -503,15 +514,15 @@ def _pick(impl, module, name, device, *dtypes):
     return reference if impl == "reference" else _triton(module, name, device, *dtypes)
 
 
-def _triton(module, name, *arguments):
-    """The module of the kernels, or the error of impl="triton" where they cannot run."""
+def _triton(module, name, *arguments, impl="triton"):
+    """The module of the kernels, or the error of impl="triton" or "gluon" where they cannot run."""
     kernels = _kernels(module)
     reason = kernels if isinstance(kernels, str) else kernels.obstacle(*arguments)
     if reason is not None:
-        raise ValueError(f"impl='triton' cannot run {name}: {reason}; use 'auto' or 'reference'")
+        raise ValueError(f"impl={impl!r} cannot run {name}: {reason}; use 'auto' or 'reference'")
     return kernels
 
 
-def _check_impl(impl):
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+def _check_impl(impl, known=IMPLEMENTATIONS):
+    if impl not in known:
+        raise ValueError(f"impl must be one of {', '.join(known)}, got {impl!r}")

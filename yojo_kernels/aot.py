@@ -32,7 +32,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from yojo_kernels import attention, head, launch, loss, tuning
+from yojo_kernels import attention, gluon_attention, head, launch, loss, tuning
 
 HEAD_DIMS = (16, 32, 64, 72, 80, 96, 128, 192, 256)
 HEADS = {"q": 32, "o": 32, "do": 32, "dq": 32, "k": 8, "v": 8, "dk": 8, "dv": 8}  # of each tensor of attention
@@ -40,7 +40,9 @@ INPUTS = ("q", "k", "v", "do")  # those that a model makes; all others are made 
 ROWS = 4097  # of tensors that strides are taken from; where heads come first, strides over heads depend on it
 ATTENTION_KERNELS = ("forward", "query_grad", "key_grad", "value_grad", "sum")  # value_grad: key_grad's other launch
 HEAD_KERNELS = ("head_forward", "head_backward", "head_merge", "linear_forward", "linear_backward")
-KERNELS = (*ATTENTION_KERNELS, *HEAD_KERNELS, "loss")
+GLUON_KERNELS = ("gluon_forward", "gluon_again")  # for Hopper alone, and few dtypes and head dims
+KERNELS = (*ATTENTION_KERNELS, *HEAD_KERNELS, "loss", *GLUON_KERNELS)
+MULTIPLYING = ("forward", "query_grad", "key_grad", "value_grad", "head_forward", "head_backward", "gluon_forward")
 FEATURES = {
     "plain": {},
     "all": {"HAS_BLOCKS": True, "HAS_WINDOW": True, "HAS_SOFTCAP": True, "HAS_LSE_GRAD": True},
@@ -75,6 +77,10 @@ class Report:
         shared: bytes of shared memory of a program.
         narrow: loads and stores of 8 or 16 bits, where neighbours could be moved at once.
         wgmma: warp-group matrix instructions (Hopper); mma: all other tensor-core instructions.
+        waits: waits for warp-group matrix instructions; waits_wanted: those that the kernel asks for. Where ptxas does
+            not follow which registers are in use, it adds more, and the instructions run one at a time.
+        late: exponentials in inner loops behind their last wait, which no matrix instruction of the group overlaps; where
+            loads have warps of their own.
     """
 
     kernel: str
@@ -91,6 +97,9 @@ class Report:
     narrow: int
     wgmma: int
     mma: int
+    waits: int = 0
+    waits_wanted: int = 0
+    late: int = 0
 
     @property
     def name(self):
@@ -118,11 +127,17 @@ class Report:
             found.append(f"{self.shared} bytes of shared memory; the chip has {tuning.SHARED_MEMORY[self.chip]}")
         if self.narrow and self.kernel in ATTENTION_KERNELS and self.head_dim % 8 == 0:
             found.append(f"{self.narrow} loads or stores of single 16-bit values")
-        multiplies = self.kernel in ("forward", "query_grad", "key_grad", "value_grad", "head_forward", "head_backward")
+        if self.waits != self.waits_wanted:
+            found.append(
+                f"{self.waits} waits for matrix instructions instead of {self.waits_wanted}: ptxas serialised them"
+            )
+        if self.late:
+            found.append(f"{self.late} exponentials of the inner loops wait for the products they should overlap")
+        multiplies = self.kernel in MULTIPLYING
         if multiplies and self.dtype == "float16" and self.kernel in HEAD_KERNELS:
             multiplies = False  # computed in float32
         if multiplies and self.dtype != "float32":
-            if self.chip == 90 and not self.wgmma and self.kernel in ATTENTION_KERNELS:
+            if self.chip == 90 and not self.wgmma and self.kernel in (*ATTENTION_KERNELS, "gluon_forward"):
                 found.append("no wgmma instruction")
             if not self.wgmma + self.mma:
                 found.append("no tensor-core instruction")
@@ -163,14 +178,17 @@ def build(kernel, chip, dtype, head_dim=0, features="plain", tile=None):
     """What `compile_kernel` reports on: (Triton's compiled kernel, sizes of its tile with warps and stages)."""
     if launch.INTERPRETED:
         raise RuntimeError("kernels are interpreted (TRITON_INTERPRET=1) and cannot be compiled: unset it")
-    if kernel in HEAD_KERNELS:
+    if kernel in GLUON_KERNELS:
+        module, (constants, sizes) = gluon_attention.gluon_forward, _gluon_launch(kernel, chip, dtype, head_dim, features, tile)  # fmt: skip
+        pointers = _gluon_pointer(constants)
+    elif kernel in HEAD_KERNELS:
         module, (constants, sizes), pointers = head, _head_launch(kernel, dtype, features, tile), _head_pointer
     elif kernel == "loss":
         module, (constants, sizes), pointers = loss, _loss_launch(features), _loss_pointer(features)
     else:
         module, (constants, sizes) = attention, _attention_launch(kernel, chip, dtype, head_dim, features, tile)
         pointers = _attention_pointer
-    num_warps, num_stages = constants.pop("num_warps"), constants.pop("num_stages", 3)
+    num_warps, num_stages = constants.pop("num_warps"), constants.pop("num_stages", constants.get("STAGES", 3))
     function = getattr(module, "key_grad_kernel" if kernel == "value_grad" else f"{kernel}_kernel")
     signature, constexprs, attributes = {}, {}, {}
     for index, name in enumerate(function.arg_names):
@@ -188,7 +206,7 @@ def build(kernel, chip, dtype, head_dim=0, features="plain", tile=None):
         if signature[name].startswith("*") or aligned or name in ("H", "K"):
             attributes[index,] = [["tt.divisibility", 16]]
     compiled = triton.compile(
-        ASTSource(function, signature, constexprs, attributes),
+        _source(kernel)(function, signature, constexprs, attributes),
         target=GPUTarget("cuda", chip, 32),
         options={"num_warps": num_warps, "num_stages": num_stages},
     )
@@ -215,12 +233,23 @@ def _report(compiled, kernel, chip, dtype, head_dim, features, tile):
         narrow=sum(bool(re.search(r"\b(LDG|STG)\S*\.[US](8|16)\b", line)) for line in instructions),
         wgmma=sum(bool(re.search(r"\b[A-Z]*GMMA\b", line)) for line in instructions),
         mma=sum(bool(re.search(r"\b(HMMA|UTC\w*MMA|QMMA)\b", line)) for line in instructions),
+        waits=sum("WARPGROUP.DEPBAR" in line for line in instructions),
+        waits_wanted=compiled.asm["ptx"].count("wgmma.wait_group"),
+        late=sum(map(_late_exponentials, loops)) if kernel == "gluon_forward" else 0,
     )
 
 
 def _tile(kernel, head_dim, dtype, chip, capped):
     by_keys = kernel in ("key_grad", "value_grad", "sum")
     return tuning.tile("key_grad" if by_keys else kernel, head_dim, dtype, chip, capped)
+
+
+def _source(kernel):
+    if kernel != "gluon_forward":
+        return ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource  # not in every Triton
+
+    return GluonASTSource
 
 
 def _attention_launch(kernel, chip, dtype, head_dim, features, tile):
@@ -254,6 +283,27 @@ def _constant_strides(head_dim, features):
 
 def _attention_pointer(name, dtype):
     return "*i32" if name in TABLES else "*fp32" if name in FLOATS else POINTERS[dtype]
+
+
+def _gluon_launch(kernel, chip, dtype, head_dim, features, tile):
+    tile = tile or tuning.tile("gluon_forward", head_dim, dtype, chip)
+    of_kernel = gluon_attention.constants if kernel == "gluon_forward" else gluon_attention.constants_again
+    constants = of_kernel(head_dim, tile)
+    constants |= {name: value for name, value in FEATURES[features].items() if name in constants}
+    return constants, tile[:2]
+
+
+def _gluon_pointer(constants):
+    """Descriptors are types of their own: those of queries copy the rows of a warp group, all others those of a step."""
+
+    def pointer(name, dtype):
+        if not name.endswith("_desc"):
+            return _attention_pointer(name, dtype)
+        rows = gluon_attention.gluon_forward.GROUP_M.value if name == "q_desc" else constants["BLOCK_N"]
+        layout = gluon_attention.shared_layout(dtype)
+        return f"tensordesc<{POINTERS[dtype][1:]}[1, {rows}, {constants['HEAD_DIM']}],{layout!r}>"
+
+    return pointer
 
 
 def _head_launch(kernel, dtype, features, tile):
@@ -363,10 +413,18 @@ def _full_step(body):
     return [line for line in way[::-1] if not line.startswith(".L_")]
 
 
+def _late_exponentials(loop):
+    """Exponentials of a loop behind its last wait for matrix instructions."""
+    last = max((i for i, line in enumerate(loop) if "WARPGROUP.DEPBAR" in line), default=0)
+    return sum("MUFU.EX2" in line for line in loop[last:])
+
+
 def features_of(kernel):
     """The sets of features that a kernel is compiled for: names."""
     if kernel == "sum":
         return ("plain",)
+    if kernel in GLUON_KERNELS:
+        return ("plain", "all")
     if kernel in ATTENTION_KERNELS:
         return tuple(FEATURES)
     if kernel == "loss":
@@ -385,7 +443,8 @@ def configurations(chips=tuning.CHIPS, dtypes=launch.DTYPES, head_dims=HEAD_DIMS
         for chip in chips
         for dtype in dtypes
         if kernel != "loss" or dtype == torch.float32  # scores are float32
-        for head_dim in (head_dims if kernel in ATTENTION_KERNELS else (0,))
+        for head_dim in (head_dims if kernel in (*ATTENTION_KERNELS, *GLUON_KERNELS) else (0,))
+        if kernel not in GLUON_KERNELS or (chip == 90 and gluon_attention.obstacle_in(dtype, head_dim) is None)
         for feature in features_of(kernel)
         if feature != "heads_first" or head_dim in HEADS_FIRST_DIMS
         if kernel != "value_grad" or len(attention.key_passes(dtype, head_dim)) > 1

@@ -10,6 +10,7 @@ from yojo_kernels import eager, launch, tuning
 from yojo_kernels.attention_backward import key_grad_kernel, query_grad_kernel, sum_kernel
 from yojo_kernels.attention_forward import forward_kernel
 from yojo_kernels.layout import visible_to
+from yojo_kernels.segments import with_positive_scale
 from yojo_kernels.tables import tables_for
 
 MAX_HEAD_DIM = 256
@@ -25,19 +26,27 @@ def obstacle(device, dtype, head_dim):
 
 def multi_response_attention(query, key, value, layout, *, scale, window=None, softcap=None):
     """As `yojo_kernels.multi_response_attention`, arguments checked; returns (output [T, Hq, D], lse [T, Hq])."""
-    gradients = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    machine, heads = tuning.machine_of(query.device), (query.shape[1], key.shape[1])
-    of_forward, of_queries, of_keys = tables_for(
-        layout, machine, query.dtype, query.shape[2], *heads, window, gradients, bool(softcap)
-    )
-    tables = [layout.table(of_forward), None, None, None]
-    if gradients:
-        tables[1:] = layout.table(of_queries), *layout.table(of_keys)
+    tables = tables_of(query, key, value, layout, window, softcap)
     output, lse = attention(
         query, key, value, layout.sample, layout.branch, layout.bounds, layout.position, layout.block, *tables,
         float(scale), window or 0, softcap or 0.0,
     )  # fmt: skip
     return output, lse.t()
+
+
+def tables_of(query, key, value, layout, window, softcap, forward="forward"):
+    """The tables a call asks for: query tiles of the forward (of this kernel) and of the backward, key tiles, their sums.
+
+    The last three are None where no backward will follow.
+    """
+    gradients = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    machine, heads = tuning.machine_of(query.device), (query.shape[1], key.shape[1])
+    of_forward, of_queries, of_keys = tables_for(
+        layout, machine, query.dtype, query.shape[2], *heads, window, gradients, bool(softcap), forward
+    )
+    if not gradients:
+        return layout.table(of_forward), None, None, None
+    return layout.table(of_forward), layout.table(of_queries), *layout.table(of_keys)
 
 
 FARTHEST_ROWS = 2**31 // 512  # entries from row to row, so that they count to 32 bits within any tile
@@ -109,8 +118,7 @@ def attention(
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty((num_heads, num_tokens), dtype=torch.float32, device=query.device)
     tile = tuning.attention("forward", head_dim, query.dtype, query.device)
-    if scale <= 0:  # the kernel takes what is above 0
-        query, scale = (-query, -scale) if scale < 0 else (query * 0, 1.0)
+    query, scale = with_positive_scale(query, scale)
     pack = tuning.packed_heads(num_heads // key.shape[1], tile.block_m)
     strides, unit = launch.strides(query, key, value, output)
     with launch.on(query.device):

@@ -3,7 +3,8 @@
 from yojo_kernels import tuning
 
 
-def tables_for(layout, machine, dtype, head_dim, num_heads, num_key_heads, window=None, gradients=False, capped=False):
+def tables_for(layout, machine, dtype, head_dim, num_heads, num_key_heads, window=None, gradients=False, capped=False,
+               forward="forward"):  # fmt: skip
     """The tables of one call.
 
     Args:
@@ -15,15 +16,16 @@ def tables_for(layout, machine, dtype, head_dim, num_heads, num_key_heads, windo
         window: sliding window, or None.
         gradients: whether a backward may follow.
         capped: whether scores have a soft cap.
+        forward: the kernel of the forward, "forward" or "gluon_forward".
 
     Returns:
         (key of the forward's query tiles, of the backward's or None, of its key tiles or None), each as
         `Layout.table` takes it.
     """
-    forward = tuning.tile_on(machine, "forward", head_dim, dtype)
     group = num_heads // num_key_heads
-    tokens = forward.block_m // tuning.packed_heads(group, forward.block_m)
-    query_tiles = "query_tiles", (tokens, forward.block_n, window or 0)
+    tile = tuning.tile_on(machine, forward, head_dim, dtype)
+    packed = tuning.packed_heads(group, tile.block_m) if forward == "forward" else 1
+    query_tiles = "query_tiles", (tile.block_m // packed, tile.block_n, window or 0)
     if not gradients:
         return query_tiles, None, None
     by_query = tuning.tile_on(machine, "query_grad", head_dim, dtype, capped)
