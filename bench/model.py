@@ -39,7 +39,7 @@ from yojo_kernels import Layout, attention, tuning
 
 RECORD = pathlib.Path(__file__).with_name("cycles.json")
 SOURCES = ("attention_forward.py", "attention_backward.py", "attention_steps.py")
-KERNELS = ("forward", "query_grad", "key_grad")
+KERNELS = ("forward", "query_grad", "key_grad")  # that have tiles; the last may be launched twice
 HEAD_DIMS = (64, 128, 256)  # in cycles.json
 CHIP = 90
 
@@ -67,10 +67,10 @@ CONSTANTS = {
     "START query_grad": Constant(4500, "clk", f"the same with three rows, their sums and the statistics; {READ}"),
     "START key_grad": Constant(4000, "clk", f"the same with two rows and two outputs; {READ}"),
     "DRAIN": Constant(1800, "clk", f"from the loop of full steps to that of border steps where there are two; {READ}"),
-    "DRAIN key_grad": Constant(900, "clk", f"each loop of each query head where full and border steps have a loop each; {READ}"),
     "EMPTY": Constant(300, "clk", f"a program without a tile; {READ}"),
     "SUM": Constant(1500, "clk", f"a program of the sum kernel beside its reads; {READ}"),
     "SUM BYTES": Constant(45, "B/clk/SM", "reads one after the other from level-2 cache, assumed"),
+    "SUM PROGRAMS": Constant(4, "programs/SM", "8 warps of up to 64 registers each, which share the reads"),
     "LAUNCH": Constant(2, "us", "from the key kernel's end to the sum kernel's start, assumed"),
 }  # fmt: skip
 DEVICES = ("NVIDIA H100 80GB HBM3", "NVIDIA H200")  # as torch names those that the constants hold for
@@ -129,11 +129,18 @@ def tiles_of(dtype, head_dim):
     return {kernel: tuning.tile(kernel, head_dim, dtype, CHIP) for kernel in KERNELS}
 
 
+def launches(dtype, head_dim, tiles):
+    """[(kernel as `aot` names it, tile)] of a forward and a backward pass; "value_grad" is a launch of key_grad's."""
+    passes = attention.key_passes(dtype, head_dim)
+    names = ("forward", "query_grad", *("value_grad",) * (len(passes) - 1), "key_grad")
+    return [(name, tiles["key_grad" if name == "value_grad" else name]) for name in names]
+
+
 def record():
     """Compile the tables' tiles and write cycles.json; returns its steps."""
     steps = {}
     for head_dim in HEAD_DIMS:
-        for kernel, tile in tiles_of(torch.bfloat16, head_dim).items():
+        for kernel, tile in launches(torch.bfloat16, head_dim, tiles_of(torch.bfloat16, head_dim)):
             step = sass.compiled(kernel, torch.bfloat16, head_dim, tile)
             steps[name_of(kernel, torch.bfloat16, head_dim, tile)] = dataclasses.asdict(step)
     text = json.dumps({"triton": triton.__version__, "sources": sources(), "steps": steps}, indent=1)
@@ -187,12 +194,17 @@ def query_steps(table, block_n):
     return full, (end_a - lo_a + block_n - 1) // block_n + (end_b - lo_b + block_n - 1) // block_n - full
 
 
-def key_steps(items, group):
-    """(full, border) steps of each item of `tiles.key_tiles`, over all query heads of the group."""
-    from_full, to_full, from_step, to_step = items[:, 4:8].long().unbind(1)
-    from_full = torch.minimum(torch.maximum(from_full, from_step), to_step)
-    full = torch.minimum(torch.maximum(to_full, from_full), to_step) - from_full
-    return full * group, (to_step - from_step - full) * group
+def key_steps(items, block_m):
+    """(full, border) steps of each item of `tiles.key_tiles`, which counts those of one query head after the other."""
+    lo, end, first, behind, from_step, to_step = items[:, 2:8].long().unbind(1)
+    steps = ((end - lo + block_m - 1) // block_m).clamp(min=1)  # of one head
+    first, behind = torch.minimum(first, steps), torch.minimum(behind, steps)
+
+    def full_before(step):
+        return step // steps * (behind - first) + torch.minimum(torch.maximum(step % steps, first), behind) - first
+
+    full = full_before(to_step) - full_before(from_step)
+    return full, to_step - from_step - full
 
 
 def run(live, full, border, step, heads, start, drain):
@@ -219,30 +231,42 @@ def _run(costs, heads, resident=1):
     return Run(len(costs), microseconds, sum(costs) / span / slots)
 
 
-def query_run(kernel, layout, tile, step, heads):
-    """`Run` of the forward kernel or that of the queries' gradients."""
-    table = layout.query_tiles(tile.block_m, tile.block_n)
+def query_run(kernel, layout, tile, step, heads, kv_heads):
+    """`Run` of the forward kernel, which packs heads of a group into a tile, or that of the queries' gradients."""
+    pack = tuning.packed_heads(heads // kv_heads, tile.block_m) if kernel == "forward" else 1
+    table = layout.query_tiles(tile.block_m // pack, tile.block_n)
     full, border = query_steps(table, tile.block_n)
     drain = constant("DRAIN", kernel) * ((full > 0) & (border > 0) & (step.loops == 2))
-    found = run(table[:, 1] > table[:, 0], full, border, step, heads, constant("START", kernel), drain)
-    return found._replace(computed=int((full + border).sum()) * tile.block_m * tile.block_n * heads)
+    found = run(table[:, 1] > table[:, 0], full, border, step, heads // pack, constant("START", kernel), drain)
+    return found._replace(computed=int((full + border).sum()) * tile.block_m * tile.block_n * (heads // pack))
 
 
-def key_runs(layout, tile, step, head_dim, heads, kv_heads):
-    """`Run`s of the kernel of the keys' and values' gradients and of the one that adds up its pieces."""
-    group = heads // kv_heads
+def key_runs(layout, tile, steps, head_dim, heads, kv_heads):
+    """`Run`s of the gradients of keys and values, all launches together, and of adding up their pieces.
+
+    `steps`: `sass.Step` of each launch.
+    """
     extra = max(1, tuning.PIECES_PER_PROCESSOR * int(constant("PROCESSORS")) // kv_heads)
-    items, sums = layout.key_tiles(tile.block_m, tile.block_n, extra)
-    full, border = key_steps(items, group)
-    drain = constant("DRAIN", "key_grad") * group * (1 + ((full > 0) & (border > 0)).long()) * (step.loops == 2)
-    live = items[:, 1] > items[:, 0]
-    keys = run(live, full, border, step, kv_heads, constant("START", "key_grad"), drain)
-    keys = keys._replace(computed=int((full + border).sum()) * tile.block_m * tile.block_n * kv_heads)
+    items, sums = layout.key_tiles(tile.block_m, tile.block_n, extra, group=heads // kv_heads)
+    full, border = key_steps(items, tile.block_m)
+    live, start = items[:, 1] > items[:, 0], constant("START", "key_grad")
+    keys = _together([run(live, full, border, step, kv_heads, start, 0) for step in steps])
+    computed = int((full + border).sum()) * tile.block_m * tile.block_n * kv_heads
+    rows = attention.sum_constants(head_dim, tile)["ROWS"]
+    size = rows * tuning.padded(head_dim) * 4 * 2 / len(steps)  # bytes of a program and piece
     count = sums[:, 3].double()
-    size = 2 * tile.block_n * tuning.padded(head_dim) * 4
-    costs = count * size / constant("SUM BYTES") + constant("SUM") * (count > 0) + constant("EMPTY")
-    adding = _run(costs, kv_heads)
-    return keys, adding._replace(microseconds=adding.microseconds + constant("LAUNCH"))
+    resident = int(constant("SUM PROGRAMS"))
+    costs = count * size / constant("SUM BYTES") + (constant("SUM") * (count > 0) + constant("EMPTY")) / resident
+    adding = _run(costs, kv_heads * (tile.block_n // rows), resident)
+    adding = adding._replace(microseconds=adding.microseconds + constant("LAUNCH"))
+    return keys._replace(computed=computed), _together([adding] * len(steps))
+
+
+def _together(runs):
+    """Launches one after the other as one `Run`."""
+    microseconds = sum(run.microseconds for run in runs)
+    balance = sum(run.balance * run.microseconds for run in runs) / microseconds
+    return Run(sum(run.programs for run in runs), microseconds, balance, sum(run.computed for run in runs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,10 +308,13 @@ def predict(shape, dtype=torch.bfloat16, device=DEVICES[0], tiles=None):
     if dtype.itemsize != 2:
         raise ValueError(f"kernels of {dtype} do not multiply on tensor cores: predictions are for 16-bit dtypes")
     tiles = tiles_of(dtype, shape.head_dim) | (tiles or {})
-    steps = {kernel: step_of(kernel, dtype, shape.head_dim, tile) for kernel, tile in tiles.items()}
+    steps = [step_of(name, dtype, shape.head_dim, tile) for name, tile in launches(dtype, shape.head_dim, tiles)]
     layout = Layout.build(shape.prompts, shape.responses)
-    runs = {kernel: query_run(kernel, layout, tiles[kernel], steps[kernel], shape.heads) for kernel in KERNELS[:2]}
-    of_keys = (tiles["key_grad"], steps["key_grad"], shape.head_dim, shape.heads, shape.kv_heads)
+    runs = {
+        kernel: query_run(kernel, layout, tiles[kernel], step, shape.heads, shape.kv_heads)
+        for kernel, step in zip(KERNELS[:2], steps[:2], strict=True)
+    }
+    of_keys = (tiles["key_grad"], steps[2:], shape.head_dim, shape.heads, shape.kv_heads)
     runs["key_grad"], runs["sum"] = key_runs(layout, *of_keys)
     pairs = attention.visible_pairs(layout.sample, layout.branch, layout.position, None, 0)
     return Prediction(shape, runs, pairs)
@@ -344,7 +371,7 @@ def print_steps(dtype, head_dims):
     print("clocks of a multiprocessor for one step of one program, read off the machine code")
     print(f"{'kernel, tile':<44}{'tensor':>8}{'shared':>8}{'MUFU':>8}{'issue':>8}{'apart':>8}{'waits':>7}{'full':>8}{'border':>8}{'loops':>7}{'registers':>11}{'programs/SM':>13}")  # fmt: skip
     for head_dim in head_dims:
-        for kernel, tile in tiles_of(dtype, head_dim).items():
+        for kernel, tile in launches(dtype, head_dim, tiles_of(dtype, head_dim)):
             step = step_of(kernel, dtype, head_dim, tile)
             parts = "".join(f"{part:>8.0f}" for part in (step.tensor, step.shared, step.mufu, step.issue, step.apart))
             full, border = clocks(step)
