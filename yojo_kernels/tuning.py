@@ -37,7 +37,7 @@ TILES = {
     ("key_grad", 16, 80): {256: Tile(32, 64, 8, 2)},
     ("key_grad", 16, 90): {64: Tile(64, 128, 8, 2), 128: Tile(64, 128, 8, 2), 256: Tile(32, 128, 8, 2)},
     ("key_grad", 16, 100): {128: Tile(64, 128, 8, 2), 256: Tile(32, 128, 8, 2)},
-    ("key_grad", 16, 120): {64: Tile(32, 64, 8, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
+    ("key_grad", 16, 120): {128: Tile(32, 64, 8, 2), 256: Tile(16, 64, 8, 2)},
     # Gluon's, for Hopper alone: two warp groups of 64 queries, and a warp that loads `num_stages` steps ahead. The warps
     # are those of one group.
     ("gluon_forward", 16, 90): {64: Tile(128, 128, 4, 3), 128: Tile(128, 128, 4, 2)},
