@@ -31,7 +31,7 @@ TILES = {
     ("forward", 16, 100): {64: Tile(128, 128, 8, 2), 128: Tile(128, 128, 8, 2), 256: Tile(128, 64, 8, 2)},
     ("forward", 16, 120): {64: Tile(128, 64, 4, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 32, 8, 2)},
     ("query_grad", 16, 80): {64: Tile(128, 64, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
-    ("query_grad", 16, 90): {128: Tile(128, 128, 8, 2), 256: Tile(128, 32, 8, 2)},
+    ("query_grad", 16, 90): {64: Tile(128, 128, 8, 2), 128: Tile(128, 128, 8, 2), 256: Tile(128, 32, 8, 2)},
     ("query_grad", 16, 100): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 2)},
     ("query_grad", 16, 120): {64: Tile(128, 32, 8, 2), 128: Tile(64, 32, 8, 2), 256: Tile(32, 16, 4, 1)},
     ("key_grad", 16, 80): {256: Tile(32, 64, 8, 2)},
@@ -51,6 +51,7 @@ TILES = {
 # The same where scores are capped, whose derivative takes registers of its own; all others as above.
 CAPPED = {
     ("query_grad", 16, 80): {64: Tile(128, 32, 8, 2)},
+    ("query_grad", 16, 90): {128: Tile(128, 64, 8, 2)},
     ("key_grad", 16, 90): {128: Tile(32, 128, 8, 2)},
 }
 
