@@ -128,9 +128,8 @@ def test_a_loop_without_a_way_through_it_counts_as_a_whole():
 
 
 def test_spills_may_not_grow():
-    report = aot.compile_kernel("key_grad", 100, torch.bfloat16, 128)
-    if RECORDED is not None:
-        assert report.spills == RECORDED[report.name] and report.loop_spills == 0  # outside the loops, and recorded
+    report = aot.compile_kernel("query_grad", 80, torch.bfloat16, 64, "uncapped")
+    assert report.spills > 0 == report.loop_spills  # outside the loops
     (problem,) = report.problems({report.name: report.spills - 1})
     assert problem == f"{report.spills} spill instructions, {report.spills - 1} are recorded"
     assert report.problems({}) and not report.problems({report.name: report.spills + 1})
