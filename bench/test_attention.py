@@ -141,8 +141,9 @@ def _tables(layout, device):
 
     def make_tables():
         layout._tables.clear()
-        for kernel in ("forward", "query_grad"):
-            layout.query_tiles(*tiles[kernel][:2])
+        forward = tiles["forward"]
+        layout.query_tiles(forward.block_m // tuning.packed_heads(4, forward.block_m), forward.block_n)  # 32:8 heads
+        layout.query_tiles(*tiles["query_grad"][:2])
         return layout.key_tiles(*tiles["key_grad"][:2], 66, group=4)
 
     return make_tables

@@ -127,6 +127,14 @@ def test_a_loop_without_a_way_through_it_counts_as_a_whole():
     assert aot._full_step(loop) == loop
 
 
+def test_products_that_are_waited_for_one_by_one_are_seen():
+    report = aot.compile_kernel("forward", 90, torch.bfloat16, 64, tile=tuning.Tile(128, 64, 4, 3))
+    (problem,) = report.problems()
+    assert "ptxas serialised them" in problem and report.waits > report.waits_wanted > 0
+    report = aot.compile_kernel("forward", 90, torch.bfloat16, 64)
+    assert report.waits == report.waits_wanted
+
+
 def test_spills_may_not_grow():
     report = aot.compile_kernel("query_grad", 80, torch.bfloat16, 64, "uncapped")
     assert report.spills > 0 == report.loop_spills  # outside the loops

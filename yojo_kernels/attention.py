@@ -120,6 +120,7 @@ def attention(
     tile = tuning.attention("forward", head_dim, query.dtype, query.device)
     query, scale = with_positive_scale(query, scale)
     pack = tuning.packed_heads(num_heads // key.shape[1], tile.block_m)
+    assert tiles.shape[0] * (tile.block_m // pack) >= num_tokens, "a table of larger tiles"
     strides, unit = launch.strides(query, key, value, output)
     with launch.on(query.device):
         forward_kernel[(tiles.shape[0] * (num_heads // pack),)](

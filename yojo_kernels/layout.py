@@ -213,7 +213,8 @@ class Layout:
 
         Args:
             path: file to write; its ending says the format (.png, .svg, ...).
-            block_m: queries of a tile, at least 1; the kernel's own on a Hopper GPU by default.
+            block_m: tokens of a tile, at least 1. On a Hopper GPU the kernel's own, at head dim 128, are 128 divided by
+                the query heads that share a key head, with 128 keys.
             block_n: keys of a tile, at least 1.
             window: sliding window in logical positions, at least 1, or None.
 
