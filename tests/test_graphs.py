@@ -10,7 +10,9 @@ import threading
 
 import pytest
 import torch
+from test_families import parametrize_families, patched, rows_of, samples_of
 
+import yojo
 from yojo import graphs
 from yojo.graphs import RowGraphs, settled
 from yojo_kernels import Layout
@@ -346,3 +348,28 @@ def test_a_copy_begins_without_graphs():
     decoder.graphs.capture = None
     twin = pickle.loads(pickle.dumps(decoder.graphs))
     assert twin.limit == 16 and len(twin.layers) == 5 and not twin.frames and twin.plain is None
+
+
+@parametrize_families
+@torch.no_grad()
+def test_every_family_scores_the_same(family, monkeypatch):
+    """Rows of the same lengths: without kernels, attention on a CPU goes by them."""
+    model, collator = patched(family, mode="isolated")
+    names = rows_of(family)[0]
+    batch = collator.pack([collator.from_processed(*samples_of(family)[name]) for name in names], pad_to_multiple_of=64)
+    other = {name: value * 0.5 if name.startswith("pixel_values") else value for name, value in batch.items()}
+    words = other["input_ids"] < 50
+    other["input_ids"] = torch.where(words, (other["input_ids"] + 1) % 50, other["input_ids"])
+    expected = [model(**row).scores for row in (batch, other)]
+    assert not torch.equal(*expected)
+    monkeypatch.setattr(graphs, "BUCKET", 64)
+    tokens = batch["input_ids"].shape[1]
+    yojo.patch(model, graphs=tokens)
+    recorder = model.yojo.fusion.graphs.capture = Recorder()
+    for row in (0, 1, 0, 1, 1):
+        assert torch.equal(model(**(batch, other)[row]).scores, expected[row])
+    (frame,) = model.yojo.fusion.graphs.frames.values()
+    assert frame.unfit is None and frame.graphs and recorder.captured == len(frame.graphs)
+    layers = len(model.yojo.fusion.graphs.layers)
+    whole = hasattr(model.get_decoder(), "_deepstack_process")
+    assert recorder.captured == 1 or (whole and recorder.captured <= layers)
