@@ -9,6 +9,7 @@ import pickle
 import threading
 
 import pytest
+import tiny
 import torch
 from test_families import parametrize_families, patched, rows_of, samples_of
 
@@ -358,8 +359,9 @@ def test_every_family_scores_the_same(family, monkeypatch):
     names = rows_of(family)[0]
     batch = collator.pack([collator.from_processed(*samples_of(family)[name]) for name in names], pad_to_multiple_of=64)
     other = {name: value * 0.5 if name.startswith("pixel_values") else value for name, value in batch.items()}
-    words = other["input_ids"] < 50
-    other["input_ids"] = torch.where(words, (other["input_ids"] + 1) % 50, other["input_ids"])
+    ids, first = other["input_ids"], len(tiny.SPECIAL)
+    words = (ids >= first) & (ids < tiny.VOCABULARY)
+    other["input_ids"] = torch.where(words, first + (ids - first + 1) % tiny.WORDS, ids)
     expected = [model(**row).scores for row in (batch, other)]
     assert not torch.equal(*expected)
     monkeypatch.setattr(graphs, "BUCKET", 64)
