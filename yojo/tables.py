@@ -79,8 +79,10 @@ def facts_of(attentions, device, dtype, trains=False):
         return None
     layers = []
     for layer in map(asking, attentions() if callable(attentions) else attentions):
-        call = AttentionCall(device, dtype, layer.head_dim, num_samples=2, gradients=trains)
-        names = [choose_attention(dataclasses.replace(call, causal=causal))[0] for causal in (False, True)]
+        names = [
+            choose_attention(AttentionCall(device, dtype, layer.head_dim, causal, num_samples=2, gradients=trains))[0]
+            for causal in (False, True)
+        ]
         if names[0] == "triton":
             layers.append(dataclasses.replace(layer, causal=names[1] == "triton"))
     if not layers:
