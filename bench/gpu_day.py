@@ -64,6 +64,7 @@ STEPS = (
     Step("kernels quick", "attention against its peers on two rows", "bench", ("bench/test_attention.py", "--quick"), 3),
     Step("score quick", "whole passes against all other ways, few points", "bench", ("bench/test_score.py", "--quick"), 4),
     Step("head", "value head and losses against plain PyTorch", "bench", ("bench/test_head_loss.py",), 3),
+    Step("host", "what each call costs the host, launches included", "bench", ("bench/test_host.py",), 1),
     Step("tune 256", "the fastest tiles for head dim 256", "tune", ("--head-dims", "256"), 6),
     Step("tune 64", "the fastest tiles for head dim 64", "tune", ("--head-dims", "64"), 6),
     Step("kernels", "attention against its peers on all rows", "bench", ("bench/test_attention.py",), 8),
