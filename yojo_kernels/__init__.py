@@ -168,7 +168,7 @@ def multi_response_attention(
         softcap: soft cap of the scores (> 0), or None.
         return_lse: also return the log-sum-exp of each query's visible scores.
         query_rows: [M] int64, the rows of the tokens that ask, each in 0 <= row < T, in any order, also several times;
-            query is then [M, Hq, D]. None = all T in order. For few queries: plain PyTorch computes them, in float32.
+            query is then [M, Hq, D]. None = all T in order. For few queries: PyTorch computes them, in float32.
         query_counts: S ints, how many of the queries belong to each sample, where query_rows names those of the first
             sample first and so on. Each sample is then computed alone; without them every query meets all T keys.
         impl: "reference", "triton", "gluon" or "auto"; picks the execution, never the meaning. "gluon" is a second
