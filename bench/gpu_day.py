@@ -220,6 +220,7 @@ class Day:
     def environment(self, step):
         return os.environ | {
             "PYTHONPATH": str(ROOT),
+            "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR", str(ROOT / ".kernels")),
             "YOJO_DAY_STEP": step.name,
             "YOJO_DAY_TESTS": str(self.path("tests.jsonl")),
             "YOJO_DAY_KNOWN": str(self.path("known.jsonl")),

@@ -32,7 +32,16 @@ def asked(monkeypatch):
 
     def watch(query, key, value, layout, **options):
         if options.get("query_rows") is None:
-            calls.append((query.shape[2], query.shape[1], key.shape[1], options.get("window"), query.dtype))
+            calls.append(
+                (
+                    query.shape[2],
+                    query.shape[1],
+                    key.shape[1],
+                    options.get("window"),
+                    query.dtype,
+                    bool(options.get("softcap")),
+                )
+            )
         return attend(query, key, value, layout, **options)
 
     with monkeypatch.context() as patch:
@@ -48,14 +57,17 @@ def test_a_model_asks_for_what_was_foreseen(family, on_hopper, monkeypatch):
     facts = collator.tables.facts
     with asked(monkeypatch) as calls:
         model(**batch)
-    foreseen = {(kind.head_dim, kind.num_heads, kind.num_key_heads, kind.window, facts.dtype) for kind in facts.layers}
+    foreseen = {
+        (kind.head_dim, kind.num_heads, kind.num_key_heads, kind.window, facts.dtype, kind.capped)
+        for kind in facts.layers
+    }
     assert foreseen == set(calls) and facts.trains
     made = set(batch["layout"]._tables)
     layout = Layout.build([9], [[3, 4]])
     assert made == {
         key
-        for head_dim, *heads, window, dtype in set(calls)
-        for key in tables_for(layout, HOPPER, dtype, head_dim, *heads, window, gradients=True)
+        for head_dim, *heads, window, dtype, capped in set(calls)
+        for key in tables_for(layout, HOPPER, dtype, head_dim, *heads, window, True, capped)
     }
 
 
@@ -91,7 +103,7 @@ def test_a_pass_finds_them_and_makes_none(on_hopper, monkeypatch):
     for there in (layout, layout.for_one_pass(), pickle.loads(pickle.dumps(layout)), layout.to("meta")):
         for kind in collator.tables.facts.layers:
             heads = kind.num_heads, kind.num_key_heads
-            for key in tables_for(there, HOPPER, torch.float32, kind.head_dim, *heads, kind.window, True):
+            for key in tables_for(there, HOPPER, torch.float32, kind.head_dim, *heads, kind.window, True, kind.capped):
                 there.table(key)
     with_pass = layout.for_one_pass()
     for key in layout._tables:
