@@ -195,4 +195,5 @@ def test_rows_that_ask_for_other_tables_have_other_graphs(on_hopper, monkeypatch
             model(**batch)
         model(**batch)
     asked = [key[-1] for key in model.yojo.fusion.graphs.frames]
-    assert asked == [(("query_tiles", (32, 16, 0)),), (("query_tiles", (64, 32, 0)),)]
+    packed = 2  # heads of the group
+    assert asked == [(("query_tiles", (32 // packed, 16, 0)),), (("query_tiles", (64 // packed, 32, 0)),)]

@@ -23,13 +23,13 @@ def tables_for(layout, machine, dtype, head_dim, num_heads, num_key_heads, windo
         `Layout.table` takes it.
     """
     group = num_heads // num_key_heads
-    tile = tuning.tile_on(machine, forward, head_dim, dtype)
+    tile = tuning.tile_on(machine.chip, forward, head_dim, dtype)
     packed = tuning.packed_heads(group, tile.block_m) if forward == "forward" else 1
     query_tiles = "query_tiles", (tile.block_m // packed, tile.block_n, window or 0)
     if not gradients:
         return query_tiles, None, None
-    by_query = tuning.tile_on(machine, "query_grad", head_dim, dtype, capped)
-    by_key = tuning.tile_on(machine, "key_grad", head_dim, dtype, capped)
+    by_query = tuning.tile_on(machine.chip, "query_grad", head_dim, dtype, capped)
+    by_key = tuning.tile_on(machine.chip, "key_grad", head_dim, dtype, capped)
     extra = max(1, tuning.PIECES_PER_PROCESSOR * machine.processors // num_key_heads)
     return (
         query_tiles,

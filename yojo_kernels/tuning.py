@@ -160,17 +160,21 @@ class Machine(typing.NamedTuple):
 
 def machine_of(device):
     """The `Machine` a device is."""
-    return Machine(chip_of(device) if device.type == GPU else None, processors(device))
+    return Machine(_chip_or_none(device), processors(device))
 
 
-def tile_on(machine, kernel, head_dim, dtype, capped=False):
-    """The tile that a kernel is launched with on a `Machine`, with a soft cap or without."""
+def _chip_or_none(device):
+    return chip_of(device) if device.type == GPU else None
+
+
+def tile_on(chip, kernel, head_dim, dtype, capped=False):
+    """The tile that a kernel is launched with on one of `CHIPS` (None: interpreted), with a soft cap or without."""
     if kernel in _forced:
         return _forced[kernel]
-    if machine.chip is None:
+    if chip is None:
         return INTERPRETER
     find = tile if torch.compiler.is_compiling() else _known_tile  # a compiler looks into no cache
-    return find(kernel, head_dim, dtype, machine.chip, capped)
+    return find(kernel, head_dim, dtype, chip, capped)
 
 
 _known_tile = functools.cache(tile)
@@ -178,7 +182,7 @@ _known_tile = functools.cache(tile)
 
 def attention(kernel, head_dim, dtype, device, capped=False):
     """The tile that a kernel is launched with on a device, with a soft cap or without."""
-    return tile_on(machine_of(device), kernel, head_dim, dtype, capped)
+    return tile_on(_chip_or_none(device), kernel, head_dim, dtype, capped)
 
 
 def head(kernel, num_readings, device, tensor_cores=False):
