@@ -170,7 +170,8 @@ def test_a_row_is_planned_once(window, monkeypatch):
     second, _ = segments.multi_response_attention(*leaves, layout, scale=0.3, window=window)
     assert torch.equal(first, second)
     second.sum().backward()  # what was planned while scoring may be trained on
-    assert layout.to("meta")._plans == {}
+    for other in (layout.to("meta"), dataclasses.replace(layout, position=layout.position + 1), layout.for_one_pass()):
+        assert layout._plans and other._plans == {}
 
 
 def test_company_changes_no_bit_of_a_sample():

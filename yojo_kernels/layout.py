@@ -56,9 +56,14 @@ class Layout:
     _lengths: Lengths
     _tables: dict = dataclasses.field(default_factory=dict)  # tile tables made so far, by what they were made for
     _tables_of_pass: dict | None = None  # likewise, where a compiler may look; see `for_one_pass`
+<<<<<<< HEAD
     _made: dict = dataclasses.field(default_factory=dict)  # table on a GPU -> (raw stream, event) it is there behind
     _twins: dict = dataclasses.field(default_factory=dict)  # the layout on other devices, by device
     _plans: dict = dataclasses.field(default_factory=dict)  # of `segments`, which calls the row takes on a CPU
+=======
+    # Of `segments`: which calls the row takes on a CPU. No other layout gets them, for `dataclasses.replace` neither.
+    _plans: dict = dataclasses.field(default_factory=dict, init=False)
+>>>>>>> 0eaf0d4 (A layout made from another by replacing fields does not inherit its plans)
 
     @staticmethod
     @torch.inference_mode(False)  # a layout made while scoring may be trained on
@@ -343,8 +348,12 @@ class Layout:
             for name, table in self._tables.items()
         }
         of_pass = None if self._tables_of_pass is None else {}  # those made so far lie where the layout was
+<<<<<<< HEAD
         kept = {"_tables": tables, "_tables_of_pass": of_pass, "_made": {}, "_twins": {}, "_plans": {}}
         return dataclasses.replace(self, **tensors, **kept)
+=======
+        return dataclasses.replace(self, **tensors, _tables=tables, _tables_of_pass=of_pass)
+>>>>>>> 0eaf0d4 (A layout made from another by replacing fields does not inherit its plans)
 
     def __repr__(self):
         branches = sum(map(len, self.branch_lengths))
