@@ -1,5 +1,7 @@
 """Attention segment by segment, which runs on CPUs, against the reference: values and every gradient."""
 
+import dataclasses
+
 import pytest
 import torch
 from attention_cases import random_case, run

@@ -94,7 +94,7 @@ class RowGraphs:
         self.thread = threading.get_ident()
         try:
             # What flash attention would be told of the lengths of a causal row stayed in the graph: kernels only.
-            layout = dataclasses.replace(layout, causal=False, _twins={})
+            layout = dataclasses.replace(layout, causal=False)
             if self.plain is not None and not self._unchanged():
                 self._forget()  # other weights, or hooks: captured anew
             if self.plain is None:
@@ -544,7 +544,7 @@ def _roomy(layout, tables):
         if isinstance(value := getattr(layout, field.name), torch.Tensor)
     }
     tables = {key: torch.nn.functional.pad(table, (0, 0, 0, SPARE_TILES)) for key, table in tables.items()}
-    return dataclasses.replace(layout, **copies, _tables=tables, _tables_of_pass=None, _made={}, _twins={})
+    return dataclasses.replace(layout, **copies, _tables=tables, _tables_of_pass=None, _made={})
 
 
 def _fill(own, layout, tables):

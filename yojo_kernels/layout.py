@@ -56,14 +56,10 @@ class Layout:
     _lengths: Lengths
     _tables: dict = dataclasses.field(default_factory=dict)  # tile tables made so far, by what they were made for
     _tables_of_pass: dict | None = None  # likewise, where a compiler may look; see `for_one_pass`
-<<<<<<< HEAD
     _made: dict = dataclasses.field(default_factory=dict)  # table on a GPU -> (raw stream, event) it is there behind
-    _twins: dict = dataclasses.field(default_factory=dict)  # the layout on other devices, by device
-    _plans: dict = dataclasses.field(default_factory=dict)  # of `segments`, which calls the row takes on a CPU
-=======
-    # Of `segments`: which calls the row takes on a CPU. No other layout gets them, for `dataclasses.replace` neither.
-    _plans: dict = dataclasses.field(default_factory=dict, init=False)
->>>>>>> 0eaf0d4 (A layout made from another by replacing fields does not inherit its plans)
+    # What a layout that is made from this one by replacing fields does not inherit:
+    _plans: dict = dataclasses.field(default_factory=dict, init=False)  # of `segments`, which calls it takes on a CPU
+    _twins: dict = dataclasses.field(default_factory=dict, init=False)  # the layout on other devices, by device
 
     @staticmethod
     @torch.inference_mode(False)  # a layout made while scoring may be trained on
@@ -247,7 +243,7 @@ class Layout:
             tables: which tables to make at once, as `tables_of_pass` of an earlier pass has them. Where each layer is
                 compiled by itself, the first one then finds them like all others and needs no graph of its own.
         """
-        layout = dataclasses.replace(self, _tables_of_pass={}, _twins={})
+        layout = dataclasses.replace(self, _tables_of_pass={})
         for name, settings in tables:
             layout._tiles(name, settings)
         return layout
@@ -330,7 +326,7 @@ class Layout:
             table.record_stream(stream)  # its memory is not given to others while this stream reads it
 
     def __getstate__(self):
-        return self.__dict__ | {"_made": {}, "_twins": {}}
+        return self.__dict__ | {"_made": {}, "_plans": {}, "_twins": {}}
 
     def _map(self, function):
         if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
@@ -348,12 +344,8 @@ class Layout:
             for name, table in self._tables.items()
         }
         of_pass = None if self._tables_of_pass is None else {}  # those made so far lie where the layout was
-<<<<<<< HEAD
-        kept = {"_tables": tables, "_tables_of_pass": of_pass, "_made": {}, "_twins": {}, "_plans": {}}
+        kept = {"_tables": tables, "_tables_of_pass": of_pass, "_made": {}}
         return dataclasses.replace(self, **tensors, **kept)
-=======
-        return dataclasses.replace(self, **tensors, _tables=tables, _tables_of_pass=of_pass)
->>>>>>> 0eaf0d4 (A layout made from another by replacing fields does not inherit its plans)
 
     def __repr__(self):
         branches = sum(map(len, self.branch_lengths))
