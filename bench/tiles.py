@@ -108,7 +108,8 @@ def written_into(source, choices):
     for one in choices:
         bits = getattr(torch, one.dtype).itemsize * 8
         head = f'    ("{one.kernel}", {bits}, {one.chip}): {{'
-        lines = [line for line in source.split("\n") if line.startswith(head)]
+        table = source.partition("\nTILES = {\n")[2].partition("\n}")[0]
+        lines = [line for line in table.split("\n") if line.startswith(head)]
         if len(lines) != 1:
             raise ValueError(
                 f"tuning.py has {len(lines)} lines that begin with {head.strip()}, not one: edit it by hand"
@@ -120,5 +121,5 @@ def written_into(source, choices):
         }
         entries[tuning.padded(one.head_dim)] = tuple(one.tile)
         body = ", ".join(f"{dim}: Tile({', '.join(map(str, entries[dim]))})" for dim in sorted(entries))
-        source = source.replace(line, f"{head}{body}}},")
+        source = source.replace(line, f"{head}{body}}},", 1)  # that of TILES, the first one
     return source

@@ -68,7 +68,7 @@ def test_every_kind_of_line_has_its_section(everything):
     rest = ["### What each step of a scoring pass brings", "### Attention"]
     kinds = [[f"#### Attention, {direction}, {kind} of visible area" for direction in ("forward", "backward")]
              for kind in ("bfloat16: TFLOP/s", "float32: GFLOP/s")]  # fmt: skip
-    last = ["#### Matrix product, and what is prepared once per batch", "### Value head and losses"]
+    last = ["#### Matrix product, and what is prepared once per batch", "### Value head and losses", "### Host time"]
     assert headings == [
         "# Benchmarks", "## What is compared", "## How it was measured", "## Goals",
         "## NVIDIA H100 80GB HBM3", "### qwen3-vl-4b, bfloat16", sweeps[0], sweeps[3],

@@ -12,8 +12,7 @@ import weakref
 import torch
 
 from yojo import devices, families
-from yojo_kernels import AttentionCall, choose_attention, tuning
-from yojo_kernels.tables import tables_for
+from yojo_kernels import AttentionCall, choose_attention
 
 SMALL_HEAD_DIM = 64  # one that kernels take wherever they run
 
@@ -48,13 +47,15 @@ class Facts:
         trains: whether any weight asks for gradients.
     """
 
-    machine: tuning.Machine
+    machine: "tuning.Machine"  # noqa: F821 - what asks devices loads more of torch than importing yojo may
     dtype: torch.dtype
     layers: tuple[Asking, ...]
     trains: bool
 
     def keys(self, layout, gradients=False):
         """list of the tables that a pass over this row asks for, without gradients or with them."""
+        from yojo_kernels.tables import tables_for
+
         found, gradients = {}, gradients and self.trains
         for layer in self.layers:
             if layout.causal and layer.window is None and not layer.causal:
@@ -77,6 +78,8 @@ def facts_of(attentions, device, dtype, trains=False):
     """
     if choose_attention(AttentionCall(device, dtype, SMALL_HEAD_DIM, num_samples=2))[0] != "triton":
         return None
+    from yojo_kernels import tuning
+
     layers = []
     for layer in map(asking, attentions() if callable(attentions) else attentions):
         names = [

@@ -291,6 +291,8 @@ def _gluon_launch(kernel, chip, dtype, head_dim, features, tile):
     of_kernel = gluon_attention.constants if kernel == "gluon_forward" else gluon_attention.constants_again
     constants = of_kernel(head_dim, tile)
     constants |= {name: value for name, value in FEATURES[features].items() if name in constants}
+    if kernel == "gluon_again":
+        constants |= _constant_strides(head_dim, features)
     return constants, tile[:2]
 
 

@@ -143,6 +143,7 @@ def gluon_attention(
     ids = (bounds, position, position if block is None else block)
     numbers = (num_tokens, num_heads, group, window, scale, softcap)
     options = (head_dim, tile, block, window, softcap)
+    strides, unit = launch.strides(query, key, value, output)
     with launch.on(query.device):
         gluon_forward.gluon_forward_kernel[(tiles.shape[0] * num_heads,)](
             descriptor(query, gluon_forward.GROUP_M.value), descriptor(key, tile.block_n),
@@ -150,9 +151,7 @@ def gluon_attention(
             **constants(*options),
         )  # fmt: skip
         gluon_forward.gluon_again_kernel[(tiles.shape[0], triton.cdiv(num_heads, gluon_forward.HEADS))](
-            query, key, value, output, lse, tiles, *ids,
-            *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
-            *numbers, **constants_again(*options),
+            query, key, value, output, lse, tiles, *ids, *strides, *numbers, UNIT=unit, **constants_again(*options),
         )  # fmt: skip
     return output, lse
 

@@ -27,7 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from yojo_kernels.attention_forward import _forward_again
-from yojo_kernels.attention_steps import LOAD_QUERY_COLUMNS
+from yojo_kernels.attention_steps import LOAD_QUERY_COLUMNS, _of_head
 from yojo_kernels.tiles import QUERY_COLUMNS
 
 GROUP_M = gl.constexpr(64)  # queries of a warp group: those of one matrix instruction
@@ -324,12 +324,15 @@ def gluon_forward_kernel(q_desc, k_desc, v_desc, out, lse, tiles, bounds, positi
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_heads", "group", "window"])
+@triton.jit(
+    do_not_specialize=["stride_qh", "stride_kh", "stride_vh", "stride_oh", "num_tokens", "num_heads", "group", "window"]
+)
 def gluon_again_kernel(q, k, v, out, lse, tiles, bounds, position, block,
                        stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
                        num_tokens, num_heads, group, window, scale, softcap,
-                       HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, HEADS: tl.constexpr, PRECISION: tl.constexpr,
-                       HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr):  # fmt: skip
+                       HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, HEADS: tl.constexpr, UNIT: tl.constexpr,
+                       PRECISION: tl.constexpr, HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr,
+                       HAS_SOFTCAP: tl.constexpr):  # fmt: skip
     """Makes a tile's sums once more for those heads in which a query's log-sum-exp is NaN; one program per HEADS."""
     tile = tiles + tl.program_id(0) * LOAD_QUERY_COLUMNS
     start_m, end_m = tl.load(tile), tl.load(tile + 1)
@@ -344,9 +347,9 @@ def gluon_again_kernel(q, k, v, out, lse, tiles, bounds, position, block,
             if tl.sum(tl.where(index == j, broken, 0), 0) > 0:
                 head = (tl.program_id(1) * HEADS + j).to(tl.int64)
                 _forward_again(
-                    q + head * stride_qh, k + (head // group) * stride_kh, v + (head // group) * stride_vh,
-                    out + head * stride_oh, lse + head * num_tokens,
+                    _of_head(q, head, stride_qh, UNIT), _of_head(k, head // group, stride_kh, UNIT),
+                    _of_head(v, head // group, stride_vh, UNIT), _of_head(out, head, stride_oh, UNIT), lse + head * num_tokens,
                     bounds, position, block, stride_qt, stride_qh, stride_kt, stride_vt, stride_ot, stride_oh,
                     tile, num_tokens, scale, softcap, window,
-                    HEAD_DIM, HEAD_DIM, 1, 1, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP,
+                    HEAD_DIM, HEAD_DIM, 1, UNIT, PRECISION, HAS_BLOCKS, HAS_WINDOW, HAS_SOFTCAP,
                 )  # fmt: skip

@@ -57,9 +57,6 @@ class Layout:
     _tables: dict = dataclasses.field(default_factory=dict)  # tile tables made so far, by what they were made for
     _tables_of_pass: dict | None = None  # likewise, where a compiler may look; see `for_one_pass`
     _made: dict = dataclasses.field(default_factory=dict)  # table on a GPU -> (raw stream, event) it is there behind
-    # What a layout that is made from this one by replacing fields does not inherit:
-    _plans: dict = dataclasses.field(default_factory=dict, init=False)  # of `segments`, which calls it takes on a CPU
-    _twins: dict = dataclasses.field(default_factory=dict, init=False)  # the layout on other devices, by device
 
     @staticmethod
     @torch.inference_mode(False)  # a layout made while scoring may be trained on
@@ -135,6 +132,18 @@ class Layout:
             _lengths=Lengths(prompts, branches),
         )
         return layout if device is None else layout.to(device)
+
+    # What belongs to one object alone: none that is made from it, whoever replaces fields, has it.
+
+    @property
+    def _plans(self):
+        """Of `segments`: which calls the row takes on a CPU."""
+        return self.__dict__.setdefault("plans", {})
+
+    @property
+    def _twins(self):
+        """The layout on other devices, by device."""
+        return self.__dict__.setdefault("twins", {})
 
     @property
     def prompt_lengths(self):
@@ -326,7 +335,7 @@ class Layout:
             table.record_stream(stream)  # its memory is not given to others while this stream reads it
 
     def __getstate__(self):
-        return self.__dict__ | {"_made": {}, "_plans": {}, "_twins": {}}
+        return self.__dict__ | {"_made": {}, "plans": {}, "twins": {}}
 
     def _map(self, function):
         if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
