@@ -115,7 +115,7 @@ LOOP = """.L_x_1:
     [("LDL R5, [R1]", "NOP", 0), ("NOP", "STL [R1], R5", 1), ("LDL R5, [R1]", "@P2 LDL R5, [R1]", 1)],
 )
 def test_what_a_full_step_branches_over_is_not_at_every_step(mask, step, spilled):
-    (loop,) = aot._inner_loops(aot.instructions(LOOP.format(mask=mask, step=step)))
+    (loop,) = aot._inner_loops(aot.instructions_of(LOOP.format(mask=mask, step=step)))
     full = aot._full_step(loop)
     assert len(full) == 5 and sum(map(aot._is_spill, full)) == spilled
 
@@ -123,7 +123,7 @@ def test_what_a_full_step_branches_over_is_not_at_every_step(mask, step, spilled
 def test_a_loop_without_a_way_through_it_counts_as_a_whole():
     """A step that goes on elsewhere and comes back."""
     lines = LOOP.format(mask="LDL R5, [R1]", step="NOP").replace("@!P0 BRA `(.L_x_2)", "BRA `(.L_x_9)")
-    (loop,) = aot._inner_loops(aot.instructions(lines))
+    (loop,) = aot._inner_loops(aot.instructions_of(lines))
     assert aot._full_step(loop) == loop
 
 
