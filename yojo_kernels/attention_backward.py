@@ -260,6 +260,8 @@ def _key_grad_again(q, k, v, do, stats, dk, dv, piece, bounds, position, block,
         k_row, position_k, block_k = _load_ids(position, block, start, rows, end_n, HAS_BLOCKS, HAS_WINDOW)
         block_k = tl.where(block_k < 0, -2, block_k)
         heard_end = tl.load(bounds + 2 * num_tokens + k_row, mask=k_row < end_n, other=0)
+        if HAS_WINDOW:  # the run of queries then may end before all that hear of the keys
+            heard_end = tl.minimum(heard_end, end)
         own_start, own_end = k_row, k_row
         if HAS_BLOCKS:
             own_start = tl.load(bounds + k_row, mask=k_row < end_n, other=0)
@@ -321,6 +323,8 @@ def key_grad_kernel(q, k, v, do, stats, dk, dv, pieces, items, bounds, position,
     k_row, position_k, block_k = _load_ids(position, block, start_n, rows, end_n, HAS_BLOCKS, HAS_WINDOW)
     block_k = tl.where(block_k < 0, -2, block_k)  # tokens without a block are in no block together
     heard_end = tl.load(bounds + 2 * num_tokens + k_row, mask=k_row < end_n, other=0)
+    if HAS_WINDOW:  # the run of queries then may end before all that hear of the keys
+        heard_end = tl.minimum(heard_end, end)
     own_start, own_end = k_row, k_row
     if HAS_BLOCKS:
         own_start = tl.load(bounds + k_row, mask=k_row < end_n, other=0)

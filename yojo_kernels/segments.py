@@ -103,10 +103,11 @@ def _by_reference(query, key, value, layout, rows, number, scale, window):
 
 
 def with_positive_scale(query, scale):
-    """The same scores with a scale above 0: torch's kernels look for the largest score, and mask, before they scale."""
-    if scale > 0:
-        return query, scale
-    return (-query, -scale) if scale else (query * 0.0, 1.0)
+    """The same scores with a scale above 0: torch's kernels and ours look for the largest score, and mask, before they
+    scale. One that float32 has no normal number for is 0."""
+    if abs(scale) < (0.0 if query.dtype == torch.float64 else torch.finfo(torch.float32).tiny) or not scale:
+        return query * 0.0, 1.0
+    return (query, scale) if scale > 0 else (-query, -scale)
 
 
 def _are_tame(query, key, value, scale):

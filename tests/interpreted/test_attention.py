@@ -279,3 +279,44 @@ def test_what_is_not_finite_stays_with_those_who_see_it(seed, monkeypatch):
     with tuning.forced(forward=tuning.Tile(32, 16, 1, 1), query_grad=tile, key_grad=tile):  # two heads in a tile
         case = random_case(seed, longest=14, head_dims=(16, 20), heads=((1, 1), (1, 2)))
         check_apart(attention.multi_response_attention, case, torch.float32, 1e-4, seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_with_a_window_nothing_is_heard_behind_the_last_query_that_sees(dtype):
+    """Keys' queries end within a step, where the mask alone tells a window's: rows behind it are read as the last one is."""
+    generator = torch.Generator().manual_seed(0)
+    row = Layout.build([0], [[60]])
+    size = 4 if dtype == torch.float16 else 30  # exp(score - lse) of a row that is not seen overflows
+    q = torch.ones(60, 1, 16)
+    k = -(size + torch.rand(60, 1, 16, generator=generator))
+    v, grad = torch.randn(2, 60, 1, 16, generator=generator)
+    case = {"layout": row, "options": {"scale": 0.25, "window": 5, "softcap": None}}
+    case["tensors"] = [tensor.double() for tensor in (q, k, v, grad, torch.zeros(60, 1))]
+    check(attention.multi_response_attention, case, dtype)
+
+
+def test_with_a_window_what_is_not_finite_stays_with_those_who_see_it():
+    """In the last rows of a tile's queries and the first ones behind them."""
+    row = Layout.build([9], [[20, 12]])
+    for broken in (13, 19, 20, 28, 31, 36):
+        generator = torch.Generator().manual_seed(broken)
+        inputs = [torch.randn(41, 1, 16, generator=generator).requires_grad_() for _ in range(3)]
+        grad = torch.randn(41, 1, 16, generator=generator)
+
+        def gradients(inputs, grad=grad):
+            output, _ = attention.multi_response_attention(*inputs, row, scale=0.25, window=5)
+            return torch.autograd.grad(output, inputs, grad)
+
+        clean = gradients(inputs)
+        poisoned = [inputs[0].detach().clone().requires_grad_(), *inputs[1:]]
+        poisoned[0].data[broken] = float("nan")
+        heard = row.visible(5)[broken]
+        for got, before in zip(gradients(poisoned)[1:], clean[1:], strict=True):
+            assert got[heard].isnan().all() and torch.allclose(got[~heard], before[~heard], atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-46, -1e-46, 1e-300])
+def test_a_scale_that_float32_does_not_hold_is_none(scale):
+    case = random_case(3, head_dims=(16,))
+    case["options"] = {"scale": scale, "window": None, "softcap": None}
+    check(attention.multi_response_attention, case, torch.float32)
