@@ -272,6 +272,25 @@ def test_scoring_leaves_training_as_it_was(make_reward_model, examples):
     assert before == {name: module.training for name, module in reward_model.model.named_modules()}
 
 
+def test_whoever_makes_the_examples_finds_the_model_as_it_was(make_reward_model, examples):
+    """And may put it into another mode between two rows: each pass sets its own."""
+    reward_model = make_reward_model()
+    expected = reward_model.score_many(examples, token_budget=1)
+    reward_model.model.train()
+    seen = []
+
+    def drawn():
+        for number, example in enumerate(examples):
+            seen.append(reward_model.model.training)
+            if number == 1:
+                reward_model.model.eval()
+            yield example
+
+    for one, other in zip(reward_model.score_many(drawn(), token_budget=1), expected, strict=True):
+        assert torch.equal(one, other)
+    assert seen[:2] == [True, True] and not any(seen[2:]) and not reward_model.model.training
+
+
 def test_an_error_names_the_example(make_reward_model, examples):
     reward_model = make_reward_model()
     bad = yojo.Example("p", ["7"], images=["missing.png"])

@@ -220,3 +220,43 @@ def test_lengths_are_not_compiled_in():
         expected = multi_response_attention(*tensors, layout)
         assert (compiled(*tensors, layout) - expected).abs().max() <= 1e-6
     assert graphs and not any("scaled_dot_product" in str(graph.graph) for graph in graphs)
+
+
+@pytest.mark.parametrize(
+    "dtype, large, gradient", [(torch.float32, 1e18, 1e22), (torch.float64, 1e150, 1e180), (torch.bfloat16, 1e18, 1e22)]
+)
+@pytest.mark.parametrize("prompts, branches", [([3], [[4, 4]]), ([3], [[4]]), ([30], [[20, 15]])])
+def test_gradients_times_values_nobody_sees_may_be_beyond_the_dtype(dtype, large, gradient, prompts, branches):
+    layout = Layout.build(prompts, branches)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value, grad = (
+        torch.randn(layout.num_tokens, heads, 16, generator=generator).to(dtype) for heads in (4, 2, 2, 4)
+    )
+    value[-1], grad[3] = large, gradient  # row 3 does not see the last one
+    found = []
+    for impl in ("auto", "reference"):
+        inputs = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+        multi_response_attention(*inputs, layout, impl=impl).backward(grad)
+        found.append([tensor.grad for tensor in inputs])
+    for ours, exact in zip(*found, strict=True):
+        assert ours.isfinite().all()
+        assert (ours - exact).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+def test_autocast_does_not_narrow_what_it_is_given():
+    layout = Layout.build([3], [[4, 4]])
+    query, key, value = (torch.randn(11, heads, 16) for heads in (4, 2, 2))
+    value[4] = 1e5  # beyond float16
+    for impl in ("auto", "reference"):
+        expected = multi_response_attention(query, key, value, layout, impl=impl)
+        with torch.autocast("cpu", torch.float16):
+            assert torch.equal(multi_response_attention(query, key, value, layout, impl=impl), expected)
+
+
+def test_a_layout_that_was_written_to_is_planned_anew():
+    layout = Layout.build([9], [[4, 4]])
+    inputs = [torch.randn(17, heads, 16) for heads in (4, 2, 2)]
+    multi_response_attention(*inputs, layout, window=2)
+    layout.position.mul_(3)
+    expected = multi_response_attention(*inputs, layout, window=2, impl="reference")
+    assert torch.allclose(multi_response_attention(*inputs, layout, window=2), expected, atol=1e-6)

@@ -18,16 +18,6 @@ class EvalMode:
         return EvalMode, ()
 
     @contextlib.contextmanager
-    def over(self, model):
-        """Around several passes, each of them in `of`: what is in training mode goes back to it behind the last alone."""
-        modules = _modules_of(model)
-        self._enter(model, modules)
-        try:
-            yield
-        finally:
-            self._leave(model, modules)
-
-    @contextlib.contextmanager
     def of(self, model):
         """Within it, the model is in eval mode.
 

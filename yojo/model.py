@@ -537,10 +537,7 @@ class RewardModel:
         scores, row, tokens = [], [], 0
         base = unwrap(self.model)
         ahead = devices.input_device(base).type != "cpu"
-        with (
-            tqdm(total=total, disable=not progress, desc="scoring", unit="example") as bar,
-            base.yojo.eval_mode.over(self.model),
-        ):
+        with tqdm(total=total, disable=not progress, desc="scoring", unit="example") as bar:
             under_way = []  # functions that wait for the scores of a row
 
             def begin(row):

@@ -1,5 +1,6 @@
 """Operations on packed multi-response rows: attention, value head and loss; tensors in, tensors out."""
 
+import contextlib
 import logging
 import math
 import typing
@@ -234,8 +235,19 @@ def multi_response_attention(
         run = _triton(module, "multi_response_attention", *about, impl=impl).multi_response_attention
     else:
         run = _attention_implementation(impl)
-    output, lse = run(query, key, value, layout, scale=scale, window=window, softcap=softcap)
+    with _without_autocast(query.device.type):
+        output, lse = run(query, key, value, layout, scale=scale, window=window, softcap=softcap)
     return (output, lse) if return_lse else output
+
+
+_AS_IT_IS = contextlib.nullcontext()
+
+
+def _without_autocast(device_type):
+    """The dtype of the query is that of the computation: torch's own products would be cast, and the kernels' are not."""
+    if device_type not in ("cpu", "cuda") or not torch.is_autocast_enabled(device_type):
+        return _AS_IT_IS
+    return torch.autocast(device_type, enabled=False)
 
 
 def score_head(hidden, rows, weight1, bias1, weight2, bias2, *, activation="silu", scale=1.0, impl="auto"):

@@ -40,8 +40,9 @@ def multi_response_attention(query, key, value, layout, *, scale, window=None, s
     query, scale = with_positive_scale(query, scale)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
         seen = [(slice(*s), slice(*s), functools.partial(layout.visible, window, s)) for s in layout.sample_spans()]
-        query, key, value, link = _Inputs.apply(query, key, value, seen)
-        return _Outputs.apply(_forward(query, key, value, layout, scale, window), link), None
+        shared = _Shared()
+        query, key, value, link = _Inputs.apply(query, key, value, seen, shared)
+        return _Outputs.apply(_forward(query, key, value, layout, scale, window), link, shared), None
     return _forward(query, key, value, layout, scale, window), None
 
 
@@ -60,10 +61,10 @@ def attention_of_rows(query, key, value, layout, rows, counts, *, scale, window=
             tokens = [None if one is None else one[span] for one in ids]
             parts.append((number, own, span, visible_to(rows[own] - start, *tokens, window)))
             first += count
-    link = None
+    link, shared = None, _Shared()
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
         seen = [(own, span, visible.clone) for _, own, span, visible in parts]
-        query, key, value, link = _Inputs.apply(query, key, value, seen)
+        query, key, value, link = _Inputs.apply(query, key, value, seen, shared)
     tame = _are_tame(query, key, value, scale)
     pieces = []
     with torch.autocast(query.device.type, enabled=False):
@@ -74,7 +75,7 @@ def attention_of_rows(query, key, value, layout, rows, counts, *, scale, window=
             else:
                 pieces.append(_by_reference(query[own], key, value, layout, rows[own], number, scale, window))
     output = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    return (output if link is None else _Outputs.apply(output, link)), None
+    return (output if link is None else _Outputs.apply(output, link, shared)), None
 
 
 def _forward(query, key, value, layout, scale, window):
@@ -121,9 +122,39 @@ def _are_tame(query, key, value, scale):
     return query * key * max(scale, 1.0) <= torch.finfo(dtype).max and math.isfinite(value)
 
 
+def _norm(tensor):
+    """The square root of the sum of all finite squares, as a number."""
+    dtype = reference.accumulation_dtype(tensor.dtype)
+    norm = torch.linalg.vector_norm(tensor, dtype=None if tensor.dtype == dtype else dtype).item()
+    if math.isfinite(norm):
+        return norm
+    largest = torch.finfo(dtype).max
+    norm = torch.linalg.vector_norm(tensor.double().nan_to_num(0.0, 0.0, 0.0)).item()
+    return min(norm, largest * math.sqrt(tensor.numel()) if dtype != torch.float64 else largest)
+
+
+def _factor(size, norm, dtype):
+    """A power of two that makes gradients of norm `size` harmless beside values of norm `norm`; 1 where they are."""
+    most = torch.finfo(reference.accumulation_dtype(dtype)).max
+    if size * norm <= most / 4:
+        return 1.0
+    return 2.0 ** -math.ceil(math.log2(size) + math.log2(norm) - math.log2(most / 4))
+
+
 def _is_finite(tensor):
     """Whether all entries are; False also where their sum is beyond float32, which costs time alone."""
     return math.isfinite(tensor.sum(dtype=reference.accumulation_dtype(tensor.dtype)).item())
+
+
+class _Shared:
+    """What `_Inputs` and `_Outputs` of one call tell each other.
+
+    Attributes:
+        norm: of the values.
+        factor: what the last gradient of outputs was multiplied by, a power of two.
+    """
+
+    norm, factor = 0.0, 1.0
 
 
 class _Inputs(torch.autograd.Function):
@@ -134,37 +165,52 @@ class _Inputs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, seen):
+    def forward(ctx, query, key, value, seen, shared):
         ctx.set_materialize_grads(False)
-        ctx.seen = seen
+        ctx.seen, ctx.shared = seen, shared
+        shared.norm = _norm(value)
         return query, key, value, query.new_zeros(query.shape[:2])
 
     @staticmethod
     def backward(ctx, grad_query, grad_key, grad_value, broken):
+        if ctx.shared.factor != 1.0:
+            undone = 1.0 / ctx.shared.factor
+            grad_query, grad_key, grad_value = (
+                None if grad is None else grad * undone for grad in (grad_query, grad_key, grad_value)
+            )
         if broken is None:
-            return grad_query, grad_key, grad_value, None
+            return grad_query, grad_key, grad_value, None, None
         asked = broken.unflatten(1, (grad_key.shape[1], -1)).amax(dim=2)  # [M, Hkv], of a group of query heads
         heard = asked.new_zeros(grad_key.shape[:2])
         for queries, keys, visible in ctx.seen:
             heard[keys] = visible().t().to(asked.dtype) @ asked[queries]
         nan = float("nan")
         grad_key, grad_value = (grad.masked_fill(heard[..., None] > 0, nan) for grad in (grad_key, grad_value))
-        return grad_query.masked_fill(broken[..., None] > 0, nan), grad_key, grad_value, None
+        return grad_query.masked_fill(broken[..., None] > 0, nan), grad_key, grad_value, None, None
 
 
 class _Outputs(torch.autograd.Function):
-    """Hands on the output; in the backward, rows of gradients that are not finite are 0, and `_Inputs` is told."""
+    """Hands on the output; in the backward, rows of gradients that are not finite are 0, and `_Inputs` is told.
+
+    torch multiplies every gradient of an output by every value of the call, whoever sees whom, and what is beyond the
+    dtype there would be NaN for those who do not: gradients that large go through it made smaller.
+    """
 
     @staticmethod
-    def forward(ctx, output, link):
+    def forward(ctx, output, link, shared):
+        ctx.shared = shared
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx, gradient):
-        if _is_finite(gradient):
-            return gradient, None
-        broken = ~gradient.isfinite().all(dim=-1)  # [T, Hq]
-        return gradient.masked_fill(broken[..., None], 0.0), broken.to(gradient.dtype)
+        broken = None
+        if not _is_finite(gradient):
+            broken = ~gradient.isfinite().all(dim=-1)  # [T, Hq]
+            gradient, broken = gradient.masked_fill(broken[..., None], 0.0), broken.to(gradient.dtype)
+        ctx.shared.factor = _factor(_norm(gradient), ctx.shared.norm, gradient.dtype)
+        if ctx.shared.factor != 1.0:
+            gradient = gradient * ctx.shared.factor
+        return gradient, broken, None
 
 
 # ---- which calls a row takes ----
@@ -230,10 +276,11 @@ def _plan_of(layout, window, query, key):
     """Of each sample its rows and the calls that compute it, made on first use and kept for the other layers."""
     heads, head_dim = query.shape[1:]
     settings = (window, query.dtype, heads * head_dim, 2 * key.shape[1] * head_dim * key.element_size())
-    if settings not in layout._plans:
+    made_from = layout.position._version, layout.block is not None and layout.block._version
+    if (settings, made_from) not in layout._plans:
         with torch.inference_mode(False):  # scoring may make what training will save for backward
-            layout._plans[settings] = _plan(layout, *settings)
-    return layout._plans[settings]
+            layout._plans[settings, made_from] = _plan(layout, *settings)
+    return layout._plans[settings, made_from]
 
 
 def _plan(layout, window, dtype, width, token_bytes):
