@@ -95,24 +95,7 @@ def sum_constants(head_dim, tile):
     return {"HEAD_DIM": head_dim, "BLOCK_D": dim, "BLOCK_N": tile.block_n, "ROWS": rows, "num_warps": SUM_WARPS}
 
 
-@eager.operator("attention", watched=3)
-def attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    sample: torch.Tensor,
-    branch: torch.Tensor,
-    bounds: torch.Tensor,
-    position: torch.Tensor,
-    block: torch.Tensor | None,
-    tiles: torch.Tensor,
-    query_grad_tiles: torch.Tensor | None,
-    key_grad_items: torch.Tensor | None,
-    key_grad_sums: torch.Tensor | None,
-    scale: float,
-    window: int,
-    softcap: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _forward(query, key, value, bounds, position, block, tiles, scale, window, softcap):
     query, key, value = map(_rows_apart, (query, key, value))
     num_tokens, num_heads, head_dim = query.shape
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -129,12 +112,6 @@ def attention(
             PACK=pack, UNIT=unit, **constants(head_dim, tile, block, window, softcap),
         )  # fmt: skip
     return output, lse
-
-
-@attention.register_fake
-def _(query, key, value, sample, branch, bounds, position, block, tiles, query_grad_tiles, key_grad_items, key_grad_sums,
-      scale, window, softcap):  # fmt: skip
-    return query.new_empty(query.shape), query.new_empty((query.shape[1], query.shape[0]), dtype=torch.float32)
 
 
 @eager.operator("attention_backward", watched=7)
@@ -224,9 +201,6 @@ def _backward(ctx, grad_output, grad_lse):
     return *gradients, *none
 
 
-attention.register_autograd(_backward, setup_context=_save)
-
-
 # ---- floating-point operations ----
 
 _pairs_of = WeakTensorKeyDictionary()  # sample tensor of a layout -> {window: (weak position and block, pairs)}
@@ -262,7 +236,6 @@ def _count_pairs(sample, branch, position, block, window):
     return total
 
 
-@register_flop_formula(torch.ops.yojo.attention, get_raw=True)
 def _forward_flops(query, key, value, sample, branch, bounds, position, block, *rest, out_val=None, **kwargs):
     window = rest[-2]
     return 4 * query.shape[1] * query.shape[2] * visible_pairs(sample, branch, position, block, window)
@@ -273,3 +246,47 @@ def _backward_flops(grad_output, grad_lse, query, key, value, output, lse, sampl
     # Five matrix products per pair: scores, dP, dQ, dK, dV (the second recomputation of the scores is not counted).
     window = rest[-2]
     return 10 * query.shape[1] * query.shape[2] * visible_pairs(sample, branch, position, block, window)
+
+
+# ---- the operators of the forward ----
+
+
+def forward_operator(name, run):
+    """The operator `torch.ops.yojo.NAME` of a kernel of the forward, with gradients, shapes and cost.
+
+    Args:
+        name: of the operator.
+        run: function of query, key, value, bounds, position, block, tiles, scale, window and softcap that launches it;
+            returns output and log-sum-exp.
+    """
+
+    @eager.operator(name, watched=3)
+    def attention(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        sample: torch.Tensor,
+        branch: torch.Tensor,
+        bounds: torch.Tensor,
+        position: torch.Tensor,
+        block: torch.Tensor | None,
+        tiles: torch.Tensor,
+        query_grad_tiles: torch.Tensor | None,
+        key_grad_items: torch.Tensor | None,
+        key_grad_sums: torch.Tensor | None,
+        scale: float,
+        window: int,
+        softcap: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return run(query, key, value, bounds, position, block, tiles, scale, window, softcap)
+
+    @attention.register_fake
+    def _(query, *others):
+        return query.new_empty(query.shape), query.new_empty((query.shape[1], query.shape[0]), dtype=torch.float32)
+
+    attention.register_autograd(_backward, setup_context=_save)
+    register_flop_formula(getattr(torch.ops.yojo, name), get_raw=True)(_forward_flops)
+    return attention
+
+
+attention = forward_operator("attention", _forward)

@@ -18,6 +18,7 @@ from yojo_kernels.attention_steps import (
     _load_ids,
     _load_rows,
     _of_head,
+    _sight_of,
     _store_rows,
     _tanh,
     _without_broken,
@@ -91,12 +92,10 @@ def _query_grad_again(q, k, v, out, do, lse, dlse, dq, bounds, position, block,
             out, do_tile, lse, dlse, stride_ot, stride_dlset, rows, start, end_m, columns,
             HEAD_DIM, BLOCK_D, HAS_LSE_GRAD,
         )  # fmt: skip
-        q_row, position_q, block_q = _load_ids(position, block, start, rows, end_m, HAS_BLOCKS, HAS_WINDOW)
-        block_q = tl.where(block_q < 0, -2, block_q)
-        own_start = tl.load(bounds + q_row, mask=q_row < end_m, other=0)
-        own_end = q_row
-        if HAS_BLOCKS:
-            own_end = tl.load(bounds + num_tokens + q_row, mask=q_row < end_m, other=0)
+        q_row = start + rows
+        own_start, own_end, position_q, block_q = _sight_of(
+            q_row, q_row < end_m, bounds, position, block, num_tokens, HAS_BLOCKS, HAS_WINDOW
+        )
         acc = tl.zeros([STEP, BLOCK_D], tl.float32)
         for i in tl.range(0, steps_a + tl.cdiv(end_b - lo_b, STEP), num_stages=1):
             again = tl.multiple_of(i * zero, 16)  # read at every step, as with RELOAD
@@ -159,12 +158,10 @@ def query_grad_kernel(q, k, v, out, do, lse, dlse, dq, stats, tiles, bounds, pos
     q_tile = _load_rows(q_head, rows, stride_qt, start_m, end_m, columns, HEAD_DIM, BLOCK_D, True)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
-    q_row, position_q, block_q = _load_ids(position, block, start_m, rows, end_m, HAS_BLOCKS, HAS_WINDOW)
-    block_q = tl.where(block_q < 0, -2, block_q)  # tokens without a block are in no block together
-    own_start = tl.load(bounds + q_row, mask=q_row < end_m, other=0)
-    own_end = q_row
-    if HAS_BLOCKS:
-        own_end = tl.load(bounds + num_tokens + q_row, mask=q_row < end_m, other=0)
+    q_row = start_m + rows
+    own_start, own_end, position_q, block_q = _sight_of(
+        q_row, inside, bounds, position, block, num_tokens, HAS_BLOCKS, HAS_WINDOW
+    )
     steps_a = tl.cdiv(end_a - lo_a, BLOCK_N)
     for i in range(0, steps_a + tl.cdiv(end_b - lo_b, BLOCK_N)):
         own = i >= steps_a
@@ -240,6 +237,22 @@ def _key_grad_step(k, v, q_head, do_head, stats_head, stride_qt, stride_dot, sta
 
 
 @triton.jit
+def _hearing_of(start, rows, end_n, end_m, bounds, position, block, num_tokens,
+                HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr):  # fmt: skip
+    """Keys start + rows, and what their mask is made of; end_m: the row behind the last of their run of queries."""
+    k_row, position_k, block_k = _load_ids(position, block, start, rows, end_n, HAS_BLOCKS, HAS_WINDOW)
+    heard_end = tl.load(bounds + 2 * num_tokens + k_row, mask=k_row < end_n, other=0)
+    if HAS_WINDOW:  # the run of queries then may end before all that hear of the keys
+        heard_end = tl.minimum(heard_end, end_m)
+    own_start, own_end = k_row, k_row
+    if HAS_BLOCKS:
+        block_k = tl.where(block_k < 0, -2, block_k)  # tokens without a block are in no block together
+        own_start = tl.load(bounds + k_row, mask=k_row < end_n, other=0)
+        own_end = tl.load(bounds + num_tokens + k_row, mask=k_row < end_n, other=0)
+    return k_row, own_start, own_end, heard_end, position_k, block_k
+
+
+@triton.jit
 def _key_grad_again(q, k, v, do, stats, dk, dv, piece, bounds, position, block,
                     stride_qt, stride_qh, stride_kt, stride_vt, stride_dot, stride_doh, stride_dkt, stride_dvt,
                     start_n, end_n, lo, end, from_step, to_step, steps, slot, num_tokens, scale, softcap, window,
@@ -257,15 +270,9 @@ def _key_grad_again(q, k, v, do, stats, dk, dv, piece, bounds, position, block,
         start = start_n + n * STEP
         k_tile = _load_rows(k, rows, stride_kt, start, end_n, columns, HEAD_DIM, BLOCK_D, True)
         v_tile = _load_rows(v, rows, stride_vt, start, end_n, columns, HEAD_DIM, BLOCK_D, True)
-        k_row, position_k, block_k = _load_ids(position, block, start, rows, end_n, HAS_BLOCKS, HAS_WINDOW)
-        block_k = tl.where(block_k < 0, -2, block_k)
-        heard_end = tl.load(bounds + 2 * num_tokens + k_row, mask=k_row < end_n, other=0)
-        if HAS_WINDOW:  # the run of queries then may end before all that hear of the keys
-            heard_end = tl.minimum(heard_end, end)
-        own_start, own_end = k_row, k_row
-        if HAS_BLOCKS:
-            own_start = tl.load(bounds + k_row, mask=k_row < end_n, other=0)
-            own_end = tl.load(bounds + num_tokens + k_row, mask=k_row < end_n, other=0)
+        k_row, own_start, own_end, heard_end, position_k, block_k = _hearing_of(
+            start, rows, end_n, end, bounds, position, block, num_tokens, HAS_BLOCKS, HAS_WINDOW
+        )
         acc_k = tl.zeros([STEP, BLOCK_D], tl.float32)
         acc_v = tl.zeros([STEP, BLOCK_D], tl.float32)
         for i in tl.range(from_step * parts, to_step * parts, num_stages=1):
@@ -320,15 +327,9 @@ def key_grad_kernel(q, k, v, do, stats, dk, dv, pieces, items, bounds, position,
     rows = tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_D)
     head64 = head.to(tl.int64)
-    k_row, position_k, block_k = _load_ids(position, block, start_n, rows, end_n, HAS_BLOCKS, HAS_WINDOW)
-    block_k = tl.where(block_k < 0, -2, block_k)  # tokens without a block are in no block together
-    heard_end = tl.load(bounds + 2 * num_tokens + k_row, mask=k_row < end_n, other=0)
-    if HAS_WINDOW:  # the run of queries then may end before all that hear of the keys
-        heard_end = tl.minimum(heard_end, end)
-    own_start, own_end = k_row, k_row
-    if HAS_BLOCKS:
-        own_start = tl.load(bounds + k_row, mask=k_row < end_n, other=0)
-        own_end = tl.load(bounds + num_tokens + k_row, mask=k_row < end_n, other=0)
+    k_row, own_start, own_end, heard_end, position_k, block_k = _hearing_of(
+        start_n, rows, end_n, end, bounds, position, block, num_tokens, HAS_BLOCKS, HAS_WINDOW
+    )
     k_head, v_head = _of_head(k, head64, stride_kh, UNIT), _of_head(v, head64, stride_vh, UNIT)
     k_tile = _load_rows(k_head, rows, stride_kt, start_n, end_n, columns, HEAD_DIM, BLOCK_D, True)
     v_tile = k_tile

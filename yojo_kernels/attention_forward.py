@@ -24,6 +24,7 @@ from yojo_kernels.attention_steps import (
     _load_rows,
     _of_head,
     _packed,
+    _sight_of,
     _tanh,
     _without_broken,
 )
@@ -96,14 +97,9 @@ def _load_queries(q, bounds, position, block, stride_qt, stride_qh, num_tokens, 
         q_tile = tl.load(address, mask=inside[:, None], other=0.0)
     else:
         q_tile = tl.load(address, mask=inside[:, None] & (columns < HEAD_DIM)[None, :], other=0.0)
-    own_start = tl.load(bounds + q_row, mask=inside, other=0)
-    own_end, position_q, block_q = q_row, q_row, q_row
-    if HAS_WINDOW:
-        position_q = tl.load(position + q_row, mask=inside, other=0)
-    if HAS_BLOCKS:
-        own_end = tl.load(bounds + num_tokens + q_row, mask=inside, other=0)
-        block_q = tl.load(block + q_row, mask=inside, other=-1)
-        block_q = tl.where(block_q < 0, -2, block_q)  # tokens without a block are in no block together
+    own_start, own_end, position_q, block_q = _sight_of(
+        q_row, inside, bounds, position, block, num_tokens, HAS_BLOCKS, HAS_WINDOW
+    )
     return q_tile, own_start, own_end, q_row, position_q, block_q
 
 

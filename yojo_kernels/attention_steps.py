@@ -77,6 +77,20 @@ def _load_ids(position, block, start, rows, end, HAS_BLOCKS: tl.constexpr, HAS_W
 
 
 @triton.jit
+def _sight_of(q_row, inside, bounds, position, block, num_tokens, HAS_BLOCKS: tl.constexpr, HAS_WINDOW: tl.constexpr):
+    """What the mask of queries is made of: their branch's first row and, of blocks, last; logical position; block."""
+    own_start = tl.load(bounds + q_row, mask=inside, other=0)
+    own_end, position_q, block_q = q_row, q_row, q_row
+    if HAS_WINDOW:
+        position_q = tl.load(position + q_row, mask=inside, other=0)
+    if HAS_BLOCKS:
+        own_end = tl.load(bounds + num_tokens + q_row, mask=inside, other=0)
+        block_q = tl.load(block + q_row, mask=inside, other=-1)
+        block_q = tl.where(block_q < 0, -2, block_q)  # tokens without a block are in no block together
+    return own_start, own_end, position_q, block_q
+
+
+@triton.jit
 def _step_start(i, lo_a, first_a, count_a, lo_b, first_b, STEP: tl.constexpr):
     """First row of the i-th full step: those of run a, then those of run b."""
     return tl.where(i < count_a, lo_a + (first_a + i) * STEP, lo_b + (first_b + i - count_a) * STEP)

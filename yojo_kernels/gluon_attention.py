@@ -5,9 +5,8 @@ No GPU has run it yet, so it is never chosen by itself: ask for it with impl="gl
 
 import torch
 import triton
-from torch.utils.flop_counter import register_flop_formula
 
-from yojo_kernels import attention, eager, launch, tuning
+from yojo_kernels import attention, launch, tuning
 from yojo_kernels.segments import with_positive_scale
 
 try:
@@ -113,24 +112,7 @@ def constants_again(head_dim, tile, block=None, window=0, softcap=0.0):
     return features | {"BLOCK_M": tile.block_m, "HEADS": gluon_forward.HEADS, "PRECISION": "ieee"}
 
 
-@eager.operator("gluon_attention", watched=3)
-def gluon_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    sample: torch.Tensor,
-    branch: torch.Tensor,
-    bounds: torch.Tensor,
-    position: torch.Tensor,
-    block: torch.Tensor | None,
-    tiles: torch.Tensor,
-    query_grad_tiles: torch.Tensor | None,
-    key_grad_items: torch.Tensor | None,
-    key_grad_sums: torch.Tensor | None,
-    scale: float,
-    window: int,
-    softcap: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _forward(query, key, value, bounds, position, block, tiles, scale, window, softcap):
     num_tokens, num_heads, head_dim = query.shape
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty((num_heads, num_tokens), dtype=torch.float32, device=query.device)
@@ -156,11 +138,4 @@ def gluon_attention(
     return output, lse
 
 
-@gluon_attention.register_fake
-def _(query, key, value, sample, branch, bounds, position, block, tiles, query_grad_tiles, key_grad_items, key_grad_sums,
-      scale, window, softcap):  # fmt: skip
-    return query.new_empty(query.shape), query.new_empty((query.shape[1], query.shape[0]), dtype=torch.float32)
-
-
-gluon_attention.register_autograd(attention._backward, setup_context=attention._save)
-register_flop_formula(torch.ops.yojo.gluon_attention, get_raw=True)(attention._forward_flops)
+gluon_attention = attention.forward_operator("gluon_attention", _forward)

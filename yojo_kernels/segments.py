@@ -25,6 +25,7 @@ from yojo_kernels.layout import visible_to
 GATHER_BYTES = 64 * 2**20  # of keys and values that are put behind each other for the branches of one call
 MASK_BYTES = 64 * 2**20  # of masks that a plan keeps, and of the one that the queries of some rows get
 SPARED = 2**21  # products of query and key numbers that a call of its own must spare
+LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}
 
 
 def takes(call):
@@ -91,8 +92,9 @@ def _forward(query, key, value, layout, scale, window):
             rows = torch.arange(span.start, span.stop)
             output = _by_reference(query[span], key, value, layout, rows, number, scale, window)
             pieces.append((span.start, output))
-    outputs = [output for _, output in sorted(pieces, key=lambda piece: piece[0])]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    if len(pieces) == 1:
+        return pieces[0][1]
+    return torch.cat([output for _, output in sorted(pieces, key=lambda piece: piece[0])])
 
 
 def _by_reference(query, key, value, layout, rows, number, scale, window):
@@ -117,9 +119,10 @@ def _are_tame(query, key, value, scale):
     False also where the squares of entries are beyond float32 in sum, which costs time alone.
     """
     dtype = reference.accumulation_dtype(query.dtype)
-    wider = None if query.dtype == dtype else dtype  # torch takes twice as long where it is told the dtype that it has
-    query, key, value = (torch.linalg.vector_norm(tensor, dtype=wider).item() for tensor in (query, key, value))
-    return query * key * max(scale, 1.0) <= torch.finfo(dtype).max and math.isfinite(value)
+    options = {} if query.dtype == dtype else {"dtype": dtype}  # torch takes twice as long where it is told what it has
+    norm = torch.linalg.vector_norm
+    products = norm(query, **options).item() * norm(key, **options).item() * max(scale, 1.0)
+    return products <= LARGEST[dtype] and math.isfinite(norm(value, **options).item())
 
 
 def _norm(tensor):
@@ -258,8 +261,8 @@ class _Call:
             mask = self.made_mask(layout, window, query.dtype)
         if len(self.runs) == 1 and self.shared.start == self.shared.stop:
             run = self.runs[0]
-            tensors = (_rows(tensor, run)[None] for tensor in (query, key, value))
-            return [(run.start, _attend(*tensors, mask, scale)[0])]
+            query, key, value = _rows(query, run), _rows(key, run), _rows(value, run)
+            return [(run.start, _attend(query[None], key[None], value[None], mask, scale)[0])]
         own = [_filled(tensor, self.runs) for tensor in (query, key, value)]
         # The prompt is taken once for all: its gradients are summed in a fixed order, whatever the number of threads.
         keys, values = (
@@ -275,12 +278,13 @@ class _Call:
 def _plan_of(layout, window, query, key):
     """Of each sample its rows and the calls that compute it, made on first use and kept for the other layers."""
     heads, head_dim = query.shape[1:]
-    settings = (window, query.dtype, heads * head_dim, 2 * key.shape[1] * head_dim * key.element_size())
-    made_from = layout.position._version, layout.block is not None and layout.block._version
-    if (settings, made_from) not in layout._plans:
+    settings = window, query.dtype, heads * head_dim, 2 * key.shape[1] * head_dim * key.element_size()
+    known = settings, layout.position._version, layout.block is not None and layout.block._version
+    plan = layout._plans.get(known)
+    if plan is None:
         with torch.inference_mode(False):  # scoring may make what training will save for backward
-            layout._plans[settings, made_from] = _plan(layout, *settings)
-    return layout._plans[settings, made_from]
+            plan = layout._plans[known] = _plan(layout, *settings)
+    return plan
 
 
 def _plan(layout, window, dtype, width, token_bytes):
