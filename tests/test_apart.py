@@ -88,6 +88,18 @@ def test_products_beyond_float16_stay_with_their_pair():
             assert grad[4:].isfinite().all()  # the other branch
 
 
+@pytest.mark.parametrize("implementation", [reference, segments])
+@pytest.mark.parametrize("lengths", [([3], [[2, 2]]), ([40], [[30, 50, 9]])])
+def test_products_beyond_float16_are_scaled_before_they_are_rounded(implementation, lengths):
+    layout, generator = Layout.build(*lengths), torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(layout.num_tokens, 2, 64, generator=generator).to(torch.float16) for _ in range(3))
+    query, key = 100 * query, 100 * key  # products of some 80,000 and, of the largest, 250,000
+    output, _ = implementation.multi_response_attention(query, key, value, layout, scale=1e-5)
+    exact, _ = reference.multi_response_attention(query.double(), key.double(), value.double(), layout, scale=1e-5)
+    assert (query.double() @ key.double().mT).abs().max() > 65504
+    assert torch.allclose(output.double(), exact, atol=2e-3, rtol=2e-3)
+
+
 @pytest.mark.parametrize("kind", ["best", "plackett_luce", "bradley_terry", "soft"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
 def test_a_loss_of_one_sample_leaves_the_others_theirs(kind, poison):

@@ -1,5 +1,7 @@
 """Layout: what the mask rule says, token by token, and which arguments it refuses."""
 
+import copy
+import dataclasses
 import pickle
 import random
 
@@ -130,8 +132,8 @@ def test_a_layout_elsewhere_is_of_its_own_pass_and_is_not_pickled():
     one.to("meta").query_tiles(16, 8)
     assert one.to("meta").tables_of_pass == (("query_tiles", (16, 8, 0)),) and other.to("meta").tables_of_pass == ()
     layout.query_tiles(16, 8)
-    copy = pickle.loads(pickle.dumps(layout))
-    assert copy._twins == {} and set(copy._tables) == set(layout._tables) and set(layout._twins)
+    again = pickle.loads(pickle.dumps(layout))
+    assert again._twins == {} and set(again._tables) == set(layout._tables) and set(layout._twins)
 
 
 class Stream:
@@ -191,3 +193,43 @@ def test_a_copy_of_a_table_is_made_behind_it_and_capture_waits_for_nothing(strea
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     layout.query_tiles(16, 8)
     assert second.waited_for == ["event of 7"]
+
+
+def test_a_layout_that_was_moved_on_another_stream_is_waited_for(streams, monkeypatch):
+    _, second, kept = streams
+    layout = Layout.build([20], [[5, 1, 30]])
+    layout.query_tiles(16, 8)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor.clone())
+    there = layout.to("cuda:1")
+    assert layout.to("cuda:1") is there and not second.waited_for
+    Stream.current = second
+    assert layout.to("cuda:1") is there and second.waited_for == ["event of 7"]
+    held = [id(tensor) for tensor, stream in kept if stream is second]
+    assert {id(there.sample), id(there.bounds), id(there.position)} <= set(held)
+    table = there.query_tiles(16, 8)  # copied with it, on the first stream
+    assert second.waited_for == ["event of 7"] * 2 and (id(table), second) in [(id(one), to) for one, to in kept]
+
+
+def test_a_copy_within_a_capture_is_not_kept(streams, monkeypatch):
+    layout = Layout.build([20], [[5, 1, 30]])
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor.clone())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert layout.to("cuda:1") is not layout.to("cuda:1") and not layout._twins
+
+
+def test_who_replaces_a_field_gets_tables_of_the_new_one():
+    layout = Layout.build([20], [[5, 1, 30]])
+    table = layout.query_tiles(16, 8, window=5)
+    other = dataclasses.replace(layout, position=3 * layout.position)
+    expected = Layout.build([20], [[5, 1, 30]], positions=3 * layout.position).query_tiles(16, 8, window=5)
+    assert torch.equal(other.query_tiles(16, 8, window=5), expected) and not torch.equal(expected, table)
+    assert layout.sharing_tables(causal=True).query_tiles(16, 8, window=5) is table
+
+
+def test_a_copy_has_the_tables_and_makes_its_own():
+    layout = Layout.build([20], [[5, 1, 30]])
+    table = layout.query_tiles(16, 8)
+    other = copy.copy(layout)
+    assert other.query_tiles(16, 8) is table
+    other.query_tiles(16, 16)
+    assert len(other._tables) == 2 and len(layout._tables) == 1

@@ -94,7 +94,7 @@ class RowGraphs:
         self.thread = threading.get_ident()
         try:
             # What flash attention would be told of the lengths of a causal row stayed in the graph: kernels only.
-            layout = dataclasses.replace(layout, causal=False)
+            layout = layout.sharing_tables(causal=False)
             if self.plain is not None and not self._unchanged():
                 self._forget()  # other weights, or hooks: captured anew
             if self.plain is None:
@@ -538,13 +538,10 @@ def _room_for(tensor):
 @torch.inference_mode(False)
 def _roomy(layout, tables):
     """A copy of a layout whose tables have room for rows of more samples."""
-    copies = {
-        field.name: value.clone()
-        for field in dataclasses.fields(layout)
-        if isinstance(value := getattr(layout, field.name), torch.Tensor)
-    }
-    tables = {key: torch.nn.functional.pad(table, (0, 0, 0, SPARE_TILES)) for key, table in tables.items()}
-    return dataclasses.replace(layout, **copies, _tables=tables, _tables_of_pass=None, _made={})
+    roomy = layout._with(torch.clone)
+    for key, table in tables.items():
+        roomy._tables[key] = torch.nn.functional.pad(table, (0, 0, 0, SPARE_TILES))
+    return roomy
 
 
 def _fill(own, layout, tables):

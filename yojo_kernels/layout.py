@@ -7,6 +7,8 @@ import torch
 
 from yojo_kernels import tiles  # noqa: F401 - registers the operators that make the tables
 
+ALL_FIELDS = "fields"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lengths:
@@ -54,9 +56,7 @@ class Layout:
     bounds: torch.Tensor
     causal: bool
     _lengths: Lengths
-    _tables: dict = dataclasses.field(default_factory=dict)  # tile tables made so far, by what they were made for
-    _tables_of_pass: dict | None = None  # likewise, where a compiler may look; see `for_one_pass`
-    _made: dict = dataclasses.field(default_factory=dict)  # table on a GPU -> (raw stream, event) it is there behind
+    _tables_of_pass: dict | None = None  # tile tables, where a compiler may look; see `for_one_pass`
 
     @staticmethod
     @torch.inference_mode(False)  # a layout made while scoring may be trained on
@@ -136,6 +136,16 @@ class Layout:
     # What belongs to one object alone: none that is made from it, whoever replaces fields, has it.
 
     @property
+    def _tables(self):
+        """Tile tables made so far, by what they were made for."""
+        return self.__dict__.setdefault("tables", {})
+
+    @property
+    def _made(self):
+        """What was made on a GPU, a table or `ALL_FIELDS` -> (raw stream, event) it is there behind."""
+        return self.__dict__.setdefault("made", {})
+
+    @property
     def _plans(self):
         """Of `segments`: which calls the row takes on a CPU."""
         return self.__dict__.setdefault("plans", {})
@@ -210,9 +220,17 @@ class Layout:
         move = lambda tensor: tensor.to(device, non_blocking=non_blocking)  # noqa: E731
         if torch.compiler.is_compiling() or device.index is None and device.type not in ("cpu", "meta"):
             return self._map(move)  # which device that is may change from call to call
-        if device not in self._twins:
-            self._twins[device] = self._map(move)
-        return self._twins[device]
+        if device in self._twins:
+            self._twins[device]._wait_for(ALL_FIELDS)
+            return self._twins[device]
+        twin = self._map(move)
+        if device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():
+                return twin  # what a CUDA graph makes is there only where it is replayed
+            for key in (*twin._tables, ALL_FIELDS):
+                twin._mark(key)
+        self._twins[device] = twin
+        return twin
 
     def pin_memory(self):
         """The same layout in page-locked memory; DataLoader(pin_memory=True) calls this."""
@@ -252,9 +270,16 @@ class Layout:
             tables: which tables to make at once, as `tables_of_pass` of an earlier pass has them. Where each layer is
                 compiled by itself, the first one then finds them like all others and needs no graph of its own.
         """
-        layout = dataclasses.replace(self, _tables_of_pass={})
+        layout = self.sharing_tables(_tables_of_pass={})
         for name, settings in tables:
             layout._tiles(name, settings)
+        return layout
+
+    def sharing_tables(self, **fields):
+        """With other fields, none of which a table is made from: each of the two has the tables that the other makes."""
+        layout = dataclasses.replace(self, **fields)
+        if not torch.compiler.is_compiling():  # there tables are made anew, see `for_one_pass`
+            layout.__dict__.update(tables=self._tables, made=self._made)
         return layout
 
     @property
@@ -313,14 +338,18 @@ class Layout:
             with torch.inference_mode(False):  # scoring may make what training will save for backward
                 tables[key] = make(*tensors, *settings)
             if self.device.type == "cuda" and not capturing:
-                stream = torch.cuda.current_stream(self.device)
-                self._made[key] = stream.cuda_stream, stream.record_event()
+                self._mark(key)
         if settings:
             of_pass[key] = tables[key]
         return tables[key]
 
+    def _mark(self, key):
+        """Note that a table, or all fields, are being made on the current stream."""
+        stream = torch.cuda.current_stream(self.device)
+        self._made[key] = stream.cuda_stream, stream.record_event()
+
     def _wait_for(self, key):
-        """Have the current stream wait for a table that was made on another one.
+        """Have the current stream wait for a table, or all fields, that were made on another one.
 
         Within a CUDA graph there is nothing to wait for: its capture begins with nothing left to do on any stream.
         """
@@ -331,30 +360,36 @@ class Layout:
             return
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(event)
-        for table in self._tables[key] if isinstance(self._tables[key], tuple) else (self._tables[key],):
-            table.record_stream(stream)  # its memory is not given to others while this stream reads it
+        made = self._fields().values() if key == ALL_FIELDS else self._tables[key]
+        for tensor in (made,) if isinstance(made, torch.Tensor) else made:
+            tensor.record_stream(stream)  # its memory is not given to others while this stream reads it
+
+    def _fields(self):
+        """The tensors among the fields, by name."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
     def __getstate__(self):
-        return self.__dict__ | {"_made": {}, "plans": {}, "twins": {}}
+        return self.__dict__ | {"tables": dict(self._tables), "made": {}, "plans": {}, "twins": {}}
 
     def _map(self, function):
         if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
                 return self._map(function)
+        of_pass = None if self._tables_of_pass is None else {}  # those made so far lie where the layout was
+        if torch.compiler.is_compiling():
+            return self._with(function, of_pass)
         for key in self._made:
             self._wait_for(key)
-        tensors = {
-            field.name: function(value)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), torch.Tensor)
-        }
-        tables = {
-            name: function(table) if isinstance(table, torch.Tensor) else tuple(map(function, table))
-            for name, table in self._tables.items()
-        }
-        of_pass = None if self._tables_of_pass is None else {}  # those made so far lie where the layout was
-        kept = {"_tables": tables, "_tables_of_pass": of_pass, "_made": {}}
-        return dataclasses.replace(self, **tensors, **kept)
+        layout = self._with(function, of_pass)
+        for key, table in self._tables.items():
+            layout._tables[key] = function(table) if isinstance(table, torch.Tensor) else tuple(map(function, table))
+        return layout
+
+    def _with(self, function, of_pass=None):
+        """With a function of every field that is a tensor in its place; no tables but those of a pass that are given."""
+        tensors = {name: function(tensor) for name, tensor in self._fields().items()}
+        return dataclasses.replace(self, **tensors, _tables_of_pass=of_pass)
 
     def __repr__(self):
         branches = sum(map(len, self.branch_lengths))

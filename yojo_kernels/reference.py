@@ -44,7 +44,8 @@ def masked_attention(query, key, value, visible, *, scale, softcap=None):
     q = query.transpose(0, 1)  # [Hq, T, D]
     k = key.transpose(0, 1).repeat_interleave(group, dim=0)
     v = value.transpose(0, 1).repeat_interleave(group, dim=0)
-    scores = _Scores.apply(q, k, visible).to(accumulation_dtype(q.dtype)) * scale  # [Hq, T, T]
+    dtype = accumulation_dtype(q.dtype)  # scores of float16 can be beyond it before they are scaled
+    scores = _Scores.apply(q.to(dtype), k.to(dtype), visible) * scale  # [Hq, T, T]
     weights, lse = _softmax(scores, visible, softcap)
     return _Mean.apply(weights.to(v.dtype), v, visible).transpose(0, 1), lse.transpose(0, 1)
 
