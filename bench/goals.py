@@ -413,7 +413,7 @@ def share_of_peak(lines):
 
 
 def host_times(lines):
-    """{(what is called, pass): {"triton" or "add": line}} of the lines of bench/test_host.py."""
+    """{(what is called, pass): {"add", or what computed it: line}} of the lines of bench/test_host.py."""
     rows = points.rows_of(
         [line for line in lines if line["bench"] == "host"], lambda line: (line["model"], line["pass"])
     )

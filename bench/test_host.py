@@ -4,6 +4,9 @@ Where there is no GPU, kernels are compiled for an H100 and launched into nothin
 3 to 4 us of a real launch. On a GPU they are launched, on a row so short that the GPU is done before the host is.
 
 The least of many short batches counts, the call and `x.add(1)` in turns: what it takes while nobody else wants the core.
+
+Whole passes, on one thread, are those of a decoder as deep as a 4B model's and so narrow, over so few tokens, that what its
+matrix products take is little beside the calls; the stock model's pass over as many tokens stands beside them.
 """
 
 import contextlib
@@ -12,6 +15,8 @@ import time
 import pytest
 import torch
 
+import yojo
+from bench import models, ways
 from yojo_kernels import Layout, listwise_loss, multi_response_attention, score_head
 
 PROMPT, RESPONSES, EACH = 96, 4, 8  # tokens
@@ -19,6 +24,18 @@ HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 SIZE, WIDTH = 2560, 1024  # of a value head
 CALLS, ADDS = 3, 100  # of a batch
 GROUPS, BATCHES = 5, {False: 100, True: 10}  # with --quick or without
+PASSES = {False: 20, True: 1}  # batches of whole passes
+FEW = ways.Point("text", 16, 4, 4)  # what they are over
+NARROW = models.Shape(
+    "Qwen3VL",
+    models.SMALL_QWEN3_VL
+    | dict(
+        text_config=models.SMALL_QWEN3_VL["text_config"]
+        | dict(hidden_size=64, intermediate_size=64, num_hidden_layers=36, num_attention_heads=4),
+        vision_config=models.SMALL_QWEN3_VL["vision_config"] | dict(out_hidden_size=64),
+    ),
+    frame=8,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,15 +102,15 @@ def least(call, add, device, batches):
     return found
 
 
-def compare(benchmark, request, record, device, call, what, **fields):
+def compare(benchmark, request, record, device, call, what, impl="triton", batches=BATCHES, **fields):
     """Measure a call beside `x.add(1)`, and record a line of each."""
     x = torch.zeros(8, device=device)
     benchmark.group = "host"
     benchmark.pedantic(call, rounds=3, warmup_rounds=3)
-    batches = BATCHES[request.config.getoption("--quick")]
+    batches = batches[request.config.getoption("--quick")]
     groups = [least(call, lambda: x.add(1), device, batches) for _ in range(GROUPS)]
-    for impl, seconds in zip(("triton", "add"), zip(*groups, strict=True), strict=True):
-        record(bench="host", impl=impl, model=what, seconds=min(seconds), seconds_all=list(seconds), **fields)
+    for name, seconds in zip((impl, "add"), zip(*groups, strict=True), strict=True):
+        record(bench="host", impl=name, model=what, seconds=min(seconds), seconds_all=list(seconds), **fields)
 
 
 @pytest.mark.parametrize("direction", ["forward", "both"])
@@ -129,3 +146,43 @@ def test_layout(benchmark, request, record, device):
         return Layout.build([PROMPT], [[EACH] * RESPONSES])
 
     compare(benchmark, request, record, device, make, "layout of a row", prompt_tokens=PROMPT, responses=RESPONSES, response_tokens=EACH)  # fmt: skip
+
+
+def stock_pass(device, direction):
+    """The stock model's pass over one causal row of as many tokens, its vocabulary's logits left out."""
+    model = models.build(NARROW, device).model
+    ids = torch.ones(1, FEW.prompt + FEW.count * FEW.each, dtype=torch.long, device=device)
+    call = lambda: model(input_ids=ids, use_cache=False)[0]  # noqa: E731
+    weights = list(model.language_model.parameters())
+    return call if direction == "forward" else lambda: torch.autograd.grad(call().sum(), weights)
+
+
+def scoring_pass(device, direction):
+    """YOJO's pass of the same model: isolated responses, their scores, and with gradients their loss."""
+    encoded = ways.Twin(NARROW).encoded(FEW, rankings=list(range(1, FEW.count + 1)))
+    model = models.build(NARROW, device)
+    yojo.patch(model, mode="isolated", fuse="none")
+    batch = yojo.Collator(ways.IdsOnly(model.yojo.config, 1200), model).pack([encoded])
+    batch = {name: value.to(device) for name, value in batch.items()}
+    weights = [*model.model.language_model.parameters(), *model.score.parameters()]
+    if direction == "forward":
+        return lambda: model(**batch).scores
+    return lambda: torch.autograd.grad(model(**batch).loss, weights, allow_unused=True)
+
+
+PASS = f"a pass of {NARROW.config['text_config']['num_hidden_layers']} layers"
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+@pytest.mark.parametrize("make", [scoring_pass, stock_pass])
+def test_pass(benchmark, request, record, device, make, direction):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        call = make(device, direction)
+        with torch.no_grad() if direction == "forward" else contextlib.nullcontext():
+            what, impl = (PASS, "triton") if make is scoring_pass else (f"{PASS}, stock", "sdpa")
+            fields = FEW.fields() | {"pass": direction}
+            compare(benchmark, request, record, device, call, what, impl, PASSES, **fields)
+    finally:
+        torch.set_num_threads(threads)

@@ -145,14 +145,15 @@ def head_lines(place):
 
 
 def host_lines(place):
-    """What calls cost the host: attention 20 and 100 times what `x.add(1)` takes, the layout of a row 80 times."""
+    """What calls cost the host: attention 20 and 100 times what `x.add(1)` takes, the layout of a row 80 times, ..."""
     lines = []
-    for what, direction, times in (
-        ("attention", "forward", 20),
-        ("attention", "both", 100),
-        ("layout of a row", None, 80),
+    for what, direction, name, times in (
+        ("attention", "forward", "triton", 20),
+        ("attention", "both", "triton", 100),
+        ("layout of a row", None, "triton", 80),
+        ("a pass of 36 layers, stock", "forward", "sdpa", 9000),
     ):
-        for impl, us in (("triton", 1.5 * times), ("add", 1.5)):
+        for impl, us in ((name, 1.5 * times), ("add", 1.5)):
             lines.append(make(us * 1e-6, bench="host", impl=impl, model=what, prompt_tokens=96, responses=4, response_tokens=8,
                               **place, **{"pass": direction}))  # fmt: skip
     return lines
