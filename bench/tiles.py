@@ -81,14 +81,24 @@ def _time(line):
 
 
 def passes_the_gate(choice):
-    """Whether the kernel, compiled with the tile, breaks no rule of `yojo_kernels.aot`."""
+    """Whether the kernel, compiled with the tile for all that it would be launched with, breaks no rule of
+    `yojo_kernels.aot`: where scores that are capped have a tile of their own, not for those."""
     from yojo_kernels import aot
 
-    dtype = getattr(torch, choice.dtype)
+    dtype, capped = getattr(torch, choice.dtype), _is_capped_apart(choice)
+    kernels = ("key_grad", "value_grad") if choice.kernel == "key_grad" else (choice.kernel,)
     return not any(
-        aot.compile_kernel(choice.kernel, choice.chip, dtype, choice.head_dim, features, choice.tile).problems()
-        for features in aot.features_of(choice.kernel)
+        aot.compile_kernel(*configuration, choice.tile).problems()
+        for configuration in aot.configurations((choice.chip,), (dtype,), (choice.head_dim,), kernels)
+        if not (capped and aot.FEATURES[configuration[-1]].get("HAS_SOFTCAP"))
     )
+
+
+def _is_capped_apart(choice):
+    """Whether `tuning.CAPPED` has a tile of its own beside the one that would be written."""
+    dtype = getattr(torch, choice.dtype)
+    tile, capped = (tuning.tile(choice.kernel, choice.head_dim, dtype, choice.chip, is_capped) for is_capped in (False, True))  # fmt: skip
+    return tile != capped
 
 
 def use(choices):

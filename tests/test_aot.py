@@ -8,6 +8,7 @@ import pytest
 import torch
 import triton
 
+from bench import tiles
 from yojo_kernels import aot, attention, launch, tuning
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -108,6 +109,14 @@ LOOP = """.L_x_1:
 /*0060*/ {step} ;
 /*0070*/ FFMA R3, R2, R2, R3 ;
 /*0080*/ @P3 BRA `(.L_x_1) ;""".replace("\n/", "\n        /")
+
+
+@pytest.mark.parametrize("tile, passes", [((64, 128, 8, 2), True), ((128, 128, 8, 2), False)])
+def test_a_timed_tile_is_judged_by_what_it_would_be_launched_with(tile, passes):
+    """Keys at head dim 128 on Hopper have another tile where scores are capped: what spills there does not count."""
+    used = tuning.TILES["key_grad", 16, 90][128]
+    choice = tiles.Chosen("key_grad", 90, "bfloat16", 128, used, tuning.Tile(*tile), 1.1)
+    assert tiles.passes_the_gate(choice) == passes
 
 
 @pytest.mark.parametrize(

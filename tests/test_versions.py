@@ -2,13 +2,16 @@
 
 import importlib.metadata
 import re
+import types
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from bench import attention_peers
 from yojo import versions
 from yojo_kernels import causal
 
@@ -33,6 +36,15 @@ def test_what_older_versions_lack(monkeypatch):
     assert waits.startswith(f"transformers {transformers.__version__} places image features itself: passes with images")
     assert varlen.startswith("torch has no varlen_attn with a scale")
     assert not versions.places_features()
+
+
+def test_a_peer_that_nothing_installed_computes_is_skipped_by_name(monkeypatch):
+    case = types.SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(causal, "flash_function", lambda capability: None)
+    monkeypatch.setattr(causal, "_varlen_parameters", lambda: {"query", "key", "value"})
+    with pytest.raises(pytest.skip.Exception, match=r"varlen_attn that takes a scale \(torch 2\.11"):
+        attention_peers.gathered(case)
 
 
 def test_the_ranges_begin_at_versions_that_are_stated():

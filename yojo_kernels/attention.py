@@ -102,7 +102,7 @@ def _forward(query, key, value, bounds, position, block, tiles, scale, window, s
     lse = torch.empty((num_heads, num_tokens), dtype=torch.float32, device=query.device)
     tile = tuning.attention("forward", head_dim, query.dtype, query.device)
     query, scale = with_positive_scale(query, scale)
-    pack = tuning.packed_heads(num_heads // key.shape[1], tile.block_m)
+    pack = tuning.packed_on(num_heads // key.shape[1], tile.block_m)
     assert tiles.shape[0] * (tile.block_m // pack) >= num_tokens, "a table of larger tiles"
     strides, unit = launch.strides(query, key, value, output)
     with launch.on(query.device):

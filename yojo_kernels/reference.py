@@ -1,5 +1,7 @@
 """The eager truth of every operation: plain PyTorch, any float dtype, any device, differentiable."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -44,8 +46,10 @@ def masked_attention(query, key, value, visible, *, scale, softcap=None):
     q = query.transpose(0, 1)  # [Hq, T, D]
     k = key.transpose(0, 1).repeat_interleave(group, dim=0)
     v = value.transpose(0, 1).repeat_interleave(group, dim=0)
-    dtype = accumulation_dtype(q.dtype)  # scores of float16 can be beyond it before they are scaled
-    scores = _Scores.apply(q.to(dtype), k.to(dtype), visible) * scale  # [Hq, T, T]
+    if q.dtype == torch.float16:  # whose products can be beyond it where the scaled scores are not
+        exponent = min(0, math.frexp(scale)[1])
+        q, k, scale = q * 2.0 ** (exponent // 2), k * 2.0 ** (exponent - exponent // 2), scale * 2.0**-exponent
+    scores = _Scores.apply(q, k, visible).to(accumulation_dtype(q.dtype)) * scale  # [Hq, T, T]
     weights, lse = _softmax(scores, visible, softcap)
     return _Mean.apply(weights.to(v.dtype), v, visible).transpose(0, 1), lse.transpose(0, 1)
 

@@ -24,7 +24,7 @@ def tables_for(layout, machine, dtype, head_dim, num_heads, num_key_heads, windo
     """
     group = num_heads // num_key_heads
     tile = tuning.tile_on(machine.chip, forward, head_dim, dtype)
-    packed = tuning.packed_heads(group, tile.block_m) if forward == "forward" else 1
+    packed = tuning.packed_on(group, tile.block_m) if forward == "forward" else 1
     query_tiles = "query_tiles", (tile.block_m // packed, tile.block_n, window or 0)
     if not gradients:
         return query_tiles, None, None

@@ -126,6 +126,14 @@ def packed_heads(group, block_m):
     return max(fitting, default=1)
 
 
+_known_packed_heads = functools.cache(packed_heads)
+
+
+def packed_on(group, block_m):
+    """The same, looked up where it was asked for before."""
+    return (packed_heads if torch.compiler.is_compiling() else _known_packed_heads)(group, block_m)
+
+
 @torch.compiler.assume_constant_result
 def capability(device):
     """Compute capability (major, minor) of a CUDA device."""
