@@ -27,8 +27,9 @@ def test_these_tests_run_the_kernels():
     assert torch.empty(3).isnan().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("seeds", range(15))
+@pytest.mark.parametrize(
+    "dtype, seeds", [(torch.float32, n) for n in range(15)] + [(torch.float16, n) for n in range(0, 15, 2)]
+)
 def test_results_are_as_exact_as_the_reference(dtype, seeds, monkeypatch):
     monkeypatch.setattr(tiles, "SHORTEST_PIECE", 2)
     for seed in range(10 * seeds, 10 * seeds + 10):
@@ -100,7 +101,7 @@ def test_a_scale_of_zero_is_the_mean_of_what_is_seen(softcap):
 
 
 def test_inputs_may_be_views_of_one_projection():
-    case = random_case(5)
+    case = random_case(5, longest=14)
     case["options"] = {"scale": 0.3, "window": None, "softcap": None}
     size = case["layout"].num_tokens
     fused = torch.randn(size, 4 + 2 + 2, 16, dtype=torch.float32)
@@ -160,7 +161,6 @@ def test_compiles_once_for_all_lengths():
     # No size of the first row equals another by chance: torch would compile for rows in which the two agree.
     for prompts, branches in (
         ([20, 3, 2, 6], [[5, 6], [4], [3], [2, 1]]),
-        ([31, 4], [[5, 6, 9], [2]]),
         ([17, 2, 9], [[8], [4, 4], [7, 1]]),
     ):
         row = Layout.build(prompts, branches)

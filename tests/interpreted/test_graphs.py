@@ -17,15 +17,18 @@ from yojo_kernels import multi_response_attention
 PROMPTS = ["Which digit?", "And here, which digit is it?", "What?"]
 
 
-@pytest.fixture(autouse=True)
-def kernels(monkeypatch):
-    """Attention runs in the kernels, and buckets are small."""
-
+def attend_with(impl, monkeypatch):
     def attend(*arguments, **keywords):
-        keywords["impl"] = "auto" if keywords.get("query_rows") is not None else "triton"
+        keywords["impl"] = "auto" if keywords.get("query_rows") is not None else impl
         return multi_response_attention(*arguments, **keywords)
 
     monkeypatch.setattr(sys.modules["yojo.patch"], "multi_response_attention", attend)
+
+
+@pytest.fixture(autouse=True)
+def small_buckets(monkeypatch):
+    """Buckets are small, and attention reads the layout's tensors alone, as the kernels do, many times as fast."""
+    attend_with("reference", monkeypatch)
     monkeypatch.setattr(graphs, "BUCKET", 64)
 
 
@@ -59,8 +62,11 @@ def with_graphs(reward_model, limit=192):
     return recorder
 
 
-@pytest.mark.parametrize("options", [{"mode": "isolated"}, {"permutations": 2}], ids=str)
-def test_replayed_scores_are_the_same(make_reward_model, samples, options):
+@pytest.mark.parametrize(
+    "options, impl", [({"mode": "isolated"}, "triton"), ({"permutations": 2}, "reference")], ids=str
+)
+def test_replayed_scores_are_the_same(make_reward_model, samples, options, impl, monkeypatch):
+    attend_with(impl, monkeypatch)
     reward_model = make_reward_model(**options)
     examples = examples_of(samples)
     expected = reward_model.score_many(examples, token_budget=1)
@@ -78,6 +84,7 @@ def test_replayed_scores_are_the_same(make_reward_model, samples, options):
 
 def test_several_samples_and_rows_of_more_samples(make_reward_model, samples, monkeypatch):
     """Tables grow with the samples of a row: beyond the room that there is, the row runs as it is."""
+    attend_with("triton", monkeypatch)
     reward_model = make_reward_model(mode="isolated")
     short = [yojo.Example("What?", ["7"]) for _ in range(6)]
     expected = [reward_model.score_many(short[:count])[0] for count in (1, 1, 3, 6)]
