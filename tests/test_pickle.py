@@ -199,7 +199,7 @@ def test_eval_mode_ends_with_the_last_and_survives_errors():
             raise KeyError
         assert not model.training and not model[0].training
     assert model.training and model[0].training and not model[1].training
-    assert copy.deepcopy(mode).inside == 0
+    assert mode.inside == copy.deepcopy(mode).inside == []
 
 
 def test_training_mode_set_under_a_pass_is_an_error():

@@ -1,6 +1,7 @@
 """What is said of the installed versions."""
 
 import importlib.metadata
+import pkgutil
 import re
 import types
 from pathlib import Path
@@ -16,6 +17,22 @@ from yojo import versions
 from yojo_kernels import causal
 
 ROOT = Path(__file__).parents[1]
+
+# Names of torch that begin with an underscore or stand in no documentation, where they are not written out in full.
+PRIVATE = {
+    "torch.Generator.clone_state",
+    "torch.Generator.graphsafe_set_state",
+    "torch.autograd.forward_ad._current_level",
+}
+
+
+def code():
+    return "\n".join(path.read_text() for name in ("yojo", "yojo_kernels") for path in (ROOT / name).rglob("*.py"))
+
+
+def private_names():
+    """Those in the code, and those above."""
+    return sorted(PRIVATE.union(re.findall(r"\btorch(?:\.\w+)*\._\w+(?:\.\w+)*", code())))
 
 
 def test_the_versions_of_the_constraints_lack_nothing():
@@ -55,3 +72,19 @@ def test_the_ranges_begin_at_versions_that_are_stated():
         (line,) = re.findall(rf'^    "({name}>=[^"]*)"', text, re.MULTILINE)
         assert str(Requirement(line).specifier) == f">={oldest}"
         assert re.search(rf"{name} {re.escape(oldest)}\b", readme, re.IGNORECASE), name
+
+
+@pytest.mark.parametrize("name", private_names())
+def test_torch_has_the_private_names_that_are_used(name):
+    """Some are reached on GPUs alone, and some after a failed capture alone: another torch fails here, by name."""
+    if name.startswith("torch._C._cuda_") and not torch.backends.cuda.is_built():
+        pytest.skip("torch is built without CUDA")
+    pkgutil.resolve_name(name)
+
+
+def test_private_names_are_found_in_the_code():
+    names = {"_cuda_endAllocateToPool", "_cuda_getCurrentRawStream", "_dispatch_keys", "_has_torch_function"}
+    assert {f"torch._C.{name}" for name in names}.issubset(private_names())
+    text = code()
+    for name in PRIVATE:
+        assert f".{name.rpartition('.')[2]}" in text, f"{name} is not used any more"

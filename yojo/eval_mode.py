@@ -1,6 +1,7 @@
 """Eval mode of a model that several threads score with."""
 
 import contextlib
+import operator
 import threading
 
 
@@ -9,22 +10,25 @@ class EvalMode:
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.inside = 0
+        self.inside = []  # modules of each pass under way, in eval mode: the model's, or those of what wraps it, too
         self.disturbed = 0  # how often training mode was set under a pass
         self.training = []  # modules that go back to training mode
-        self.kept = set()  # ids of the modules that were in eval mode: of the model, or of what wraps it, too
 
     def __reduce__(self):  # a copy of the model is not being scored with
         return EvalMode, ()
 
     @contextlib.contextmanager
-    def of(self, model):
+    def of(self, model, kept=None):
         """Within it, the model is in eval mode.
+
+        Args:
+            model: the model, or what wraps it.
+            kept: the `Modules` of the calls before, where one thread makes several of them.
 
         Raises:
             RuntimeError: somebody else has set training mode meanwhile.
         """
-        modules = _modules_of(model)
+        modules = (kept or Modules()).of(model)
         disturbed = self._enter(model, modules)
         try:
             yield
@@ -39,35 +43,67 @@ class EvalMode:
     def _enter(self, model, modules):
         with self.lock:
             self._set(model, modules)
-            self.kept.update(map(id, modules))
-            self.inside += 1
+            self.inside.append(modules)
             return self.disturbed
 
     def _leave(self, model, modules):
         with self.lock:
             self._set(model, modules)
-            self.inside -= 1
-            if self.inside == 0:
+            del self.inside[next(n for n, one in enumerate(self.inside) if one is modules)]
+            if not self.inside:
                 for module in self.training:
                     module.training = True
-                self.training, self.kept = [], set()
+                self.training = []
             return self.disturbed
 
     def _set(self, model, modules):
         training = [module for module in modules if module.training]
         if training:
-            self.disturbed += any(id(module) in self.kept for module in training)
+            scored = {id(module) for one in self.inside for module in one}
+            self.disturbed += any(id(module) in scored for module in training)
             self.training += training
             model.eval()
 
 
+class Modules:
+    """The modules of a model from row to row: walked again only where the tree is not what it was.
+
+    Who looks at a list that lacks a module leaves the dropout in it on. torch tells of modules that are registered, but not
+    of those that `ModuleList.insert` and others write into `_modules`: every row therefore compares all children with those
+    of the last walk, which takes a third of a walk's time.
+    """
+
+    def __init__(self):
+        self.found, self.children = [], []
+
+    def of(self, model):
+        """As `list(model.modules())`, in any order; the same list as before where nothing has changed."""
+        if not (self.found and self.found[0] is model and self._unchanged()):
+            self.found, self.children = _modules_of(model)
+        return self.found
+
+    def _unchanged(self):
+        # Where each listed module's children are listed, none is missing, whichever parent has got them by now.
+        children = []
+        for own in map(_children, self.found):
+            if own:
+                children += own.values()
+        return len(children) == len(self.children) and all(map(operator.is_, children, self.children))
+
+
+_children = operator.attrgetter("_modules")
+
+
 def _modules_of(model):
-    """As `model.modules()`, in any order; it is asked for in every pass, and takes half as long."""
-    found, seen, left = [], set(), [model]
+    """(the modules, each once and the model first; the children of each, one behind the other)."""
+    found, children, seen, left = [], [], set(), [model]
     while left:
         module = left.pop()
         if module is not None and id(module) not in seen:
             seen.add(id(module))
             found.append(module)
-            left.extend(module._modules.values())
-    return found
+            if module._modules:
+                own = list(module._modules.values())  # read once: another thread may add one meanwhile
+                children += own
+                left += own
+    return found, children

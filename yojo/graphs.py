@@ -487,13 +487,14 @@ class _Frame:
         try:
             self.graphs[key] = self.capture(run), side
         except BaseException as error:
-            self._failed(error, around)
-            if not isinstance(error, Exception):
-                raise
+            culprit = self._failed(error, around)
+            if not isinstance(culprit, Exception):
+                raise culprit from None
             return False
         return True
 
     def _failed(self, error, around):
+        """Note why a capture has failed; gives the error that it began with."""
         # The end of a capture that went wrong says no more than that; what went wrong stands before it.
         while error.__context__ is not None and error.__context__ is not around:
             error = error.__context__
@@ -502,6 +503,7 @@ class _Frame:
         if self.failures == ATTEMPTS:
             self.unfit = self.failure
         self._drop()
+        return error
 
     def _drop(self):
         """Let go of the graphs and their tensors."""

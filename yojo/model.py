@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 
 from yojo import devices, families, graphs, last_layer, media, methods, separator
 from yojo import pooling as poolings
+from yojo.eval_mode import Modules
 from yojo.patch import unwrap
 from yojo_kernels import listwise_loss, score_head
 
@@ -534,7 +535,7 @@ class RewardModel:
         if token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, got {token_budget}")
         total = len(examples) if hasattr(examples, "__len__") else None
-        scores, row, tokens = [], [], 0
+        scores, row, tokens, modules = [], [], 0, Modules()
         base = unwrap(self.model)
         ahead = devices.input_device(base).type != "cpu"
         with tqdm(total=total, disable=not progress, desc="scoring", unit="example") as bar:
@@ -542,7 +543,7 @@ class RewardModel:
 
             def begin(row):
                 """Begin a row, then wait for the one before: a device has work while the next row is encoded."""
-                under_way.append(self._begin_row(row))
+                under_way.append(self._begin_row(row, modules))
                 end(all_but=1 if ahead else 0)
 
             def end(all_but=0):
@@ -567,11 +568,14 @@ class RewardModel:
     def _score_row(self, encoded):
         return self._begin_row(encoded)()
 
-    def _begin_row(self, encoded):
-        """Hand a row to the device, in parts where it must be; returns a function that waits for its scores."""
+    def _begin_row(self, encoded, modules=None):
+        """Hand a row to the device, in parts where it must be; returns a function that waits for its scores.
+
+        `modules`: the `Modules` of the rows before.
+        """
         from yojo.packing import pack_in_parts
 
-        parts = [self._score_batch(some, batch) for some, batch in pack_in_parts(self._pack, encoded)]
+        parts = [self._score_batch(some, batch, modules) for some, batch in pack_in_parts(self._pack, encoded)]
         return lambda: [scores for part in parts for scores in part()]
 
     def _pack(self, encoded):
@@ -582,12 +586,12 @@ class RewardModel:
         self.collator.tables.follow(base)
         return self.collator.pack(encoded, pad_to_multiple_of=multiple)
 
-    def _score_batch(self, encoded, batch):
+    def _score_batch(self, encoded, batch, modules=None):
         """Begin the pass over a batch; returns a function that waits for its scores, one tensor per example."""
         base = unwrap(self.model)
         device = devices.input_device(base)
         batch = {name: devices.sent(value, device) for name, value in batch.items()}
-        with base.yojo.eval_mode.of(self.model), torch.inference_mode():
+        with base.yojo.eval_mode.of(self.model, modules), torch.inference_mode():
             scores = devices.fetched(self.model(**batch).scores.float())
         return lambda: _named_scores(encoded, scores(), base.dtype)
 

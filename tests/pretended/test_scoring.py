@@ -35,9 +35,9 @@ def test_a_row_is_waited_for_behind_the_next(reward_model, monkeypatch):
         reward_model.model.to(device.name)
         items, begin, order = encoded(reward_model, 5), reward_model._begin_row, []
 
-        def begun(row):
+        def begun(row, modules):
             order.append(sum(device.waits.values()))
-            result = begin(row)
+            result = begin(row, modules)
             order.append(sum(device.waits.values()))
             return result
 
@@ -73,6 +73,6 @@ def test_an_example_that_cannot_be_encoded_is_named_while_a_row_is_under_way(rew
         monkeypatch.setattr(reward_model.collator, "encode", encode)
         with pytest.raises(ValueError, match="example 2: it is broken"):
             reward_model.score_many(range(3), token_budget=1)
-        assert reward_model.model.training and reward_model.model.yojo.eval_mode.inside == 0
+        assert reward_model.model.training and not reward_model.model.yojo.eval_mode.inside
         monkeypatch.setattr(reward_model.collator, "encode", lambda example, place, rankings: items[place])
         assert len(reward_model.score_many(range(2), token_budget=1)) == 2
