@@ -46,7 +46,12 @@ def read(path):
 
 def identity(line):
     """What a line is about."""
-    return line["kernel"], line["chip"], line["dtype"], line["head_dim"], tuple(line["tile"])
+    return *_group(line), tuple(line["tile"])
+
+
+def _group(line):
+    """What those lines have in common whose times can be compared."""
+    return line["kernel"], line["chip"], line["dtype"], line["head_dim"], tuple(line.get("rows", ()))
 
 
 def chosen(path, allowed=lambda choice: True):
@@ -59,13 +64,12 @@ def chosen(path, allowed=lambda choice: True):
     groups, found = {}, []
     for line in read(path):
         if "milliseconds" in line:
-            key = line["kernel"], line["chip"], line["dtype"], line["head_dim"]
-            groups.setdefault(key, []).append(line)
-    for key, lines in groups.items():
-        used = next((line for line in lines if line["in_use"]), None)
+            groups.setdefault(_group(line), []).append(line)
+    for (*key, _), timed in groups.items():
+        used = next((line for line in timed if line["in_use"]), None)
         if used is None:
             continue
-        for line in sorted(lines, key=_time):
+        for line in sorted(timed, key=_time):
             gain = math.exp((_time(used) - _time(line)) / len(line["milliseconds"]))
             choice = Chosen(*key, Tile(*used["tile"]), Tile(*line["tile"]), gain)
             if gain < WORTH:

@@ -12,7 +12,8 @@ import torch
 
 from bench import day_plugin, gpu_day, smoke, tiles
 from bench.gpu_day import Step
-from yojo_kernels import tuning
+from bench.pretended_driver import pretended
+from yojo_kernels import gluon_attention, tuning
 from yojo_kernels.tuning import Tile
 
 ROOT = Path(__file__).parents[1]
@@ -156,7 +157,7 @@ def tile_line(kernel, tile, milliseconds, dim=128, in_use=False):
 def test_the_fastest_tiles_that_may_be_used_are_chosen(tmp_path):
     path = tmp_path / "tiles.jsonl"
     used = tuning.TILES["forward", 16, 90][128]
-    lines = [
+    timed = [
         tile_line("forward", used, [1.0, 2.0], in_use=True),
         tile_line("forward", (64, 16, 4, 1), [0.5, 1.0]),
         tile_line("forward", (64, 16, 4, 2), [0.8, 1.5]),
@@ -165,7 +166,7 @@ def test_the_fastest_tiles_that_may_be_used_are_chosen(tmp_path):
         tile_line("query_grad", (64, 16, 4, 1), [0.99, 0.99]),  # noise
         tile_line("key_grad", (64, 16, 4, 1), [0.1, 0.1]),  # nothing to compare with
     ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_text("".join(json.dumps(line) + "\n" for line in timed))
     (best,) = tiles.chosen(path)
     assert best.tile == Tile(64, 16, 4, 1) and best.used == used and best.gain == pytest.approx(2)
     (second,) = tiles.chosen(path, allowed=lambda one: one.tile.num_stages > 1)
@@ -247,3 +248,36 @@ def test_launches_that_disagree_are_seen(monkeypatch, capsys):
     )
     assert smoke.main(["--only", "loss soft"], place) == 1
     assert "do not agree to the bit" in capsys.readouterr().out
+    about["rows"] = ["short", "long"][: len(milliseconds or (0, 0))]
+        tile_line("key_grad", tuning.TILES["key_grad", 16, 90][128], [1.0], in_use=True),  # other rows
+
+
+def test_the_gluon_forward_is_checked_where_it_can_run(monkeypatch):
+    def listed(place):
+        return [one.name for one in smoke.checks(place) if one.name.startswith("gluon")]
+
+    there = smoke.Place(torch.device("cpu"), compares=False)
+    assert listed(there) == []
+    both = [f"gluon attention bfloat16, 8:2 heads of {dim}" for dim in (128, 64)]
+    with pretended():
+        assert listed(there) == (both if gluon_attention.MISSING is None else [])
+        monkeypatch.setattr(gluon_attention, "MISSING", "Triton has it not")
+        assert listed(there) == []
+    monkeypatch.setattr(gluon_attention, "MISSING", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, expected in (((8, 0), []), ((9, 0), both), ((10, 0), [])):
+        monkeypatch.setattr(tuning, "capability", lambda device, found=capability: found)
+        assert listed(smoke.Place(torch.device("cuda"))) == expected
+
+
+def test_it_is_gluon_that_such_a_check_runs(monkeypatch):
+    ran, real = [], smoke.multi_response_attention
+
+    def attention(*arguments, impl, **options):
+        ran.append(impl)
+        return real(*arguments, impl="reference", **options)
+
+    monkeypatch.setattr(smoke, "multi_response_attention", attention)
+    check = smoke._attention(torch.bfloat16, 64, (8, 2), impl="gluon")
+    assert smoke.attempt(check, smoke.Place(torch.device("cpu"), scale=20))["ok"]
+    assert ran == ["gluon", "gluon", "reference", "reference"]
