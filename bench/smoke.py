@@ -11,15 +11,14 @@ holds already are not run again: where an error leaves the GPU unusable (status 
 import argparse
 import dataclasses
 import functools
-import json
 import math
-import pathlib
 import sys
 import time
 import typing
 
 import torch
 
+from bench import lines
 from bench.pretended_driver import pretended
 from yojo_kernels import Layout, gluon_attention, listwise_loss, multi_response_attention, score_head
 
@@ -72,17 +71,17 @@ def checks(place):
         found.append(Check(f"loss {kind}", functools.partial(_loss, kind)))
     if place.device.type == "cuda":
         found.append(Check("attention from a CUDA graph", functools.partial(_graph, half)))
+        found.append(Check("a reward model on the GPU and on the CPU", _model))
     for dim in (128, 64):  # last: what it may break, all else has been seen without
         if _has_gluon(place, half, dim):
             found.append(_attention(half, dim, (8, 2), impl="gluon"))
-        found.append(Check("a reward model on the GPU and on the CPU", _model))
     return found
+
 
 def _has_gluon(place, dtype, dim):
     """Whether `yojo_kernels.gluon_attention` can run: on a Hopper GPU, with a Triton that has Gluon."""
     is_there = place.device.type != "cuda" or torch.cuda.is_available()
     return is_there and gluon_attention.obstacle(place.device, dtype, dim) is None
-
 
 
 # ---- attention ----
@@ -297,11 +296,7 @@ def _without(argv, option):
 
 def read(path):
     """Check -> its line, of a file that may not be there yet; a check that was begun and never ended has failed."""
-    found = {}
-    if path is not None and pathlib.Path(path).is_file():
-        for text in pathlib.Path(path).read_text().splitlines():
-            line = json.loads(text)
-            found[line["check"]] = line
+    found = {line["check"]: line for line in lines.read(path)} if path is not None else {}
     for line in found.values():
         if "ok" not in line:
             line |= {"ok": False, "error": "the process ended, or was ended, within this check", "seconds": 0.0}
@@ -332,8 +327,7 @@ def main(argv=None, place=None):
 
     def append(line):
         if options.json:
-            with open(options.json, "a") as file:
-                file.write(json.dumps(line) + "\n")
+            lines.append(options.json, line)
 
     failed = False
     for one in chosen:

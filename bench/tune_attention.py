@@ -10,14 +10,13 @@ The fastest has the least geometric mean over the rows: being 5 % slower on the 
 import argparse
 import contextlib
 import functools
-import json
 import math
 import statistics
 import sys
 
 import torch
 
-from bench import tiles
+from bench import lines, tiles
 from bench.attention_peers import Case, mix, one
 from bench.pretended_driver import pretended
 from bench.smoke import UNUSABLE, usable
@@ -44,6 +43,7 @@ CANDIDATES = {
 }  # fmt: skip
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 1e-4}
 
+
 def shapes_of(head_dim):
     """What is timed: a short row, one of a long prompt, a packed mix, and one of 32k tokens."""
     return [
@@ -52,7 +52,6 @@ def shapes_of(head_dim):
         mix(16384, head_dim=head_dim),
         one(32768, 4, 512, head_dim=head_dim),
     ]
-
 
 
 def fits(kernel, tile, head_dim, dtype, chip):
@@ -104,7 +103,7 @@ def tune(shapes, kernels, dtype, device, candidates, known=(), append=lambda lin
         compares: False where kernels are launched into nothing.
     """
     cases = [Case(shape, dtype, device) for shape in shapes]
-    head_dim, lines = shapes[0].head_dim, []
+    head_dim, found = shapes[0].head_dim, []
     chip = tuning.chip_of(device) if device.type == "cuda" else 90
     known = {tiles.identity(line): line for line in known}
     for kernel in kernels:
@@ -131,8 +130,8 @@ def tune(shapes, kernels, dtype, device, candidates, known=(), append=lambda lin
             print(
                 f"{kernel:<10} {head_dim:>4} {str(tuple(row['tile'])):<18} {'in use' if row['in_use'] else '':<7} {what}"
             )
-        lines += rows
-    return lines
+        found += rows
+    return found
 
 
 class Unusable(Exception):
@@ -160,8 +159,7 @@ def main(argv=None):
 
     def append(line):
         if options.json:
-            with open(options.json, "a") as file:
-                file.write(json.dumps(line | about) + "\n")
+            lines.append(options.json, line | about)
 
     with pretended() if options.pretended else contextlib.nullcontext():
         for dim in options.head_dims:
