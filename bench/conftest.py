@@ -1,14 +1,13 @@
 """Options of the benchmarks, and the result lines that they write (`bench/schema.py`)."""
 
 import datetime
-import json
 import platform
 import subprocess
 
 import pytest
 import torch
 
-from bench import models, points, schema, sections, tiles
+from bench import lines, models, points, schema, sections, tiles
 from bench.timing import skips_what_does_not_fit
 
 
@@ -122,8 +121,7 @@ def record(request, device):
         name = (place["gpu"] or "cpu").lower().replace(" ", "-")
         path = request.config.invocation_params.dir / folder
         path.mkdir(parents=True, exist_ok=True)
-        with open(path / f"{name}.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
+        lines.append(path / f"{name}.jsonl", line)
 
     return append
 

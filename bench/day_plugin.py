@@ -5,46 +5,27 @@ the environment: YOJO_DAY_STEP, the name of the step; YOJO_DAY_TESTS, the file t
 made before the run, so that all workers of pytest-xdist leave the same tests out; YOJO_DAY_DEADLINE, seconds since 1970.
 """
 
-import json
 import os
 import sys
 import time
 
 import pytest
 
-MOST_BEGUN = 3  # a test that was begun so often and never ended is given up
+from bench import lines
+
 UNUSABLE = 3  # exit status where the GPU no longer computes
-
-
-def outcomes(path, step):
-    """Test -> "passed", "skipped", "failed" or "given up", of a step; what only was begun is not among them."""
-    found, begun = {}, {}
-    if not os.path.isfile(path):
-        return found
-    with open(path) as file:
-        for text in file:
-            line = json.loads(text)
-            if line["step"] != step:
-                continue
-            if line["outcome"] == "begun":
-                begun[line["test"]] = begun.get(line["test"], 0) + 1
-            elif line["outcome"] != "left":
-                found[line["test"]] = line["outcome"]
-    given_up = {test: "given up" for test, count in begun.items() if count >= MOST_BEGUN and test not in found}
-    return found | given_up
 
 
 class Day:
     def __init__(self, config, step, path, known, deadline):
         self.config, self.step, self.path, self.deadline = config, step, path, deadline
-        self.known = outcomes(known, step)
+        self.known = lines.outcomes(known, step)
         self.is_worker = hasattr(config, "workerinput")
+        self.suspect = False  # whether the test that runs has failed
         self.reports = {}  # test -> worst outcome so far, seconds, words
 
     def append(self, test, outcome, **more):
-        line = {"step": self.step, "test": test, "outcome": outcome, **more}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        lines.append(self.path, {"step": self.step, "test": test, "outcome": outcome, **more})
 
     def pytest_collection_modifyitems(self, config, items):
         old = [item for item in items if item.nodeid in self.known]
@@ -52,24 +33,31 @@ class Day:
             config.hook.pytest_deselected(items=old)
             items[:] = [item for item in items if item.nodeid not in self.known]
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_protocol(self, item, nextitem):
-        if time.time() > self.deadline:
-            self.append(item.nodeid, "left")
-            # What the tests before it share is taken down, as pytest itself would.
-            item.session._setupstate.teardown_exact(None)
-            return True
-        result = yield
-        if item.stash.get(FAILED, False) and not _usable():
-            os._exit(UNUSABLE)  # whatever comes after it would fail, too
-        return result
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item):
+        if time.time() <= self.deadline:
+            return None  # pytest's own runs the test
+        # What the tests before it share is taken down, as pytest itself would behind the last test.
+        done = pytest.CallInfo.from_call(
+            lambda: item.session._setupstate.teardown_exact(None),
+            "teardown",
+            reraise=(KeyboardInterrupt, pytest.exit.Exception),
+        )
+        self.append(item.nodeid, "left", **({"words": repr(done.excinfo.value)[:3000]} if done.excinfo else {}))
+        return True
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item, call):
+    def pytest_runtest_makereport(self):
         report = yield
-        if report.failed:
-            item.stash[FAILED] = True
+        self.suspect |= report.failed
         return report
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logfinish(self):
+        # In the process that ran the test, once it has been torn down and reported.
+        if self.suspect and not _usable():
+            os._exit(UNUSABLE)  # whatever comes after it would fail, too
+        self.suspect = False
 
     def pytest_runtest_logstart(self, nodeid, location):
         if not self.is_worker:
@@ -88,9 +76,6 @@ class Day:
         self.reports[report.nodeid] = outcome, seconds, words
         if report.when in ("teardown", "???"):  # the latter: a worker ended within it
             self.append(report.nodeid, outcome, seconds=round(seconds, 2), words=words)
-
-
-FAILED = pytest.StashKey()
 
 
 def _usable():

@@ -4,6 +4,8 @@ import json
 import re
 import sys
 
+from bench import lines
+
 # field -> (type, may be null)
 FIELDS = {
     "bench": (str, False),  # one of BENCHES
@@ -75,24 +77,23 @@ def latest(lines):
 
 
 def read(*paths):
-    """The result lines of some files, the older ones of the same identity left out.
+    """The result lines of some files, the older ones of the same identity left out, and last ones that a kill cut.
 
     Raises:
         ValueError: a line that is no JSON or breaks the schema; file and number are named.
     """
-    lines = []
+    whole = []
     for path in paths:
-        with open(path) as file:
-            for number, text in enumerate(file, 1):
-                try:
-                    line = json.loads(text)
-                    found = problems(line) if isinstance(line, dict) else ["not an object"]
-                except json.JSONDecodeError as error:
-                    found = [str(error)]
-                if found:
-                    raise ValueError(f"{path}:{number}: {'; '.join(found)}")
-                lines.append(line)
-    return latest(lines)
+        for number, text in lines.texts(path):
+            try:
+                line = json.loads(text)
+                found = problems(line) if isinstance(line, dict) else ["not an object"]
+            except json.JSONDecodeError as error:
+                found = [str(error)]
+            if found:
+                raise ValueError(f"{path}:{number}: {'; '.join(found)}")
+            whole.append(line)
+    return latest(whole)
 
 
 def problems(line):

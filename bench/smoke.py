@@ -11,17 +11,16 @@ holds already are not run again: where an error leaves the GPU unusable (status 
 import argparse
 import dataclasses
 import functools
-import json
 import math
-import pathlib
 import sys
 import time
 import typing
 
 import torch
 
+from bench import lines
 from bench.pretended_driver import pretended
-from yojo_kernels import Layout, listwise_loss, multi_response_attention, score_head
+from yojo_kernels import Layout, gluon_attention, listwise_loss, multi_response_attention, score_head
 
 PROMPTS, BRANCHES = (300, 40), ((70, 100, 33), (25,))
 UNUSABLE = 3  # exit status
@@ -73,16 +72,27 @@ def checks(place):
     if place.device.type == "cuda":
         found.append(Check("attention from a CUDA graph", functools.partial(_graph, half)))
         found.append(Check("a reward model on the GPU and on the CPU", _model))
+    for dim in (128, 64):  # last: what it may break, all else has been seen without
+        if _has_gluon(place, half, dim):
+            found.append(_attention(half, dim, (8, 2), impl="gluon"))
     return found
+
+
+def _has_gluon(place, dtype, dim):
+    """Whether `yojo_kernels.gluon_attention` can run: on a Hopper GPU, with a Triton that has Gluon."""
+    is_there = place.device.type != "cuda" or torch.cuda.is_available()
+    return is_there and gluon_attention.obstacle(place.device, dtype, dim) is None
 
 
 # ---- attention ----
 
 
-def _attention(dtype, dim, heads, name="", storage="tokens first", **options):
+def _attention(dtype, dim, heads, name="", storage="tokens first", impl="triton", **options):
     detail = ", ".join(filter(None, (name, storage if storage != "tokens first" else "")))
     title = f"attention {_name(dtype)}, {heads[0]}:{heads[1]} heads of {dim}{', ' + detail if detail else ''}"
-    return Check(title, functools.partial(_check_attention, dtype, dim, heads, storage, options))
+    if impl != "triton":
+        title = f"{impl} {title}"
+    return Check(title, functools.partial(_check_attention, dtype, dim, heads, storage, impl, options))
 
 
 def _row(place, dtype, dim, heads, storage="tokens first", blocks=False):
@@ -110,12 +120,12 @@ def _run_attention(layout, tensors, grad, grad_lse, dtype, impl, options):
     return [output.detach(), lse.detach(), *grads]
 
 
-def _check_attention(dtype, dim, heads, storage, options, place):
+def _check_attention(dtype, dim, heads, storage, impl, options, place):
     options = dict(options)
     layout, *tensors, grad, grad_lse = _row(place, dtype, dim, heads, storage, options.pop("blocks", False))
     run = functools.partial(_run_attention, layout, tensors, grad, grad_lse)
     names = ("output", "lse", "grad query", "grad key", "grad value")
-    return _compared(place, names, functools.partial(run, options=options), dtype)
+    return _compared(place, names, functools.partial(run, options=options), dtype, impl)
 
 
 def _apart(dtype, place):
@@ -216,10 +226,10 @@ def _model(place):
 # ---- how a check is judged ----
 
 
-def _compared(place, names, run, dtype):
+def _compared(place, names, run, dtype, impl="triton"):
     """(what, error, allowed) of each result of `run(dtype, impl)`; AssertionError where two launches disagree."""
-    ours = run(dtype, "triton")
-    again = run(dtype, "triton")
+    ours = run(dtype, impl)
+    again = run(dtype, impl)
     if not place.compares:
         return []
     for name, one, other in zip(names, ours, again, strict=True):
@@ -286,11 +296,7 @@ def _without(argv, option):
 
 def read(path):
     """Check -> its line, of a file that may not be there yet; a check that was begun and never ended has failed."""
-    found = {}
-    if path is not None and pathlib.Path(path).is_file():
-        for text in pathlib.Path(path).read_text().splitlines():
-            line = json.loads(text)
-            found[line["check"]] = line
+    found = {line["check"]: line for line in lines.read(path)} if path is not None else {}
     for line in found.values():
         if "ok" not in line:
             line |= {"ok": False, "error": "the process ended, or was ended, within this check", "seconds": 0.0}
@@ -321,8 +327,7 @@ def main(argv=None, place=None):
 
     def append(line):
         if options.json:
-            with open(options.json, "a") as file:
-                file.write(json.dumps(line) + "\n")
+            lines.append(options.json, line)
 
     failed = False
     for one in chosen:

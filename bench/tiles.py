@@ -1,13 +1,12 @@
 """The tiles that `bench.tune_attention` timed: which are the fastest, and how they get into `yojo_kernels/tuning.py`."""
 
-import json
 import math
-import pathlib
 import re
 import typing
 
 import torch
 
+from bench import lines
 from yojo_kernels import tuning
 from yojo_kernels.tuning import Tile
 
@@ -34,10 +33,7 @@ class Chosen(typing.NamedTuple):
 
 def read(path):
     """The lines of a file of tiles, the later of two about the same tile; none where there is no file."""
-    found, path = {}, pathlib.Path(path)
-    for text in path.read_text().splitlines() if path.is_file() else ():
-        line = json.loads(text)
-        found[identity(line)] = line
+    found = {identity(line): line for line in lines.read(path)}
     for line in found.values():
         if not {"milliseconds", "error"} & set(line):
             line["error"] = "the process ended, or was ended, while this tile was tried"
@@ -46,7 +42,12 @@ def read(path):
 
 def identity(line):
     """What a line is about."""
-    return line["kernel"], line["chip"], line["dtype"], line["head_dim"], tuple(line["tile"])
+    return *_group(line), tuple(line["tile"])
+
+
+def _group(line):
+    """What those lines have in common whose times can be compared."""
+    return line["kernel"], line["chip"], line["dtype"], line["head_dim"], tuple(line.get("rows", ()))
 
 
 def chosen(path, allowed=lambda choice: True):
@@ -59,13 +60,12 @@ def chosen(path, allowed=lambda choice: True):
     groups, found = {}, []
     for line in read(path):
         if "milliseconds" in line:
-            key = line["kernel"], line["chip"], line["dtype"], line["head_dim"]
-            groups.setdefault(key, []).append(line)
-    for key, lines in groups.items():
-        used = next((line for line in lines if line["in_use"]), None)
+            groups.setdefault(_group(line), []).append(line)
+    for (*key, _), timed in groups.items():
+        used = next((line for line in timed if line["in_use"]), None)
         if used is None:
             continue
-        for line in sorted(lines, key=_time):
+        for line in sorted(timed, key=_time):
             gain = math.exp((_time(used) - _time(line)) / len(line["milliseconds"]))
             choice = Chosen(*key, Tile(*used["tile"]), Tile(*line["tile"]), gain)
             if gain < WORTH:
@@ -119,12 +119,12 @@ def written_into(source, choices):
         bits = getattr(torch, one.dtype).itemsize * 8
         head = f'    ("{one.kernel}", {bits}, {one.chip}): {{'
         table = source.partition("\nTILES = {\n")[2].partition("\n}")[0]
-        lines = [line for line in table.split("\n") if line.startswith(head)]
-        if len(lines) != 1:
+        found = [line for line in table.split("\n") if line.startswith(head)]
+        if len(found) != 1:
             raise ValueError(
-                f"tuning.py has {len(lines)} lines that begin with {head.strip()}, not one: edit it by hand"
+                f"tuning.py has {len(found)} lines that begin with {head.strip()}, not one: edit it by hand"
             )
-        (line,) = lines
+        (line,) = found
         entries = {
             int(dim): tuple(map(int, numbers.split(",")))
             for dim, numbers in re.findall(r"(\d+): Tile\(([\d, ]+)\)", line)
