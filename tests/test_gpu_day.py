@@ -96,6 +96,17 @@ def test_a_call_ends_in_time_and_the_next_goes_on(day, tmp_path, monkeypatch, ca
     assert day(steps, "--again", "some tests") == 1 and len(ended(tmp_path)) == 7
 
 
+def test_a_check_within_which_the_clock_ends_is_tried_again(day, tmp_path, monkeypatch):
+    path = tmp_path / "day/smoke.jsonl"
+    script = f"import time; open({str(path)!r}, 'a').write('{{\"check\": \"slow\"}}\\n'); time.sleep(600)"
+    monkeypatch.setattr(gpu_day.Day, "command", lambda self, step: [sys.executable, "-c", script])
+    monkeypatch.setattr(gpu_day.Day, "left", lambda self: 0.0 if path.is_file() and path.read_text() else 1000.0)
+    for _ in range(lines.MOST_BEGUN - 1):
+        assert day([Step("smoke", "whether it is right", "smoke")]) == gpu_day.MORE and path.read_text() == ""
+    assert day([Step("smoke", "whether it is right", "smoke")]) == gpu_day.MORE
+    assert smoke.read(path)["slow"]["error"] == "the process ended, or was ended, within this check"
+
+
 @pytest.mark.parametrize("how", ["CRASH", "UNUSABLE"])
 @pytest.mark.parametrize("workers", [True, False])
 def test_what_ends_the_process_ends_one_test(day, tmp_path, monkeypatch, workers, how):
