@@ -83,7 +83,45 @@ def test_a_layout_moves_pickles_and_pins(monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
     torch.utils.data._utils.pin_memory.pin_memory({"layout": layout})
-    assert len(pinned) == 9
+    assert len(pinned) == 1  # of all fields
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("window", [None, 5])
+def test_one_copy_moves_everything(monkeypatch, blocks, window):
+    """Fields and tables of both widths, each where kernels may read 16 bytes at once; pinned memory is moved as it is."""
+    ids = [0, 0, 1, 1, 1, *[-1] * 58] if blocks else None
+    layout = Layout.build([20, 3], [[5, 1, 30], [4]], bidirectional=ids)
+    layout.query_tiles(16, 8, window)
+    layout.key_tiles(16, 8, 4, window)
+    copies = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: copies.append(tensor.clone()) or copies[-1])
+    pinned = layout.pin_memory()
+    check_is_copy(pinned, layout)
+    assert len(copies) == 1
+    there = pinned._map(lambda tensor: copies.append(tensor.clone()) or copies[-1])
+    check_is_copy(there, layout)
+    assert len(copies) == 2 and copies[0].shape == copies[1].shape
+    pinned.position[0] = 7  # of the pinned memory, too
+    assert pinned._map(torch.clone).position[0] == 7 != layout.position[0] == there.position[0]
+    pinned.query_tiles(32, 8, window)  # made since: all is put together anew
+    check_is_copy(pinned._map(torch.clone), pinned)
+    other = dataclasses.replace(pinned, position=pinned.position + 1)
+    check_is_copy(other._map(torch.clone), other)
+    check_is_copy(pickle.loads(pickle.dumps(pinned)), pinned)
+
+
+def check_is_copy(copy, layout):
+    """Fails unless all fields and tables are equal, and lie apart at multiples of 16 bytes."""
+    assert copy._fields().keys() == layout._fields().keys() and copy._tables.keys() == layout._tables.keys()
+    own, theirs = ([*one._fields().values(), *_flat(one._tables.values())] for one in (copy, layout))
+    for one, other in zip(own, theirs, strict=True):
+        assert one.dtype == other.dtype and one.is_contiguous() and torch.equal(one, other)
+        assert one.data_ptr() % 16 == 0 and one.data_ptr() != other.data_ptr()
+
+
+def _flat(tables):
+    return [tensor for table in tables for tensor in (table if isinstance(table, tuple) else (table,))]
 
 
 @pytest.mark.parametrize(

@@ -355,7 +355,7 @@ def test_tables_move_with_their_layout(monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
     list(all_tables(layout.pin_memory()))
-    assert {id(table) for table in tables} <= {id(tensor) for tensor in pinned}
+    assert len(pinned) == 1
 
 
 def arguments(layout, *settings):

@@ -8,6 +8,7 @@ import torch
 from yojo_kernels import tiles  # noqa: F401 - registers the operators that make the tables
 
 ALL_FIELDS = "fields"
+ALIGNED = 4  # entries of int32: 16 bytes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -370,7 +371,7 @@ class Layout:
         return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
     def __getstate__(self):
-        return self.__dict__ | {"tables": dict(self._tables), "made": {}, "plans": {}, "twins": {}}
+        return self.__dict__ | {"tables": dict(self._tables), "made": {}, "plans": {}, "twins": {}, "whole": (None, {})}
 
     def _map(self, function):
         if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
@@ -381,10 +382,43 @@ class Layout:
             return self._with(function, of_pass)
         for key in self._made:
             self._wait_for(key)
-        layout = self._with(function, of_pass)
+        whole, places = self._whole()
+        moved, views = function(whole), {}
+        for name, (tensor, start) in places.items():
+            size = tensor.numel() * tensor.itemsize // whole.itemsize
+            views[name] = moved[start : start + size].view(tensor.dtype).view(tensor.shape)
+        fields = {name: views[ALL_FIELDS, name] for name in self._fields()}
+        layout = dataclasses.replace(self, **fields, _tables_of_pass=of_pass)
         for key, table in self._tables.items():
-            layout._tables[key] = function(table) if isinstance(table, torch.Tensor) else tuple(map(function, table))
+            layout._tables[key] = (
+                views[key, 0] if isinstance(table, torch.Tensor) else tuple(views[key, i] for i in range(len(table)))
+            )
+        # What is pinned is moved next, as it stands.
+        layout.__dict__["whole"] = moved, {name: (views[name], start) for name, (_, start) in places.items()}
         return layout
+
+    def _whole(self):
+        """All fields and tables in one tensor, so that one copy moves them.
+
+        Returns:
+            The tensor [n] int32; and a dict, what lies there -> (the field or table, where it begins). Each begins at a
+            multiple of 16 bytes, as tensors do that are made alone: kernels are compiled for pointers like that.
+        """
+        tensors = {(ALL_FIELDS, name): tensor for name, tensor in self._fields().items()}
+        for key, table in self._tables.items():
+            parts = (table,) if isinstance(table, torch.Tensor) else table
+            tensors |= {(key, i): tensor for i, tensor in enumerate(parts)}
+        whole, places = self.__dict__.get("whole", (None, {}))
+        if places.keys() == tensors.keys() and all(places[name][0] is tensor for name, tensor in tensors.items()):
+            return whole, places
+        places, pieces, end = {}, [], 0
+        for name, tensor in tensors.items():
+            entries = tensor.reshape(-1).view(torch.int32)  # some are of 64 bits
+            gap = -len(entries) % ALIGNED
+            pieces += [entries, entries.new_zeros(gap)]
+            places[name] = tensor, end
+            end += len(entries) + gap
+        return torch.cat(pieces), places
 
     def _with(self, function, of_pass=None):
         """With a function of every field that is a tensor in its place; no tables but those of a pass that are given."""

@@ -25,18 +25,18 @@ INTERPRETER = Tile(16, 16, 1, 1)  # the smallest tiles: many of them even in the
 # (kernel, bits of the dtype, chip) -> {largest padded head dim: tile}. None of these has been timed yet. They are the
 # largest tiles, starting from those FlexAttention uses on Hopper (forward 128x64, backward 64x128), that the compiler
 # fits into registers without spilling in a loop; `python -m yojo_kernels.aot` shows it for each. To head dim 64 on sm_90
-# the forward has small ones, several programs to a processor: products of one run beside the exponentials of another.
+# all have small ones, several programs to a processor: products of one run beside the exponentials of another.
 TILES = {
     ("forward", 16, 80): {64: Tile(128, 64, 4, 2), 128: Tile(128, 64, 8, 2), 256: Tile(64, 64, 8, 2)},
     ("forward", 16, 90): {64: Tile(64, 64, 4, 3), 128: Tile(128, 128, 8, 3), 256: Tile(128, 64, 8, 2)},
     ("forward", 16, 100): {64: Tile(128, 128, 8, 2), 128: Tile(128, 128, 8, 2), 256: Tile(128, 64, 8, 2)},
     ("forward", 16, 120): {64: Tile(128, 64, 4, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 32, 8, 2)},
     ("query_grad", 16, 80): {64: Tile(128, 64, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
-    ("query_grad", 16, 90): {64: Tile(128, 128, 8, 2), 128: Tile(128, 128, 8, 2), 256: Tile(128, 32, 8, 2)},
+    ("query_grad", 16, 90): {64: Tile(128, 64, 4, 2), 128: Tile(128, 128, 8, 2), 256: Tile(128, 32, 8, 2)},
     ("query_grad", 16, 100): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 2)},
     ("query_grad", 16, 120): {64: Tile(128, 32, 8, 2), 128: Tile(64, 32, 8, 2), 256: Tile(32, 16, 4, 1)},
     ("key_grad", 16, 80): {256: Tile(32, 64, 8, 2)},
-    ("key_grad", 16, 90): {64: Tile(64, 128, 8, 2), 128: Tile(64, 128, 8, 2), 256: Tile(32, 128, 8, 2)},
+    ("key_grad", 16, 90): {64: Tile(64, 64, 4, 2), 128: Tile(64, 128, 8, 2), 256: Tile(32, 128, 8, 2)},
     ("key_grad", 16, 100): {128: Tile(64, 128, 8, 2), 256: Tile(32, 128, 8, 2)},
     ("key_grad", 16, 120): {128: Tile(32, 64, 8, 2), 256: Tile(16, 64, 8, 2)},
     # Gluon's, for Hopper alone: two warp groups of 64 queries, and a warp that loads `num_stages` steps ahead. The warps
@@ -52,7 +52,7 @@ TILES = {
 # The same where scores are capped, whose derivative takes registers of its own; all others as above.
 CAPPED = {
     ("query_grad", 16, 80): {64: Tile(128, 32, 8, 2)},
-    ("query_grad", 16, 90): {128: Tile(128, 64, 8, 2)},
+    ("query_grad", 16, 90): {64: Tile(64, 64, 4, 3), 128: Tile(128, 64, 8, 2)},
     ("key_grad", 16, 90): {128: Tile(32, 128, 8, 2)},
 }
 
