@@ -46,6 +46,7 @@ TILES = {
     **{("forward", 32, chip): {32: Tile(32, 16, 8, 1), 64: Tile(32, 32, 8, 1), 128: Tile(32, 32, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
     **{("query_grad", 32, chip): {64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
     **{("key_grad", 32, chip): {64: Tile(16, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)} for chip in CHIPS},
+    ("query_grad", 32, 90): {16: Tile(32, 16, 8, 1), 64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 8, 1), 256: Tile(16, 16, 8, 1)},
     ("key_grad", 32, 90): {64: Tile(16, 16, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 8, 1)},
 }  # fmt: skip
 
