@@ -27,7 +27,7 @@ INTERPRETER = Tile(16, 16, 1, 1)  # the smallest tiles: many of them even in the
 # fits into registers without spilling in a loop; `python -m yojo_kernels.aot` shows it for each. To head dim 64 on sm_90
 # all have small ones, several programs to a processor: products of one run beside the exponentials of another.
 TILES = {
-    ("forward", 16, 80): {64: Tile(128, 64, 4, 2), 128: Tile(128, 64, 8, 2), 256: Tile(64, 64, 8, 2)},
+    ("forward", 16, 80): {64: Tile(128, 32, 4, 2), 128: Tile(128, 64, 8, 2), 256: Tile(64, 64, 8, 2)},
     ("forward", 16, 90): {64: Tile(64, 64, 4, 3), 128: Tile(128, 128, 8, 3), 256: Tile(128, 64, 8, 2)},
     ("forward", 16, 100): {64: Tile(128, 128, 8, 2), 128: Tile(128, 128, 8, 2), 256: Tile(128, 64, 8, 2)},
     ("forward", 16, 120): {64: Tile(128, 64, 4, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 32, 8, 2)},
