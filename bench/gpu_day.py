@@ -30,8 +30,11 @@ from bench import lines, smoke, tiles
 
 ROOT = pathlib.Path(__file__).parents[1]
 MORE = 75  # exit status: to be continued
+HUNG = -1  # what a step's process gives in place of an exit status, see `HANG`
 MARGIN = 30.0  # seconds before the end within which nothing new is begun
 LEAST = 20.0  # seconds that a step is worth beginning for
+HANG = 150.0  # seconds without a new line after which a check, a tile or a test is ended, and has failed
+RETRIED = 60.0  # seconds: what was begun so shortly before a call's end is tried again by the next
 RESTARTS = 20  # of one step in one call, where errors leave the GPU unusable
 BENCHMARK = "pytest-benchmark"  # the package without which bench steps are skipped
 SKIPPED = "skipped"  # their status begins so then
@@ -58,18 +61,20 @@ class Step:
 
 
 STEPS = (
-    Step("smoke", "whether every kernel computes what it should", "smoke", (), 2),
+    Step("smoke", "whether every kernel computes what it should", "smoke", ("--only", *smoke.KINDS), 2),
     Step("peak", "the rate of a matrix product, the ceiling of all else", "bench", ("bench/test_attention.py", "-k", "test_matmul"), 0.5),
     Step("suite attention", "whether the attention kernels are right on thousands of rows", "suite", ("tests/gpu/test_attention.py",), 6),
     Step("suite head", "whether value head and losses are right", "suite", ("tests/gpu/test_head_loss.py",), 4),
-    Step("suite rest", "whether whole models, graphs and fused layers are right", "suite", ("tests/gpu", "--ignore=tests/gpu/test_attention.py", "--ignore=tests/gpu/test_head_loss.py"), 5),
+    Step("suite rest", "whether whole models, graphs and fused layers are right", "suite", ("tests/gpu", "--ignore=tests/gpu/test_attention.py", "--ignore=tests/gpu/test_head_loss.py", "--ignore=tests/gpu/test_gluon.py"), 5),
     Step("tune 128", "the fastest tiles for head dim 128", "tune", ("--head-dims", "128"), 8),
+    Step("gluon", "whether the Gluon forward computes what it should, or hangs", "smoke", ("--only", smoke.GLUON), 1),
     Step("kernels quick", "attention against its peers on two rows", "bench", ("bench/test_attention.py", "--quick"), 3),
     Step("score quick", "whole passes against all other ways, few points", "bench", ("bench/test_score.py", "--quick"), 4),
     Step("head", "value head and losses against plain PyTorch", "bench", ("bench/test_head_loss.py",), 3),
     Step("host", "what each call costs the host, launches included", "bench", ("bench/test_host.py",), 1),
     Step("tune 256", "the fastest tiles for head dim 256", "tune", ("--head-dims", "256"), 8),
     Step("tune 64", "the fastest tiles for head dim 64", "tune", ("--head-dims", "64"), 8),
+    Step("suite gluon", "whether the Gluon forward is right on thousands of rows", "suite", ("tests/gpu/test_gluon.py",), 3),
     Step("kernels", "attention against its peers on all rows", "bench", ("bench/test_attention.py",), 8),
     Step("score", "whole passes against all other ways", "bench", ("bench/test_score.py",), 15),
     Step("train", "a training step against the released loop", "bench", ("bench/test_train.py",), 8),
@@ -157,6 +162,8 @@ class Day:
                 self._take_back(step)
                 return "begun"  # stopped by the clock
             new = lines.read(self.path("tests.jsonl"))[len(before) :]
+            if status == HUNG:
+                self._give_up(step, new)
             if any(line["outcome"] == "left" for line in new):
                 return "begun"
             # 5: pytest had nothing left to run; in a dry run, where nothing is ever run, nothing to begin with
@@ -169,27 +176,41 @@ class Day:
         return "failed"
 
     def _take_back(self, step):
-        """Have the check or tile within which a call ended tried again, `lines.MOST_BEGUN` times at most."""
-        if step.kind not in ("smoke", "tune"):
+        """Have a check or tile that was begun shortly before the end of a call tried again by the next."""
+        path = self._lines_of(step)
+        if step.kind not in ("smoke", "tune") or time.time() - _changed(path) > RETRIED:
             return
-        path = self.path("smoke.jsonl" if step.kind == "smoke" else "tiles.jsonl")
-        found, tried = lines.read(path), self.state["steps"][step.name].setdefault("tried", [])
+        found = lines.read(path)
         if found and not {"ok", "milliseconds", "error"} & set(found[-1]):
-            tried.append(found.pop())
-            if tried.count(tried[-1]) < lines.MOST_BEGUN:
-                path.write_text("".join(json.dumps(line) + "\n" for line in found))
+            path.write_text("".join(json.dumps(line) + "\n" for line in found[:-1]))
+
+    def _give_up(self, step, new):
+        """Note the tests that hung as failed; a check or tile that was begun and never ended is read so."""
+        ended = {line["test"] for line in new if line["outcome"] != "begun"}
+        for test in dict.fromkeys(line["test"] for line in new if line["test"] not in ended):
+            words = f"nothing ended within {HANG:g} seconds"
+            lines.append(
+                self.path("tests.jsonl"), {"step": step.name, "test": test, "outcome": "failed", "words": words}
+            )
+
+    def _lines_of(self, step):
+        """The file that a step adds to as it goes."""
+        return self.path({"smoke": "smoke.jsonl", "tune": "tiles.jsonl"}.get(step.kind, "tests.jsonl"))
 
     def _process(self, step):
-        """Exit status of the command of a step; None where the clock ended it."""
+        """Exit status of the command of a step; None where the clock ended it, `HUNG` where nothing moved any more."""
         command, environment = self.command(step), self.environment(step)
         self.log(f"\n\n===== {step.name}: {' '.join(command)}\n")
         with open(self.path("log.txt"), "a") as file:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )
+            start, path = time.time(), self._lines_of(step)
             try:
                 while process.poll() is None and self.left() > 0:
                     time.sleep(0.2)
+                    if step.kind != "bench" and time.time() - max(start, _changed(path)) > HANG:
+                        return HUNG
                 return process.poll()
             finally:
                 _end(process)
@@ -198,8 +219,8 @@ class Day:
         """What runs a step, as a list of arguments."""
         python = sys.executable
         if step.kind == "smoke":
-            dry = ("--pretended", "--only", "attention bfloat16, 8:2 heads of 128", "loss best") if self.dry else ()
-            return [python, "-m", "bench.smoke", "--json", str(self.path("smoke.jsonl")), *dry]
+            chosen = ("--pretended", "--only", "attention bfloat16, 8:2 heads of 128", "loss best") if self.dry else step.arguments  # fmt: skip
+            return [python, "-m", "bench.smoke", "--json", str(self.path("smoke.jsonl")), *chosen]
         if step.kind == "tune":
             dry = ("--pretended", "--kernels", "forward", "--most", "1") if self.dry else ()
             return [
@@ -247,7 +268,7 @@ class Day:
     def failures(self, step):
         """What failed in a step: lines for people."""
         if step.kind == "smoke":
-            return [smoke.described(line) for line in smoke.read(self.path("smoke.jsonl")).values() if not line["ok"]]
+            return [smoke.described(line) for line in self._checks(step) if not line["ok"]]
         found = lines.outcomes(self.path("tests.jsonl"), step.name)
         words = {
             line["test"]: line.get("words", "")
@@ -260,10 +281,15 @@ class Day:
             if outcome in ("failed", "given up")
         ]
 
+    def _checks(self, step):
+        """Lines of the checks of a step."""
+        found = smoke.read(self.path("smoke.jsonl")).values()
+        return [line for line in found if line["check"].startswith(step.arguments[1:] or ("",))]
+
     def counts(self, step):
         """How many tests, checks or tiles of a step have ended, by what came of them."""
         if step.kind == "smoke":
-            found = ["ok" if line["ok"] else "failed" for line in smoke.read(self.path("smoke.jsonl")).values()]
+            found = ["ok" if line["ok"] else "failed" for line in self._checks(step)]
         elif step.kind == "tune":
             dim = int(step.arguments[1])
             tried = [line for line in tiles.read(self.path("tiles.jsonl")) if line["head_dim"] == dim]
@@ -282,6 +308,11 @@ def _error(words):
     """The line of a failure that says most."""
     found = [line for line in words.splitlines() if line.startswith("E ")] or words.splitlines()
     return f"({found[0].removeprefix('E ').strip()[:200]})" if found else ""
+
+
+def _changed(path):
+    """When a file was last added to, seconds since 1970; 0 for one that is not there."""
+    return path.stat().st_mtime if path.is_file() else 0.0
 
 
 def _end(process):
@@ -313,10 +344,11 @@ def _machine():
 
 
 def _commit():
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
-    )
-    return done.stdout.strip() or "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
+    except OSError:  # no git
+        return "unknown"
 
 
 def summary(day):

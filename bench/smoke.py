@@ -24,6 +24,8 @@ from yojo_kernels import Layout, gluon_attention, listwise_loss, multi_response_
 
 PROMPTS, BRANCHES = (300, 40), ((70, 100, 33), (25,))
 UNUSABLE = 3  # exit status
+GLUON = "gluon attention"
+KINDS = ("attention", "head", "linear head", "loss", "a reward model")  # how the names of all other checks begin
 
 
 @dataclasses.dataclass(frozen=True)

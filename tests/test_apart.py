@@ -100,6 +100,21 @@ def test_products_beyond_float16_are_scaled_before_they_are_rounded(implementati
     assert torch.allclose(output.double(), exact, atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.parametrize("scale", [0.0, 5e-324, 0.05, -0.3, 2.0])
+def test_gradients_in_float16_are_those_of_float64(scale):
+    """Of small queries and large keys, too, whose gradients are beyond neither number."""
+    layout, generator = Layout.build([20], [[9, 7]]), torch.Generator().manual_seed(0)
+    q, k, v, grad = (torch.randn(36, 2, 16, generator=generator).to(torch.float16) for _ in range(4))
+    q, k = q * 1e-3, k * 1e3
+    found = []
+    for dtype in (torch.float16, torch.float64):
+        inputs = [tensor.to(dtype).requires_grad_() for tensor in (q, k, v)]
+        output, _ = reference.multi_response_attention(*inputs, layout, scale=scale)
+        found.append([output, *torch.autograd.grad(output, inputs, grad.to(dtype))])
+    for got, exact in zip(*found, strict=True):
+        assert (got.double() - exact).norm() <= 1e-2 * exact.norm() + 1e-12
+
+
 @pytest.mark.parametrize("kind", ["best", "plackett_luce", "bradley_terry", "soft"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
 def test_a_loss_of_one_sample_leaves_the_others_theirs(kind, poison):

@@ -218,6 +218,7 @@ INTERRUPTS = {
     "within": ({}, KeyboardInterrupt()),
     "within, and an error at the end": (END, KeyboardInterrupt()),
     "at the end": ({"end": KeyboardInterrupt()}, None),
+    "at the end, behind an error within": ({"end": KeyboardInterrupt()}, ValueError("the culprit")),
 }
 
 

@@ -96,15 +96,39 @@ def test_a_call_ends_in_time_and_the_next_goes_on(day, tmp_path, monkeypatch, ca
     assert day(steps, "--again", "some tests") == 1 and len(ended(tmp_path)) == 7
 
 
-def test_a_check_within_which_the_clock_ends_is_tried_again(day, tmp_path, monkeypatch):
-    path = tmp_path / "day/smoke.jsonl"
+def hangs(monkeypatch, path):
+    """A check that is begun and never ends."""
     script = f"import time; open({str(path)!r}, 'a').write('{{\"check\": \"slow\"}}\\n'); time.sleep(600)"
     monkeypatch.setattr(gpu_day.Day, "command", lambda self, step: [sys.executable, "-c", script])
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_check_that_is_begun_shortly_before_the_end_is_tried_again(day, tmp_path, monkeypatch, late):
+    path = tmp_path / "day/smoke.jsonl"
+    hangs(monkeypatch, path)
+    monkeypatch.setattr(gpu_day, "RETRIED", 60.0 if late else 0.0)
     monkeypatch.setattr(gpu_day.Day, "left", lambda self: 0.0 if path.is_file() and path.read_text() else 1000.0)
-    for _ in range(lines.MOST_BEGUN - 1):
-        assert day([Step("smoke", "whether it is right", "smoke")]) == gpu_day.MORE and path.read_text() == ""
     assert day([Step("smoke", "whether it is right", "smoke")]) == gpu_day.MORE
+    assert list(smoke.read(path)) == ([] if late else ["slow"])
+
+
+def test_a_check_that_hangs_has_failed_and_costs_no_call(day, tmp_path, monkeypatch):
+    path = tmp_path / "day/smoke.jsonl"
+    hangs(monkeypatch, path)
+    monkeypatch.setattr(gpu_day, "HANG", 0.5)
+    monkeypatch.setattr(gpu_day, "RESTARTS", 2)
+    assert day([Step("smoke", "whether it is right", "smoke")]) == 1
     assert smoke.read(path)["slow"]["error"] == "the process ended, or was ended, within this check"
+    assert "slow" in (tmp_path / "day/summary.md").read_text()
+
+
+@pytest.mark.parametrize("workers", [True, False])
+def test_a_test_that_hangs_has_failed_and_the_others_run(day, tmp_path, monkeypatch, workers):
+    monkeypatch.setenv("SLOW", str(tmp_path / "running"))
+    monkeypatch.setattr(gpu_day, "has", lambda module: module != "xdist" or workers)
+    monkeypatch.setattr(gpu_day, "HANG", 8.0)
+    assert day([suite(tmp_path)]) == 1
+    assert ended(tmp_path) == {"b": "failed", "c": "skipped", "d": "failed"} | dict.fromkeys("aefg", "passed")
 
 
 @pytest.mark.parametrize("how", ["CRASH", "UNUSABLE"])

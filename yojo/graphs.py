@@ -487,29 +487,35 @@ class _Frame:
         try:
             self.graphs[key] = self.capture(run), side
         except BaseException as error:
-            culprit = self._failed(error, around)
-            if not isinstance(culprit, Exception):
-                raise culprit from None
+            self._failed(error, around)
+            for cause in _chain(error, around):
+                if not isinstance(cause, Exception):
+                    raise cause from None
             return False
         return True
 
     def _failed(self, error, around):
-        """Note why a capture has failed; gives the error that it began with."""
+        """Note why a capture has failed."""
         # The end of a capture that went wrong says no more than that; what went wrong stands before it.
-        while error.__context__ is not None and error.__context__ is not around:
-            error = error.__context__
+        *_, error = _chain(error, around)
         self.failure = f"{type(error).__name__}: {error}"
         self.failures += 1
         if self.failures == ATTEMPTS:
             self.unfit = self.failure
         self._drop()
-        return error
 
     def _drop(self):
         """Let go of the graphs and their tensors."""
         if self.layout is not None and self.layout.device.type == "cuda":
             torch.cuda.synchronize(self.layout.device)  # they may be in use on another stream than they were made on
         self._clear()
+
+
+def _chain(error, around):
+    """An error, the one that was being handled when it was raised, ...; not `around`, which was handled before."""
+    while error is not None and error is not around:
+        yield error
+        error = error.__context__
 
 
 def _autocast_dtype(device):

@@ -147,7 +147,8 @@ def attention_backward(
     by_query = tuning.attention("query_grad", head_dim, query.dtype, query.device, softcap > 0)
     by_key = tuning.attention("key_grad", head_dim, query.dtype, query.device, softcap > 0)
     assert query_grad_tiles.shape[0] * by_query.block_m >= num_tokens, "a table of larger tiles of queries"
-    assert key_grad_items.shape[0] * by_key.block_n >= num_tokens, "a table of larger tiles of keys"
+    tiles_of_keys = key_grad_items.shape[0] - key_grad_sums.shape[0]  # beside the pieces that there is room for
+    assert tiles_of_keys * by_key.block_n >= num_tokens, "a table of larger tiles of keys"
     num_slots, passes = 2 * key_grad_sums.shape[0], key_passes(query.dtype, head_dim)
     pieces = torch.empty(
         (num_key_heads, num_slots, 2 // len(passes), by_key.block_n, tuning.padded(head_dim)),

@@ -304,7 +304,8 @@ class Layout:
         """Make tables before they are asked for: on the CPU, whence they go to a device with the layout."""
         for key in keys:
             self.table(key)
-        self._tables.pop(("position_extremes", ()), None)  # larger than the tables, for which alone it is needed
+        for known in (self._tables, self._made):  # larger than the tables, for which alone it is needed
+            known.pop(("position_extremes", ()), None)
 
     def _tiles(self, name, settings):
         known, key = self._tables_of_pass, (name, settings)
@@ -371,7 +372,20 @@ class Layout:
         return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
     def __getstate__(self):
-        return self.__dict__ | {"tables": dict(self._tables), "made": {}, "plans": {}, "twins": {}, "whole": (None, {})}
+        state = self.__dict__ | {
+            "tables": dict(self._tables),
+            "made": {},
+            "plans": {},
+            "twins": {},
+            "whole": (None, {}),
+        }
+        if self.__dict__.get("whole", (None,))[0] is None:
+            return state
+        # Views of one buffer would each be written with all of it.
+        for key, table in self._tables.items():
+            whole = isinstance(table, torch.Tensor)
+            state["tables"][key] = table.clone() if whole else tuple(part.clone() for part in table)
+        return state | {name: tensor.clone() for name, tensor in self._fields().items()}
 
     def _map(self, function):
         if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
@@ -411,7 +425,8 @@ class Layout:
         whole, places = self.__dict__.get("whole", (None, {}))
         if places.keys() == tensors.keys() and all(places[name][0] is tensor for name, tensor in tensors.items()):
             return whole, places
-        places, pieces, end = {}, [], 0
+        # Nothing begins at 0, or a compiler takes where a field begins for the number of tokens where they agree.
+        places, pieces, end = {}, [self.position.new_zeros(ALIGNED)], ALIGNED
         for name, tensor in tensors.items():
             entries = tensor.reshape(-1).view(torch.int32)  # some are of 64 bits
             gap = -len(entries) % ALIGNED

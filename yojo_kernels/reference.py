@@ -47,9 +47,10 @@ def masked_attention(query, key, value, visible, *, scale, softcap=None):
     k = key.transpose(0, 1).repeat_interleave(group, dim=0)
     v = value.transpose(0, 1).repeat_interleave(group, dim=0)
     if q.dtype == torch.float16:  # whose products can be beyond it where the scaled scores are not
-        exponent = min(0, math.frexp(scale)[1])
-        q, k, scale = q * 2.0 ** (exponent // 2), k * 2.0 ** (exponent - exponent // 2), scale * 2.0**-exponent
-    scores = _Scores.apply(q, k, visible).to(accumulation_dtype(q.dtype)) * scale  # [Hq, T, T]
+        exponent = max(-40, min(0, math.frexp(scale)[1]))
+        scores = _Scores.apply(q, k, visible, exponent).to(torch.float32) * (scale * 2.0**-exponent)
+    else:
+        scores = _Scores.apply(q, k, visible).to(accumulation_dtype(q.dtype)) * scale  # [Hq, T, T]
     weights, lse = _softmax(scores, visible, softcap)
     return _Mean.apply(weights.to(v.dtype), v, visible).transpose(0, 1), lse.transpose(0, 1)
 
@@ -85,20 +86,26 @@ def _is_asked(tensor):
 
 
 class _Scores(torch.autograd.Function):
-    """query @ key^T, [B, Q, D] and [B, K, D] -> [B, Q, K], of which only the pairs of visible have a gradient."""
+    """query @ key^T 2^exponent, [B, Q, D] and [B, K, D] -> [B, Q, K]; only the pairs of visible have a gradient."""
 
     @staticmethod
-    def forward(ctx, query, key, visible):
+    def forward(ctx, query, key, visible, exponent=0):
         ctx.save_for_backward(query, key, visible)
+        ctx.exponent = exponent
+        if exponent:
+            query, key = query * 2.0 ** (exponent // 2), key * 2.0 ** (exponent - exponent // 2)
         return query @ key.transpose(1, 2)
 
     @staticmethod
     def backward(ctx, gradient):
         query, key, visible = ctx.saved_tensors
         gradient = gradient.masked_fill(~visible, 0.0).to(key.dtype)  # 0 times a NaN of the softmax's is not yet 0
+        if ctx.exponent:
+            gradient = gradient * 2.0**ctx.exponent
         return (
             _seen_product(gradient, key, visible),
             _seen_product(gradient.transpose(1, 2), query, visible.t()),
+            None,
             None,
         )
 

@@ -163,7 +163,7 @@ def test_compiles_once_for_all_lengths():
         ([20, 3, 2, 6], [[5, 6], [4], [3], [2, 1]]),
         ([17, 2, 9], [[8], [4, 4], [7, 1]]),
     ):
-        row = Layout.build(prompts, branches)
+        row = Layout.build(prompts, branches)._map(torch.clone)  # as one that was moved: all of it in one buffer
         q, k, v = (torch.randn(row.num_tokens, heads, 16, requires_grad=True) for heads in (14, 7, 7))
         expected = multi_response_attention(q, k, v, row, window=9, impl="triton")
         got = attend(q, k, v, row)
