@@ -19,6 +19,7 @@ import dataclasses
 import datetime
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -30,10 +31,12 @@ from bench import lines, smoke, tiles
 
 ROOT = pathlib.Path(__file__).parents[1]
 MORE = 75  # exit status: to be continued
-HUNG = -1  # what a step's process gives in place of an exit status, see `HANG`
+HUNG = "hung"  # what a step's process gives in place of an exit status, see `HANG`
 MARGIN = 30.0  # seconds before the end within which nothing new is begun
 LEAST = 20.0  # seconds that a step is worth beginning for
-HANG = 150.0  # seconds without a new line after which a check, a tile or a test is ended, and has failed
+# Seconds without a new line after which a check, a tile or a test is ended, and has failed; by kind of step. A test of a
+# suite compiles kernels for tens of rows.
+HANG = {"smoke": 150.0, "tune": 150.0, "suite": 400.0}
 RETRIED = 60.0  # seconds: what was begun so shortly before a call's end is tried again by the next
 RESTARTS = 20  # of one step in one call, where errors leave the GPU unusable
 BENCHMARK = "pytest-benchmark"  # the package without which bench steps are skipped
@@ -188,7 +191,7 @@ class Day:
         """Note the tests that hung as failed; a check or tile that was begun and never ended is read so."""
         ended = {line["test"] for line in new if line["outcome"] != "begun"}
         for test in dict.fromkeys(line["test"] for line in new if line["test"] not in ended):
-            words = f"nothing ended within {HANG:g} seconds"
+            words = f"nothing ended within {HANG[step.kind]:g} seconds"
             lines.append(
                 self.path("tests.jsonl"), {"step": step.name, "test": test, "outcome": "failed", "words": words}
             )
@@ -209,7 +212,7 @@ class Day:
             try:
                 while process.poll() is None and self.left() > 0:
                     time.sleep(0.2)
-                    if step.kind != "bench" and time.time() - max(start, _changed(path)) > HANG:
+                    if time.time() - max(start, _changed(path)) > HANG.get(step.kind, math.inf):
                         return HUNG
                 return process.poll()
             finally:

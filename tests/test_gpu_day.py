@@ -115,7 +115,7 @@ def test_a_check_that_is_begun_shortly_before_the_end_is_tried_again(day, tmp_pa
 def test_a_check_that_hangs_has_failed_and_costs_no_call(day, tmp_path, monkeypatch):
     path = tmp_path / "day/smoke.jsonl"
     hangs(monkeypatch, path)
-    monkeypatch.setattr(gpu_day, "HANG", 0.5)
+    monkeypatch.setitem(gpu_day.HANG, "smoke", 0.5)
     monkeypatch.setattr(gpu_day, "RESTARTS", 2)
     assert day([Step("smoke", "whether it is right", "smoke")]) == 1
     assert smoke.read(path)["slow"]["error"] == "the process ended, or was ended, within this check"
@@ -126,7 +126,7 @@ def test_a_check_that_hangs_has_failed_and_costs_no_call(day, tmp_path, monkeypa
 def test_a_test_that_hangs_has_failed_and_the_others_run(day, tmp_path, monkeypatch, workers):
     monkeypatch.setenv("SLOW", str(tmp_path / "running"))
     monkeypatch.setattr(gpu_day, "has", lambda module: module != "xdist" or workers)
-    monkeypatch.setattr(gpu_day, "HANG", 8.0)
+    monkeypatch.setitem(gpu_day.HANG, "suite", 8.0)
     assert day([suite(tmp_path)]) == 1
     assert ended(tmp_path) == {"b": "failed", "c": "skipped", "d": "failed"} | dict.fromkeys("aefg", "passed")
 
@@ -400,6 +400,15 @@ def test_launches_that_disagree_are_seen(monkeypatch, capsys):
     )
     assert smoke.main(["--only", "loss soft"], place) == 1
     assert "do not agree to the bit" in capsys.readouterr().out
+
+
+def test_every_check_belongs_to_one_step_of_the_day(monkeypatch):
+    monkeypatch.setattr(smoke, "_has_gluon", lambda *some: True)
+    names = [one.name for one in smoke.checks(smoke.Place(torch.device("cuda")))]
+    chosen = [step.arguments[1:] for step in gpu_day.STEPS if step.kind == "smoke"]
+    assert len(chosen) == 2
+    for name in names:
+        assert sum(name.startswith(own) for own in chosen) == 1, name
 
 
 def test_the_gluon_forward_is_checked_where_it_can_run(monkeypatch):

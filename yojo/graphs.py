@@ -513,9 +513,9 @@ class _Frame:
 
 def _chain(error, around):
     """An error, the one that was being handled when it was raised, ...; not `around`, which was handled before."""
-    while error is not None and error is not around:
+    yield error
+    while (error := error.__context__) is not None and error is not around:
         yield error
-        error = error.__context__
 
 
 def _autocast_dtype(device):

@@ -11,6 +11,11 @@ ALL_FIELDS = "fields"
 ALIGNED = 4  # entries of int32: 16 bytes
 
 
+def _of_one(name):
+    """A property: a dict that an object keeps beside its fields."""
+    return property(lambda self: self.__dict__.setdefault(name, {}))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lengths:
     """The lengths behind a layout, in an object of their own: what copies a layout under a compiler need not look in."""
@@ -135,26 +140,10 @@ class Layout:
         return layout if device is None else layout.to(device)
 
     # What belongs to one object alone: none that is made from it, whoever replaces fields, has it.
-
-    @property
-    def _tables(self):
-        """Tile tables made so far, by what they were made for."""
-        return self.__dict__.setdefault("tables", {})
-
-    @property
-    def _made(self):
-        """What was made on a GPU, a table or `ALL_FIELDS` -> (raw stream, event) it is there behind."""
-        return self.__dict__.setdefault("made", {})
-
-    @property
-    def _plans(self):
-        """Of `segments`: which calls the row takes on a CPU."""
-        return self.__dict__.setdefault("plans", {})
-
-    @property
-    def _twins(self):
-        """The layout on other devices, by device."""
-        return self.__dict__.setdefault("twins", {})
+    _tables = _of_one("tables")  # tile tables made so far, by what they were made for
+    _made = _of_one("made")  # what was made on a GPU, a table or `ALL_FIELDS` -> (raw stream, event) it is there behind
+    _plans = _of_one("plans")  # of `segments`: which calls the row takes on a CPU
+    _twins = _of_one("twins")  # the layout on other devices, by device
 
     @property
     def prompt_lengths(self):

@@ -320,3 +320,14 @@ def test_a_scale_that_float32_does_not_hold_is_none(scale):
     case = random_case(3, head_dims=(16,))
     case["options"] = {"scale": scale, "window": None, "softcap": None}
     check(attention.multi_response_attention, case, torch.float32)
+
+
+@pytest.mark.parametrize("kernel, of", [("query_grad", "queries"), ("key_grad", "keys")])
+def test_a_backward_with_smaller_tiles_than_its_tables_is_refused(kernel, of):
+    """Tables are made by the forward: other tiles since would leave rows without gradients."""
+    row = Layout.build([40], [[30, 20]])
+    inputs = [torch.randn(90, 1, 16, requires_grad=True) for _ in range(3)]
+    with tuning.forced(**{kernel: tuning.Tile(64, 64, 1, 1)}):
+        output = multi_response_attention(*inputs, row, impl="triton")
+    with pytest.raises(AssertionError, match=f"larger tiles of {of}"):
+        output.sum().backward()
