@@ -104,6 +104,9 @@ def test_one_copy_moves_everything(monkeypatch, blocks, window):
     assert len(copies) == 2 and copies[0].shape == copies[1].shape
     pinned.position[0] = 7  # of the pinned memory, too
     assert pinned._map(torch.clone).position[0] == 7 != layout.position[0] == there.position[0]
+    key = next(key for key in pinned._tables if key[0] == "query_tiles")
+    pinned._tables[key] = pinned._tables[key] + 1  # another table in its place
+    check_is_copy(pinned._map(torch.clone), pinned)
     pinned.query_tiles(32, 8, window)  # made since: all is put together anew
     check_is_copy(pinned._map(torch.clone), pinned)
     other = dataclasses.replace(pinned, position=pinned.position + 1)

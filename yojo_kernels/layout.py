@@ -414,8 +414,10 @@ class Layout:
         whole, places = self.__dict__.get("whole", (None, {}))
         if places.keys() == tensors.keys() and all(places[name][0] is tensor for name, tensor in tensors.items()):
             return whole, places
-        # Nothing begins at 0, or a compiler takes where a field begins for the number of tokens where they agree.
-        places, pieces, end = {}, [self.position.new_zeros(ALIGNED)], ALIGNED
+        # A compiler takes two numbers for one where they agree in the first row: nothing begins where a size ends, at T
+        # or before.
+        end = self.num_tokens + -self.num_tokens % ALIGNED + ALIGNED
+        places, pieces = {}, [self.position.new_zeros(end)]
         for name, tensor in tensors.items():
             entries = tensor.reshape(-1).view(torch.int32)  # some are of 64 bits
             gap = -len(entries) % ALIGNED
