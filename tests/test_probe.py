@@ -92,7 +92,7 @@ def test_other_faults_are_found(monkeypatch, fault):
     def faulty(query, key, value, layout, **kwargs):
         if fault == "window":
             return original(query, key, value, layout, **{**kwargs, "window": None})
-        plain = type(layout).build([query.shape[0]], [[]])
+        plain = type(layout).build([layout.num_tokens], [[]])
         return original(query, key, value, plain, **kwargs)
 
     if fault == "position":

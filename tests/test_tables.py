@@ -34,7 +34,7 @@ def asked(monkeypatch):
         if options.get("query_rows") is None:
             calls.append(
                 (
-                    query.shape[2],
+                    query.shape[-1],
                     query.shape[1],
                     key.shape[1],
                     options.get("window"),

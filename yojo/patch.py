@@ -327,16 +327,16 @@ def attend(module, query, key, value, attention_mask, *, stock, layout=None, **k
         few = {"query_rows": layout.read.rows, "query_counts": layout.read.counts}
         layout = layout.layout
     output = multi_response_attention(
-        query.transpose(1, 2).squeeze(0),
-        key.transpose(1, 2).squeeze(0),
-        value.transpose(1, 2).squeeze(0),
+        query,
+        key,
+        value,
         layout,
         scale=kwargs.get("scaling"),
         window=window,
         softcap=kwargs.get("softcap"),
+        heads_first=True,
         **few,
     )
-    output = output.unsqueeze(0)
     return (output if head_dim == output.shape[-1] else output[..., :head_dim]), None
 
 

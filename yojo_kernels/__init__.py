@@ -152,6 +152,7 @@ def multi_response_attention(
     return_lse=False,
     query_rows=None,
     query_counts=None,
+    heads_first=False,
     impl="auto",
 ):
     """Attention over a packed row in which every query sees its prompt and its own branch, never another branch.
@@ -172,6 +173,8 @@ def multi_response_attention(
             query is then [M, Hq, D]. None = all T in order. For few queries: PyTorch computes them, in float32.
         query_counts: S ints, how many of the queries belong to each sample, where query_rows names those of the first
             sample first and so on. Each sample is then computed alone; without them every query meets all T keys.
+        heads_first: the tensors are as attention functions of transformers get them: query [1, Hq, T, D] ([1, Hq, M, D]
+            with query_rows), key and value [1, Hkv, T, D].
         impl: "reference", "triton", "gluon" or "auto"; picks the execution, never the meaning. "gluon" is a second
             forward kernel, for Hopper, 16-bit types and head dims 64 and 128, that "auto" does not choose: no GPU has
             measured it yet.
@@ -183,13 +186,33 @@ def multi_response_attention(
 
     Returns:
         [T, Hq, D] ([M, Hq, D] with query_rows) in the dtype of query; with return_lse the pair (output, lse [T, Hq]
-        float32, or float64 for float64 inputs). A token that sees nothing gets output 0 and lse -inf.
+        float32, or float64 for float64 inputs). A token that sees nothing gets output 0 and lse -inf. With heads_first
+        both have a first dimension of 1 more, the output is [1, T, Hq, D].
 
     Raises:
         TypeError: an argument of the wrong type, or dtypes that differ.
         ValueError: shapes, devices or options that do not fit; an `impl` that cannot run here; rows out of range or
             outside their sample (looked at only where that costs no device synchronisation, that is on the CPU).
     """
+    if heads_first:
+        plain = impl == "auto" and query_rows is None and query_counts is None and softcap is None and not return_lse
+        if plain and not torch.compiler.is_compiling():
+            output = segments.whole_row(query, key, value, layout, scale=scale, window=window)
+            if output is not None:
+                log.debug("multi_response_attention: segments (one call over heads-first tensors on a CPU)")
+                return output
+        result = multi_response_attention(
+            *map(_tokens_first, ("query", "key", "value"), (query, key, value)),
+            layout,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+            return_lse=return_lse,
+            query_rows=query_rows,
+            query_counts=query_counts,
+            impl=impl,
+        )
+        return (result[0][None], result[1][None]) if return_lse else result[None]
     _check_impl(impl, ATTENTION_IMPLEMENTATIONS)
     if not _fits(query, key, value, layout):
         _check_attention(query, key, value, layout, query_rows is not None)
@@ -238,6 +261,18 @@ def multi_response_attention(
     with _without_autocast(query.device.type):
         output, lse = run(query, key, value, layout, scale=scale, window=window, softcap=softcap)
     return (output, lse) if return_lse else output
+
+
+def _tokens_first(name, tensor):
+    """[T, H, D] of [1, H, T, D]."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.ndim != 4 or tensor.shape[0] != 1:
+        raise ValueError(
+            f"{name} must have shape [1, heads, tokens, head dim] with heads_first, got {list(tensor.shape)}: a packed "
+            "row is one row"
+        )
+    return tensor[0].transpose(0, 1)
 
 
 _AS_IT_IS = contextlib.nullcontext()

@@ -266,10 +266,10 @@ class Layout:
         return layout
 
     def sharing_tables(self, **fields):
-        """With other fields, none of which a table is made from: each of the two has the tables that the other makes."""
+        """With other fields, none of which a table or plan is made from: each of the two has what the other makes."""
         layout = dataclasses.replace(self, **fields)
         if not torch.compiler.is_compiling():  # there tables are made anew, see `for_one_pass`
-            layout.__dict__.update(tables=self._tables, made=self._made)
+            layout.__dict__.update(tables=self._tables, made=self._made, plans=self._plans)
         return layout
 
     @property

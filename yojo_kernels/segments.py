@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from yojo_kernels import reference
-from yojo_kernels.layout import visible_to
+from yojo_kernels.layout import Layout, visible_to
 
 GATHER_BYTES = 64 * 2**20  # of keys and values that are put behind each other for the branches of one call
 MASK_BYTES = 64 * 2**20  # of masks that a plan keeps, and of the one that the queries of some rows get
 SPARED = 2**21  # products of query and key numbers that a call of its own must spare
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # that needs no `with_positive_scale`, whatever the dtype
 
 
 def takes(call):
@@ -45,6 +46,44 @@ def multi_response_attention(query, key, value, layout, *, scale, window=None, s
         query, key, value, link = _Inputs.apply(query, key, value, seen, shared)
         return _Outputs.apply(_forward(query, key, value, layout, scale, window), link, shared), None
     return _forward(query, key, value, layout, scale, window), None
+
+
+def whole_row(query, key, value, layout, *, scale=None, window=None):
+    """The output [1, T, Hq, D] of query [1, Hq, T, D] and key, value [1, Hkv, T, D] for a row of one call that is scored.
+
+    The shortest way to torch's own call, beside which every step counts in a short row. None for all other rows, and where
+    something is not in order: `yojo_kernels.multi_response_attention` says what.
+    """
+    if not (isinstance(query, torch.Tensor) and isinstance(key, torch.Tensor) and isinstance(value, torch.Tensor)):
+        return None
+    shape, key_shape, dtype, device = query.shape, key.shape, query.dtype, query.device
+    if not (
+        device.type == "cpu"
+        and device == key.device == value.device
+        and dtype == key.dtype == value.dtype
+        and dtype.is_floating_point
+        and isinstance(layout, Layout)
+        and layout.device == device
+        and len(shape) == 4 == len(key_shape)
+        and value.shape == key_shape
+        and shape[0] == 1 == key_shape[0]
+        and layout.num_tokens == shape[2] == key_shape[2]
+        and shape[3] == key_shape[3] != 0 != key_shape[1]
+        and shape[1] % key_shape[1] == 0
+        and (window is None or type(window) is int and 1 <= window < 2**31)
+        and not torch.is_autocast_enabled("cpu")
+        and not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
+    ):
+        return None
+    if scale is None:
+        scale = 1.0 / math.sqrt(shape[3])
+    elif not (isinstance(scale, float) and SMALLEST_SCALE <= scale < math.inf):
+        return None
+    plan = _plan_of(layout, window, dtype, shape[1], key_shape[1], shape[3])
+    if len(plan) != 1 or len(plan[0][1]) != 1 or not _are_tame(query, key, value, scale):
+        return None
+    (call,) = plan[0][1]
+    return _attend(query, key, value, call.mask_of(layout, window, dtype), scale)
 
 
 def attention_of_rows(query, key, value, layout, rows, counts, *, scale, window=None, softcap=None):
@@ -71,7 +110,7 @@ def attention_of_rows(query, key, value, layout, rows, counts, *, scale, window=
     with torch.autocast(query.device.type, enabled=False):
         for number, own, span, visible in parts:
             if tame or _are_tame(query[own], key[span], value[span], scale):
-                tensors = (tensor.to(dtype)[None] for tensor in (query[own], key[span], value[span]))
+                tensors = (tensor.to(dtype)[None].transpose(1, 2) for tensor in (query[own], key[span], value[span]))
                 pieces.append(_attend(*tensors, _added(visible, dtype), scale)[0].to(query.dtype))
             else:
                 pieces.append(_by_reference(query[own], key, value, layout, rows[own], number, scale, window))
@@ -83,8 +122,9 @@ def _forward(query, key, value, layout, scale, window):
     if not query.shape[0]:
         return torch.zeros_like(query)
     tame = _are_tame(query, key, value, scale)
+    heads = query.shape[1], key.shape[1], query.shape[2]
     pieces = []  # (first row, output)
-    for number, (span, calls) in enumerate(_plan_of(layout, window, query, key)):
+    for number, (span, calls) in enumerate(_plan_of(layout, window, query.dtype, *heads)):
         if tame or _are_tame(*(_rows(tensor, span) for tensor in (query, key, value)), scale):
             for call in calls:
                 pieces += call.outputs(query, key, value, layout, window, scale)
@@ -254,31 +294,32 @@ class _Call:
             visible = torch.stack([_visible(layout, self.shared, run, longest, window) for run in self.runs])
         return _added(visible[:, None], dtype)
 
+    def mask_of(self, layout, window, dtype):
+        """The mask that is kept, or one made now; None for the causal one of torch's own."""
+        return self.mask if self.mask is not None or self.is_causal else self.made_mask(layout, window, dtype)
+
     def outputs(self, query, key, value, layout, window, scale):
         """A list of (first row, output [rows, Hq, D])."""
-        mask = self.mask
-        if mask is None and not self.is_causal:
-            mask = self.made_mask(layout, window, query.dtype)
+        mask = self.mask_of(layout, window, query.dtype)
         if len(self.runs) == 1 and self.shared.start == self.shared.stop:
             run = self.runs[0]
-            query, key, value = _rows(query, run), _rows(key, run), _rows(value, run)
-            return [(run.start, _attend(query[None], key[None], value[None], mask, scale)[0])]
+            tensors = (_rows(tensor, run)[None].transpose(1, 2) for tensor in (query, key, value))
+            return [(run.start, _attend(*tensors, mask, scale)[0])]
         own = [_filled(tensor, self.runs) for tensor in (query, key, value)]
         # The prompt is taken once for all: its gradients are summed in a fixed order, whatever the number of threads.
         keys, values = (
             torch.cat([tensor[self.shared].expand(len(self.runs), -1, -1, -1), filled], dim=1)
             for tensor, filled in zip((key, value), own[1:], strict=True)
         )
-        output = _attend(own[0], keys, values, mask, scale)
+        output = _attend(*(tensor.transpose(1, 2) for tensor in (own[0], keys, values)), mask, scale)
         if _are_even(self.runs):
             return [(self.runs[0].start, output.flatten(0, 1))]
         return [(run.start, one[: run.stop - run.start]) for run, one in zip(self.runs, output, strict=True)]
 
 
-def _plan_of(layout, window, query, key):
+def _plan_of(layout, window, dtype, heads, key_heads, head_dim):
     """Of each sample its rows and the calls that compute it, made on first use and kept for the other layers."""
-    heads, head_dim = query.shape[1:]
-    settings = window, query.dtype, heads * head_dim, 2 * key.shape[1] * head_dim * key.element_size()
+    settings = window, dtype, heads * head_dim, 2 * key_heads * head_dim * dtype.itemsize
     known = settings, layout.position._version, layout.block is not None and layout.block._version
     plan = layout._plans.get(known)
     if plan is None:
@@ -361,17 +402,10 @@ def _added(visible, dtype):
 
 
 def _attend(query, key, value, mask, scale):
-    """[B, R, Hq, D] for query [B, R, Hq, D] and key, value [B, K, Hkv, D]; mask: added to the scores, None for causal."""
-    output = F.scaled_dot_product_attention(
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
-        mask,
-        is_causal=mask is None,
-        scale=scale,
-        enable_gqa=query.shape[2] != key.shape[2],
-    )
-    return output.transpose(1, 2)
+    """[B, R, Hq, D] for query [B, Hq, R, D] and key, value [B, Hkv, K, D]; mask: added to the scores, None for causal."""
+    return F.scaled_dot_product_attention(
+        query, key, value, mask, is_causal=mask is None, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+    ).transpose(1, 2)
 
 
 def _visible(layout, shared, own, longest, window):
