@@ -11,7 +11,7 @@ import random
 import torch
 import torch.nn.functional as F
 
-from yojo_kernels import Layout, attention, causal, multi_response_attention
+from yojo_kernels import Layout, attention, causal, multi_response_attention, tuning
 from yojo_kernels.layout import visible_to
 
 
@@ -176,6 +176,17 @@ def yojo(case, layout_name, impl):
     """Our own."""
     layout = getattr(case, layout_name)
     return lambda q, k, v: multi_response_attention(q, k, v, layout, impl=impl)
+
+
+def unpacked(case):
+    """Our own forward with each tile holding one head: what packing the heads of a group gains."""
+    call = yojo(case, "isolated", "triton")
+
+    def alone(q, k, v):
+        with tuning.forced(packed=1):
+            return call(q, k, v)
+
+    return alone
 
 
 def dense_sdpa(case):

@@ -18,6 +18,7 @@ QUICK = (one(2048, 4, 128), one(8192, 8, 256))  # on a GPU
 # variant and impl of a result line -> the layout whose pairs it computes
 WAYS = {
     ("yojo_isolated", "triton"): "isolated",
+    ("yojo_isolated", "triton_unpacked"): "isolated",
     ("yojo_isolated", "gluon"): "isolated",
     ("yojo_comparative", "triton"): "comparative",
     ("flex", "flex"): "isolated",
@@ -49,6 +50,14 @@ def make(case, variant, impl):
         if reason is not None:
             pytest.skip(f"the Gluon forward cannot run: {reason}")
         return peers.yojo(case, WAYS[variant, impl], impl), impl
+    if impl == "triton_unpacked":
+        if not (case.device.type == "cuda" or launch.INTERPRETED):
+            pytest.skip("no kernel runs on a CPU")
+        group = case.shape.heads // case.shape.kv_heads
+        tile = tuning.attention("forward", case.shape.head_dim, case.query.dtype, case.device)
+        if tuning.packed_heads(group, tile.block_m) == 1:
+            pytest.skip("no heads are packed")
+        return peers.unpacked(case), impl
     if variant.startswith("yojo"):
         name = "triton" if case.device.type == "cuda" or launch.INTERPRETED else "reference"
         return peers.yojo(case, WAYS[variant, impl], name), name
@@ -71,8 +80,8 @@ def make(case, variant, impl):
 def test_attention(benchmark, device, record, shape, variant, impl, direction):
     if variant == "flex" and direction == "backward" and device.type != "cuda":
         pytest.skip("FlexAttention has no backward on a CPU")
-    if impl == "gluon" and direction == "backward":
-        pytest.skip("the backward of the Gluon forward is that of the Triton kernels")
+    if impl in ("triton_unpacked", "gluon") and direction == "backward":
+        pytest.skip("the backward is that of the other Triton kernels")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
         case = case_of(shape, dtype, device)

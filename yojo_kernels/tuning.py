@@ -131,7 +131,9 @@ _known_packed_heads = functools.cache(packed_heads)
 
 
 def packed_on(group, block_m):
-    """The same, looked up where it was asked for before."""
+    """How many heads the forward packs, looked up where it was asked for before."""
+    if "packed" in _forced:
+        return _forced["packed"]
     return (packed_heads if torch.compiler.is_compiling() else _known_packed_heads)(group, block_m)
 
 
@@ -219,7 +221,7 @@ def bucket(table, size):
 def forced(**tiles):
     """Within it, kernels run with these tiles (forward=, query_grad=, key_grad=) instead: for tests and for tuning.
 
-    A forward and its backward must both lie within it: the tables of the backward are made by the forward.
+    packed= says how many heads of a group the forward takes into a tile, a number that divides both. A forward and its backward must both lie within it: the tables of the backward are made by the forward.
     """
     before = dict(_forced)
     _forced.update(tiles)

@@ -85,7 +85,11 @@ def test_a_head_is_the_same_to_the_bit_whatever_is_packed_beside_it():
     with tuning.forced(forward=tuning.Tile(64, 16, 1, 1)):
         output, lse = multi_response_attention(q, k, v, row, return_lse=True, impl="triton")
         moved, moved_lse = multi_response_attention(q[:, order], k, v, row, return_lse=True, impl="triton")
-    assert torch.equal(output[:, order], moved) and torch.equal(lse[:, order], moved_lse)
+        assert torch.equal(output[:, order], moved) and torch.equal(lse[:, order], moved_lse)
+        with tuning.forced(packed=1):
+            alone, alone_lse = multi_response_attention(q, k, v, row, return_lse=True, impl="triton")
+    assert torch.allclose(alone, output, atol=1e-6) and torch.allclose(alone_lse, lse, atol=1e-6)
+    assert {key[1][0] for key in row._tables if key[0] == "query_tiles"} == {16, 64}  # tokens of a tile
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
