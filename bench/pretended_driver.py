@@ -91,16 +91,16 @@ def pretended(chip=90):
     """
     if launch.INTERPRETED:
         raise RuntimeError("kernels are interpreted (TRITON_INTERPRET=1) and cannot be launched: unset it")
-    before = tuning.GPU, tuning.capability, tuning.processors, segments.takes, yojo_kernels._can_look_at
+    before = tuning.GPU, tuning.capability, tuning.processors, segments.TAKES_CPUS, yojo_kernels._can_look_at
     active = driver._active  # None where none has been asked for
     tuning.GPU = "cpu"
     tuning.capability = lambda device: divmod(chip, 10)
     tuning.processors = lambda device: PROCESSORS
-    segments.takes = lambda call: False
+    segments.TAKES_CPUS = False
     yojo_kernels._can_look_at = lambda tensor: False
     driver.set_active(_Driver(chip))
     try:
         yield
     finally:
-        tuning.GPU, tuning.capability, tuning.processors, segments.takes, yojo_kernels._can_look_at = before
+        tuning.GPU, tuning.capability, tuning.processors, segments.TAKES_CPUS, yojo_kernels._can_look_at = before
         driver.set_active(active)

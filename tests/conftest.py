@@ -46,7 +46,7 @@ def accelerate_state():
 @pytest.fixture()
 def reference_attention(monkeypatch):
     """Packed rows are computed by the reference on CPUs, too: compiled or not, and with all pairs of a sample."""
-    monkeypatch.setattr(segments, "takes", lambda call: False)
+    monkeypatch.setattr(segments, "TAKES_CPUS", False)
 
 
 @pytest.fixture(scope="session")

@@ -194,7 +194,7 @@ def test_company_changes_no_bit_of_a_sample():
     both = [torch.cat(pair) for pair in zip(tensors, more, strict=True)]
     output, _ = segments.multi_response_attention(*both, together, scale=0.3)
     assert torch.equal(output[:52], expected)
-    assert torch.equal(segments.whole_row(*map(heads_first, tensors), alone, scale=0.3)[0], expected)
+    assert torch.equal(segments.whole_row(*map(heads_first, tensors), alone, 0.3, None)[0], expected)
 
 
 def test_branches_of_very_different_lengths_do_not_fill_each_other_up():
@@ -323,18 +323,18 @@ def test_a_short_row_that_is_scored_takes_the_shortest_way(prompts, branches, wi
     tensors = [torch.randn(13, heads, 16) for heads in (4, 2, 2)]
     exact = multi_response_attention(*tensors, layout, window=window, impl="reference")
     inputs = [heads_first(tensor) for tensor in tensors]
-    output = segments.whole_row(*inputs, layout, window=window)
+    output = segments.whole_row(*inputs, layout, 0.25, window)
     assert (output[0] - exact).abs().max() <= 1e-6
     with torch.inference_mode():
-        assert torch.equal(segments.whole_row(*inputs, layout, window=window), output)
+        assert torch.equal(segments.whole_row(*inputs, layout, 0.25, window), output)
     with torch.autocast("cpu", torch.bfloat16):
-        assert segments.whole_row(*inputs, layout) is None
+        assert segments.whole_row(*inputs, layout, 0.25, window) is None
         expected = multi_response_attention(*tensors, layout, window=window)
         assert torch.equal(multi_response_attention(*inputs, layout, window=window, heads_first=True)[0], expected)
     inputs[1].requires_grad_()
-    assert segments.whole_row(*inputs, layout) is None
+    assert segments.whole_row(*inputs, layout, 0.25, window) is None
     with torch.no_grad():
-        assert torch.equal(segments.whole_row(*inputs, layout, window=window), output)
+        assert torch.equal(segments.whole_row(*inputs, layout, 0.25, window), output)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e25])

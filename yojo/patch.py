@@ -302,42 +302,33 @@ def attend(module, query, key, value, attention_mask, *, stock, layout=None, **k
             )
         stock_attention = _stock_attention(module, stock)
         return stock_attention(query=query, key=key, value=value, attention_mask=attention_mask, **kwargs)
-    if kwargs.get("dropout"):
+    given = kwargs.get
+    if given("dropout"):
         raise ValueError(
             f"attention dropout {kwargs['dropout']} is not supported: set attention_dropout=0.0 in the text config"
         )
-    for name in ("s_aux", "position_bias"):
-        if kwargs.get(name) is not None:
-            raise ValueError(f"{type(module).__name__} uses {name} in its attention, which is not supported")
-    window = kwargs.get("sliding_window")
+    if given("s_aux") is not None or given("position_bias") is not None:
+        name = "s_aux" if given("s_aux") is not None else "position_bias"
+        raise ValueError(f"{type(module).__name__} uses {name} in its attention, which is not supported")
+    window = given("sliding_window")
     if window is None and getattr(module, families.SLIDES, False):
         raise RuntimeError(f"{type(module).__name__}, layer {module.layer_idx}, slides but did not say its window")
     if torch.is_autocast_enabled(query.device.type):
         # Norms and rotary embeddings leave queries and keys in float32; stock attention casts them just so.
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    head_dim = value.shape[-1]
-    if head_dim < query.shape[-1]:  # multi-head latent attention: narrower values, filled up and cut off again
-        value = torch.nn.functional.pad(value, (0, query.shape[-1] - head_dim))
-    few = {}
+    options = {"scale": given("scaling"), "window": window, "softcap": given("softcap"), "heads_first": True}
+    filled = query.shape[-1] - value.shape[-1]
+    if filled > 0:  # multi-head latent attention: narrower values, filled up and cut off again
+        value = torch.nn.functional.pad(value, (0, filled))
     if isinstance(layout, last_layer.KeysWanted):
         layout.take(key, value)
     if isinstance(layout, last_layer.Reading):
         key, value = layout.key, layout.value
-        few = {"query_rows": layout.read.rows, "query_counts": layout.read.counts}
+        options |= {"query_rows": layout.read.rows, "query_counts": layout.read.counts}
         layout = layout.layout
-    output = multi_response_attention(
-        query,
-        key,
-        value,
-        layout,
-        scale=kwargs.get("scaling"),
-        window=window,
-        softcap=kwargs.get("softcap"),
-        heads_first=True,
-        **few,
-    )
-    return (output if head_dim == output.shape[-1] else output[..., :head_dim]), None
+    output = multi_response_attention(query, key, value, layout, **options)
+    return (output[..., :-filled] if filled > 0 else output), None
 
 
 def _stock_attention(module, stock):

@@ -195,13 +195,16 @@ def multi_response_attention(
             outside their sample (looked at only where that costs no device synchronisation, that is on the CPU).
     """
     if heads_first:
-        plain = impl == "auto" and query_rows is None and query_counts is None and isinstance(query, torch.Tensor)
-        if plain and segments.takes(
-            AttentionCall(query.device, query.dtype, query.shape[-1], lse=return_lse, softcap=softcap is not None)
+        if (
+            impl == "auto"
+            and query_rows is None
+            and query_counts is None
+            and softcap is None
+            and not return_lse
+            and not torch.compiler.is_compiling()
         ):
-            output = segments.whole_row(query, key, value, layout, scale=scale, window=window)
+            output = segments.whole_row(query, key, value, layout, scale, window)
             if output is not None:
-                log.debug("multi_response_attention: segments (one call over heads-first tensors on a CPU)")
                 return output
         result = multi_response_attention(
             _tokens_first("query", query),

@@ -13,6 +13,7 @@ is computed by the reference, and such gradients of outputs are kept apart from 
 import dataclasses
 import functools
 import itertools
+import logging
 import math
 
 import torch
@@ -22,6 +23,9 @@ from torch.nn.utils.rnn import pad_sequence
 from yojo_kernels import reference
 from yojo_kernels.layout import Layout, visible_to
 
+log = logging.getLogger(__package__)
+
+TAKES_CPUS = True  # off where something else is to run on a CPU
 GATHER_BYTES = 64 * 2**20  # of keys and values that are put behind each other for the branches of one call
 MASK_BYTES = 64 * 2**20  # of masks that a plan keeps, and of the one that the queries of some rows get
 SPARED = 2**21  # products of query and key numbers that a call of its own must spare
@@ -34,7 +38,7 @@ def takes(call):
 
     Under torch.compile nothing in the graph may depend on how long each segment is: there it is the reference.
     """
-    return call.device.type == "cpu" and not (call.lse or call.softcap or torch.compiler.is_compiling())
+    return TAKES_CPUS and call.device.type == "cpu" and not (call.lse or call.softcap or torch.compiler.is_compiling())
 
 
 def multi_response_attention(query, key, value, layout, *, scale, window=None, softcap=None):
@@ -48,42 +52,59 @@ def multi_response_attention(query, key, value, layout, *, scale, window=None, s
     return _forward(query, key, value, layout, scale, window), None
 
 
-def whole_row(query, key, value, layout, *, scale=None, window=None):
+def whole_row(query, key, value, layout, scale, window):
     """The output [1, T, Hq, D] of query [1, Hq, T, D] and key, value [1, Hkv, T, D] for a row of one call that is scored.
 
-    The shortest way to torch's own call, beside which every step counts in a short row. None for all other rows, and where
-    something is not in order: `yojo_kernels.multi_response_attention` says what.
+    The shortest way to torch's own call: in a short row every step beside it counts, so that what a row of these shapes
+    takes is looked up. None for all other rows, and where something is not in order, which
+    `yojo_kernels.multi_response_attention` then says. Not for a compiler.
     """
-    if not (isinstance(query, torch.Tensor) and isinstance(key, torch.Tensor) and isinstance(value, torch.Tensor)):
+    if not (TAKES_CPUS and isinstance(layout, Layout) and type(scale) is float and type(window) in (int, _NONE)):
         return None
-    shape, key_shape, dtype, device = query.shape, key.shape, query.dtype, query.device
+    try:
+        if not (query.is_cpu and key.is_cpu and value.is_cpu):
+            return None
+    except AttributeError:  # no tensor
+        return None
+    of_tensors = query.shape, key.shape, value.shape, query.dtype, key.dtype, value.dtype
+    plans, known = layout._plans, (of_tensors, scale, window, *_versions(layout))
+    call = plans.get(known)
+    if call is None:
+        call = plans[known] = _only_call(query, key, value, layout, scale, window)
+    if not call or torch.is_autocast_enabled("cpu"):
+        return None
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return None
+    if not _are_tame(query, key, value, scale):
+        return None
+    return _attend(query, key, value, call.mask_of(layout, window, query.dtype), scale)
+
+
+_NONE = type(None)
+
+
+def _only_call(query, key, value, layout, scale, window):
+    """The `_Call` that computes all of a row, of heads-first tensors; False where there is none, or something is wrong."""
+    shape, key_shape, dtype = query.shape, key.shape, query.dtype
     if not (
-        device.type == "cpu"
-        and device == key.device == value.device
-        and dtype == key.dtype == value.dtype
+        dtype == key.dtype == value.dtype
         and dtype.is_floating_point
-        and isinstance(layout, Layout)
-        and layout.device == device
+        and layout.device.type == "cpu"
         and len(shape) == 4 == len(key_shape)
         and value.shape == key_shape
         and shape[0] == 1 == key_shape[0]
         and layout.num_tokens == shape[2] == key_shape[2]
         and shape[3] == key_shape[3] != 0 != key_shape[1]
         and shape[1] % key_shape[1] == 0
-        and (window is None or type(window) is int and 1 <= window < 2**31)
-        and not torch.is_autocast_enabled("cpu")
-        and not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
+        and SMALLEST_SCALE <= scale < math.inf
+        and (window is None or 1 <= window < 2**31)
     ):
-        return None
-    if scale is None:
-        scale = 1.0 / math.sqrt(shape[3])
-    elif not (isinstance(scale, float) and SMALLEST_SCALE <= scale < math.inf):
-        return None
+        return False
     plan = _plan_of(layout, window, dtype, shape[1], key_shape[1], shape[3])
-    if len(plan) != 1 or len(plan[0][1]) != 1 or not _are_tame(query, key, value, scale):
-        return None
-    (call,) = plan[0][1]
-    return _attend(query, key, value, call.mask_of(layout, window, dtype), scale)
+    if len(plan) != 1 or len(plan[0][1]) != 1:
+        return False
+    log.debug("multi_response_attention: segments (one call of scaled_dot_product_attention in all layers of a row)")
+    return plan[0][1][0]
 
 
 def attention_of_rows(query, key, value, layout, rows, counts, *, scale, window=None, softcap=None):
@@ -160,9 +181,8 @@ def _are_tame(query, key, value, scale):
     """
     dtype = reference.accumulation_dtype(query.dtype)
     options = {} if query.dtype == dtype else {"dtype": dtype}  # torch takes twice as long where it is told what it has
-    norm = torch.linalg.vector_norm
-    products = norm(query, **options).item() * norm(key, **options).item() * max(scale, 1.0)
-    return products <= LARGEST[dtype] and math.isfinite(norm(value, **options).item())
+    of_query, of_key, of_value = torch._foreach_norm((query, key, value), **options)
+    return of_query.item() * of_key.item() * max(scale, 1.0) <= LARGEST[dtype] and math.isfinite(of_value.item())
 
 
 def _norm(tensor):
@@ -320,12 +340,17 @@ class _Call:
 def _plan_of(layout, window, dtype, heads, key_heads, head_dim):
     """Of each sample its rows and the calls that compute it, made on first use and kept for the other layers."""
     settings = window, dtype, heads * head_dim, 2 * key_heads * head_dim * dtype.itemsize
-    known = settings, layout.position._version, layout.block is not None and layout.block._version
+    known = settings, *_versions(layout)
     plan = layout._plans.get(known)
     if plan is None:
         with torch.inference_mode(False):  # scoring may make what training will save for backward
             plan = layout._plans[known] = _plan(layout, *settings)
     return plan
+
+
+def _versions(layout):
+    """What changes where somebody writes to what a plan is made from."""
+    return layout.position._version, layout.block is not None and layout.block._version
 
 
 def _plan(layout, window, dtype, width, token_bytes):
