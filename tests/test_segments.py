@@ -272,10 +272,13 @@ def test_autocast_does_not_narrow_what_it_is_given():
 def test_a_layout_that_was_written_to_is_planned_anew():
     layout = Layout.build([9], [[4, 4]])
     inputs = [torch.randn(17, heads, 16) for heads in (4, 2, 2)]
+    same = [heads_first(tensor) for tensor in inputs]
     multi_response_attention(*inputs, layout, window=2)
+    assert segments.whole_row(*same, layout, 0.25, 2) is not None
     layout.position.mul_(3)
     expected = multi_response_attention(*inputs, layout, window=2, impl="reference")
     assert torch.allclose(multi_response_attention(*inputs, layout, window=2), expected, atol=1e-6)
+    assert torch.allclose(segments.whole_row(*same, layout, 0.25, 2)[0], expected, atol=1e-6)
 
 
 # ---- heads first, as models hand them ----
@@ -337,17 +340,21 @@ def test_a_short_row_that_is_scored_takes_the_shortest_way(prompts, branches, wi
         assert torch.equal(segments.whole_row(*inputs, layout, 0.25, window), output)
 
 
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e25])
-@pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("prompts, branches", ONE_CALL)
+@pytest.mark.parametrize(
+    "place, poison", [*((n, float(bad)) for n in range(3) for bad in ("nan", "inf")), (0, 1e25), (1, 1e25)]
+)
 def test_on_the_shortest_way_what_is_not_finite_stays_with_those_who_see_it(prompts, branches, place, poison):
     layout = Layout.build(prompts, branches)
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(13, heads, 16, generator=generator) for heads in (4, 2, 2)]
-    tensors[1 - place % 2][5] *= 1e25 if poison == 1e25 else 1.0  # whose product with 1e25 is beyond float32
+    assert segments.whole_row(*map(heads_first, tensors), layout, 0.25, None) is not None
     tensors[place][5, :, 3] = poison
+    if poison == 1e25:
+        tensors[1 - place][5, :, 3] = poison  # their product is beyond float32
+    assert segments.whole_row(*map(heads_first, tensors), layout, 0.25, None) is None
     expected = multi_response_attention(*tensors, layout, impl="reference")
-    output = multi_response_attention(*map(heads_first, tensors), layout, heads_first=True)
+    output = multi_response_attention(*map(heads_first, tensors), layout, scale=0.25, heads_first=True)
     assert torch.allclose(output[0], expected, rtol=1e-5, atol=1e-6, equal_nan=True)
     if poison != 1e25:
         visible = layout.visible()[:, 5] if place else torch.arange(13) == 5
