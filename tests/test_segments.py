@@ -1,6 +1,7 @@
 """Attention segment by segment, which runs on CPUs, against the reference: values and every gradient."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -326,6 +327,7 @@ def test_a_short_row_that_is_scored_takes_the_shortest_way(prompts, branches, wi
     tensors = [torch.randn(13, heads, 16) for heads in (4, 2, 2)]
     exact = multi_response_attention(*tensors, layout, window=window, impl="reference")
     inputs = [heads_first(tensor) for tensor in tensors]
+    segments.whole_row(*inputs, layout, 0.25, 2 if window is None else None)  # other calls over the same row
     output = segments.whole_row(*inputs, layout, 0.25, window)
     assert (output[0] - exact).abs().max() <= 1e-6
     with torch.inference_mode():
@@ -342,21 +344,22 @@ def test_a_short_row_that_is_scored_takes_the_shortest_way(prompts, branches, wi
 
 @pytest.mark.parametrize("prompts, branches", ONE_CALL)
 @pytest.mark.parametrize(
-    "place, poison", [*((n, float(bad)) for n in range(3) for bad in ("nan", "inf")), (0, 1e25), (1, 1e25)]
+    "place, poison", [*((n, float(bad)) for n in range(3) for bad in ("nan", "inf")), (0, 1e25), (1, 1e25), (0, 1e15)]
 )
 def test_on_the_shortest_way_what_is_not_finite_stays_with_those_who_see_it(prompts, branches, place, poison):
     layout = Layout.build(prompts, branches)
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(13, heads, 16, generator=generator) for heads in (4, 2, 2)]
-    assert segments.whole_row(*map(heads_first, tensors), layout, 0.25, None) is not None
+    scale = 1e12 if poison == 1e15 else 0.25
+    assert segments.whole_row(*map(heads_first, tensors), layout, scale, None) is not None
     tensors[place][5, :, 3] = poison
-    if poison == 1e25:
-        tensors[1 - place][5, :, 3] = poison  # their product is beyond float32
-    assert segments.whole_row(*map(heads_first, tensors), layout, 0.25, None) is None
-    expected = multi_response_attention(*tensors, layout, impl="reference")
-    output = multi_response_attention(*map(heads_first, tensors), layout, scale=0.25, heads_first=True)
+    if poison in (1e15, 1e25):
+        tensors[1 - place][5, :, 3] = poison  # their product, or that times the scale, is beyond float32
+    assert segments.whole_row(*map(heads_first, tensors), layout, scale, None) is None
+    expected = multi_response_attention(*tensors, layout, scale=scale, impl="reference")
+    output = multi_response_attention(*map(heads_first, tensors), layout, scale=scale, heads_first=True)
     assert torch.allclose(output[0], expected, rtol=1e-5, atol=1e-6, equal_nan=True)
-    if poison != 1e25:
+    if not math.isfinite(poison):
         visible = layout.visible()[:, 5] if place else torch.arange(13) == 5
         assert torch.equal(output[0].isfinite().all(-1).all(-1), ~visible)
 
@@ -367,6 +370,11 @@ def test_on_the_shortest_way_what_is_not_finite_stays_with_those_who_see_it(prom
         ({"query": torch.zeros(13, 4, 16)}, ValueError, r"query must have shape \[1, heads, tokens, head dim\]"),
         ({"key": torch.zeros(2, 2, 13, 16)}, ValueError, "key must have shape .* a packed row is one row"),
         ({"value": None}, TypeError, "value must be a tensor, got NoneType"),
+        (
+            {name: torch.zeros(2, 2, 13, 16) for name in ("query", "key", "value")},
+            ValueError,
+            "a packed row is one row",
+        ),
         ({"key": torch.zeros(1, 2, 12, 16)}, ValueError, "key must have the 13 tokens of query, got 12"),
         ({"value": torch.zeros(1, 1, 13, 16)}, ValueError, "key and value must have the same heads, got 2 and 1"),
         ({"key": torch.zeros(1, 2, 13, 16).half()}, TypeError, "key must have the dtype of query"),
@@ -384,7 +392,7 @@ def test_on_the_shortest_way_what_is_not_finite_stays_with_those_who_see_it(prom
     ],
 )
 def test_heads_first_is_refused_what_tokens_first_is(changes, error, message):
-    arguments = {"query": torch.zeros(1, 4, 13, 16), "layout": Layout.build([13], [[]])}
+    arguments = {"query": torch.zeros(1, 4, 13, 16), "layout": Layout.build([13], [[]]), "scale": 0.25}
     arguments |= {name: torch.zeros(1, 2, 13, 16) for name in ("key", "value")} | changes
     with pytest.raises(error, match=message):
         multi_response_attention(**arguments, heads_first=True)
