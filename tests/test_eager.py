@@ -44,12 +44,12 @@ def test_the_short_check_lets_pass_what_the_long_one_does():
     calls += [tensors(layout=one) for one in (None, LAYOUT.sample, "a layout", Layout.build([3], [[2]]))]
     calls += [tensors(**dict.fromkeys(GOOD, one)) for one in odd[1:4]]
     for arguments in calls:
-        assert not is_right(*arguments) and not yojo_kernels._fits(*arguments), arguments
+        assert not is_right(*arguments) and not yojo_kernels.fits(*arguments), arguments
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
         right = [tensor.to(dtype) for tensor in tensors()[:3]]
-        assert is_right(*right, LAYOUT) and yojo_kernels._fits(*right, LAYOUT)
+        assert is_right(*right, LAYOUT) and yojo_kernels.fits(*right, LAYOUT)
     one_head = tensors(GOOD | {"key": (6, 1, 8), "value": (6, 1, 8)})
-    assert is_right(*one_head) and yojo_kernels._fits(*one_head)
+    assert is_right(*one_head) and yojo_kernels.fits(*one_head)
 
 
 def test_wrong_calls_are_refused():

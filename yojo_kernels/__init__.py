@@ -8,7 +8,7 @@ import typing
 import torch
 
 from yojo_kernels import reference, segments
-from yojo_kernels.layout import Layout
+from yojo_kernels.layout import Layout, fits
 
 __all__ = ["Layout", "implementations", "listwise_loss", "multi_response_attention", "score_head"]
 
@@ -221,7 +221,7 @@ def multi_response_attention(
         )
         return (result[0][None], result[1][None]) if return_lse else result[None]
     _check_impl(impl, ATTENTION_IMPLEMENTATIONS)
-    if not _fits(query, key, value, layout):
+    if not fits(query, key, value, layout):
         _check_attention(query, key, value, layout, query_rows is not None)
     if scale is not None:
         _check_number("scale", scale)
@@ -431,29 +431,6 @@ def _check_rankings(rankings, lengths, kind):
 def _can_look_at(tensor):
     """Whether reading values costs no synchronisation and breaks no graph."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _fits(query, key, value, layout):
-    """Whether a call without query_rows passes `_check_attention`, in as few steps as it takes to know."""
-    if not (
-        isinstance(query, torch.Tensor)
-        and isinstance(key, torch.Tensor)
-        and isinstance(value, torch.Tensor)
-        and isinstance(layout, Layout)
-    ):
-        return False
-    shape, key_shape, dtype, device = query.shape, key.shape, query.dtype, query.device
-    return (
-        dtype.is_floating_point
-        and key.dtype == dtype == value.dtype
-        and key.device == device == value.device
-        and layout.device == device
-        and len(shape) == 3 == len(key_shape)
-        and value.shape == key_shape
-        and layout.num_tokens == shape[0] == key_shape[0]
-        and shape[2] == key_shape[2] != 0 != key_shape[1]
-        and shape[1] % key_shape[1] == 0
-    )
 
 
 def _check_attention(query, key, value, layout, of_rows):

@@ -436,6 +436,29 @@ class Layout:
         return f"Layout({self.num_tokens} tokens, {self.num_samples} samples, {branches} branches, {self.device})"
 
 
+def fits(query, key, value, layout):
+    """Whether query [T, Hq, D], key and value [T, Hkv, D] are as a layout wants them, in as few steps as it takes to know."""
+    if not (
+        isinstance(query, torch.Tensor)
+        and isinstance(key, torch.Tensor)
+        and isinstance(value, torch.Tensor)
+        and isinstance(layout, Layout)
+    ):
+        return False
+    shape, key_shape, dtype, device = query.shape, key.shape, query.dtype, query.device
+    return (
+        dtype.is_floating_point
+        and key.dtype == dtype == value.dtype
+        and key.device == device == value.device
+        and layout.device == device
+        and len(shape) == 3 == len(key_shape)
+        and value.shape == key_shape
+        and layout.num_tokens == shape[0] == key_shape[0]
+        and shape[2] == key_shape[2] != 0 != key_shape[1]
+        and shape[1] % key_shape[1] == 0
+    )
+
+
 def visible_to(queries, sample, branch, position, block, window):
     """[Q, T] bool: which of T tokens each of the queries (rows among them, [Q]) sees; see `Layout.visible`."""
     rows = torch.arange(sample.shape[0], device=sample.device)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from yojo_kernels import reference
-from yojo_kernels.layout import Layout, visible_to
+from yojo_kernels.layout import Layout, fits, visible_to
 
 log = logging.getLogger(__package__)
 
@@ -59,7 +59,9 @@ def whole_row(query, key, value, layout, scale, window):
     takes is looked up. None for all other rows, and where something is not in order, which
     `yojo_kernels.multi_response_attention` then says. Not for a compiler.
     """
-    if not (TAKES_CPUS and isinstance(layout, Layout) and type(scale) is float and type(window) in (int, _NONE)):
+    if not (TAKES_CPUS and isinstance(layout, Layout) and type(scale) is float):
+        return None
+    if window is not None and type(window) is not int:
         return None
     try:
         if not (query.is_cpu and key.is_cpu and value.is_cpu):
@@ -80,27 +82,16 @@ def whole_row(query, key, value, layout, scale, window):
     return _attend(query, key, value, call.mask_of(layout, window, query.dtype), scale)
 
 
-_NONE = type(None)
-
-
 def _only_call(query, key, value, layout, scale, window):
     """The `_Call` that computes all of a row, of heads-first tensors; False where there is none, or something is wrong."""
-    shape, key_shape, dtype = query.shape, key.shape, query.dtype
-    if not (
-        dtype == key.dtype == value.dtype
-        and dtype.is_floating_point
-        and layout.device.type == "cpu"
-        and len(shape) == 4 == len(key_shape)
-        and value.shape == key_shape
-        and shape[0] == 1 == key_shape[0]
-        and layout.num_tokens == shape[2] == key_shape[2]
-        and shape[3] == key_shape[3] != 0 != key_shape[1]
-        and shape[1] % key_shape[1] == 0
-        and SMALLEST_SCALE <= scale < math.inf
-        and (window is None or 1 <= window < 2**31)
-    ):
+    if any(tensor.ndim != 4 or tensor.shape[0] != 1 for tensor in (query, key, value)):
         return False
-    plan = _plan_of(layout, window, dtype, shape[1], key_shape[1], shape[3])
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    if not (fits(query, key, value, layout) and SMALLEST_SCALE <= scale < math.inf):
+        return False
+    if window is not None and not 1 <= window < 2**31:
+        return False
+    plan = _plan_of(layout, window, query.dtype, query.shape[1], key.shape[1], query.shape[2])
     if len(plan) != 1 or len(plan[0][1]) != 1:
         return False
     log.debug("multi_response_attention: segments (one call of scaled_dot_product_attention in all layers of a row)")

@@ -221,7 +221,8 @@ def bucket(table, size):
 def forced(**tiles):
     """Within it, kernels run with these tiles (forward=, query_grad=, key_grad=) instead: for tests and for tuning.
 
-    packed= says how many heads of a group the forward takes into a tile, a number that divides both. A forward and its backward must both lie within it: the tables of the backward are made by the forward.
+    packed= says how many heads the forward takes into a tile, a divisor of those that share a key head. A forward and its
+    backward must both lie within it: the tables of the backward are made by the forward.
     """
     before = dict(_forced)
     _forced.update(tiles)
