@@ -507,7 +507,9 @@ def attention_of(family):
 
 @functools.cache
 def _stock(family, attention):
-    return finished(FAMILIES[family][0](attention))
+    with torch.random.fork_rng(devices=[]):  # SigLIP draws biases, to which `randomise` adds
+        torch.manual_seed(0)
+        return finished(FAMILIES[family][0](attention))
 
 
 def build(family, attention=None):
