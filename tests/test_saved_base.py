@@ -14,7 +14,7 @@ from tiny import finished
 
 import yojo
 from yojo import checkpoint, fingerprints, resume
-from yojo.saved import ADAPTER_FILE, BESIDE_FILE, CONFIG_FILE
+from yojo.files.saved import ADAPTER_FILE, BESIDE_FILE, CONFIG_FILE
 
 PROMPT, RESPONSES = "which one?", ["a six", "it is a nine"]
 

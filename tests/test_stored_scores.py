@@ -44,7 +44,9 @@ def of_family(family, mode):
     """Scores of a packed row of the family's prompts, sample by sample."""
     model, collator = patched(family, **MODES[mode])
     with torch.inference_mode():
-        return [one.tolist() for one in score(model, collator, [samples_of(family)[name] for name in rows_of(family)[0]])]
+        return [
+            one.tolist() for one in score(model, collator, [samples_of(family)[name] for name in rows_of(family)[0]])
+        ]
 
 
 def of_digits():

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-FILE = "README.md"
-SIGN = "<!-- written by yojo: remove this line to keep your own text -->"
+from yojo.files.saved import CARD_FILE, CARD_SIGN, has_foreign_card
+
 _KEYS = ("data", "metrics", "notes")
 
 
@@ -18,15 +18,9 @@ def check(provenance):
         raise TypeError(f"provenance['metrics'] must be a dict of figures, got {provenance['metrics']!r}")
 
 
-def is_foreign(folder):
-    """Whether a folder has a README.md that YOJO did not write."""
-    file = Path(folder) / FILE
-    return file.is_file() and SIGN not in file.read_text(errors="replace")
-
-
 def leave_out(staging):
     """No card in a folder that is being written, not even PEFT's."""
-    (staging / FILE).unlink(missing_ok=True)
+    (staging / CARD_FILE).unlink(missing_ok=True)
 
 
 def write(staging, folder, description, provenance=None):
@@ -38,10 +32,10 @@ def write(staging, folder, description, provenance=None):
         description: what `yojo_config.json` will hold.
         provenance: see `yojo.checkpoint.save_pretrained`.
     """
-    if is_foreign(folder):
+    if has_foreign_card(folder):
         leave_out(staging)
     else:
-        (staging / FILE).write_text(text(description, provenance))
+        (staging / CARD_FILE).write_text(text(description, provenance))
 
 
 def text(description, provenance=None):
@@ -56,7 +50,7 @@ def text(description, provenance=None):
         "---",
         *metadata,
         "---",
-        SIGN,
+        CARD_SIGN,
         "",
         "# Reward model",
         "",

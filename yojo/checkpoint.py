@@ -10,14 +10,13 @@ from pathlib import Path
 import torch
 
 import yojo
-from yojo import adapters, dates, fingerprints, saved, stock
+from yojo import adapters, dates, fingerprints, stock
 from yojo import card as cards
 from yojo.config import YojoConfig
 from yojo.devices import embedding_of
-from yojo.folders import files_of, replaced_folder
-from yojo.patch import patch_loaded, patched_base
-from yojo.processors import backend_of, load_processor, save_processor
-from yojo.saved import (
+from yojo.files import saved
+from yojo.files.folders import files_of, replaced_folder
+from yojo.files.saved import (
     ADAPTER_FILE,
     ADAPTERS,
     BESIDE_FILE,
@@ -28,6 +27,8 @@ from yojo.saved import (
     local_folder,
     read_description,
 )
+from yojo.patch import patch_loaded, patched_base
+from yojo.processors import backend_of, load_processor, save_processor
 
 __all__ = ["import_mr2rm", "load_pretrained", "merge", "push_to_hub", "replaced_folder", "save_pretrained"]
 

@@ -6,8 +6,9 @@ import dataclasses
 import torch
 
 import yojo
-from yojo import card, dates
-from yojo.folders import replaced_folder
+from yojo import dates
+from yojo.files import saved
+from yojo.files.folders import replaced_folder
 from yojo.patch import patched_base, tokenizer_of
 from yojo.separator import folded
 
@@ -149,8 +150,8 @@ def export_trl(reward_model, out):
     with replaced_folder(out, mark="config.json") as staging:
         model.to(base.dtype).save_pretrained(staging, state_dict=state)
         tokenizer.save_pretrained(staging)
-        if not card.is_foreign(out):
-            (staging / card.FILE).write_text(_text(type(model).__name__, bias))
+        if not saved.has_foreign_card(out):
+            (staging / saved.CARD_FILE).write_text(_text(type(model).__name__, bias))
     return bias
 
 
@@ -188,7 +189,7 @@ def _check_turn(reward_model, tokenizer):
 
 
 def _text(name, bias):
-    return f"""{card.SIGN}
+    return f"""{saved.CARD_SIGN}
 
 # Reward model
 

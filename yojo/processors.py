@@ -8,6 +8,8 @@ import json
 import logging
 from pathlib import Path
 
+from yojo.files.saved import BACKEND
+
 logger = logging.getLogger(__name__)
 
 # One of them is in every folder with a tokenizer.
@@ -26,8 +28,6 @@ _OF_TOKENIZERS += (
     "from_slow",
     "tokenizer_type",
 )
-
-BACKEND = "image_backend"  # in processor_config.json: what resizes images, see `save_processor`
 
 
 class ImageOnly:

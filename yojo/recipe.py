@@ -220,8 +220,8 @@ def load_model(run, arguments):
 
     from yojo.checkpoint import load_pretrained, local_folder
     from yojo.config import YojoConfig
+    from yojo.files.saved import read_description
     from yojo.processors import load_processor
-    from yojo.saved import read_description
 
     processor_options = run.options_of_processor()
     cuda = torch.cuda.is_available() and not arguments.use_cpu
@@ -250,7 +250,7 @@ def load_model(run, arguments):
 
 def _is_reward_model(path):
     """Whether a folder, or a repository of the hub, holds a reward model that YOJO saved: its head must not be lost."""
-    from yojo.saved import CONFIG_FILE
+    from yojo.files.saved import CONFIG_FILE
 
     if Path(path).exists():
         return (Path(path) / CONFIG_FILE).is_file()

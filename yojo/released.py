@@ -14,7 +14,7 @@ import torch
 from yojo import dates, stock
 from yojo.config import CHOICES
 from yojo.devices import embedding_of
-from yojo.folders import replaced_folder
+from yojo.files.folders import replaced_folder
 from yojo.patch import patch, patched_base, separator_id_of, tokenizer_of
 from yojo.processors import load_processor, save_processor
 from yojo.separator import folded

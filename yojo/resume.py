@@ -13,9 +13,9 @@ from yojo import dates, fingerprints
 from yojo.adapters import scoring_adapter
 from yojo.checkpoint import adapter_of
 from yojo.config import YojoConfig
-from yojo.folders import flush, sync
+from yojo.files.folders import flush, sync
+from yojo.files.saved import CONFIG_FILE, check_hashes, check_sizes, read_description, read_head
 from yojo.patch import patched_base, unwrap
-from yojo.saved import CONFIG_FILE, check_hashes, check_sizes, read_description, read_head
 
 logger = logging.getLogger(__name__)
 

@@ -129,7 +129,7 @@ def _read(said, where):
 
 def _find_head(base, source):
     """The head's tensors in the weights of a folder or hub name; compares some of the others with the model's."""
-    from yojo.saved import CONFIG_FILE, HEAD_FILE, SEPARATOR_ROW, check_hashes, read_description, read_head
+    from yojo.files.saved import CONFIG_FILE, HEAD_FILE, SEPARATOR_ROW, check_hashes, read_description, read_head
 
     fetch = _fetcher(source, getattr(base.config, "_commit_hash", None))
     if fetch(CONFIG_FILE) and fetch(

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-from yojo import card
-from yojo.processors import BACKEND
-
 CONFIG_FILE = "yojo_config.json"
 HEAD_FILE = "score_head.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
 BESIDE_FILE = "beside_adapter.safetensors"  # weights that were trained beside the adapter
 SEPARATOR_ROW = "separator_embedding"
 VERSION = 1
+CARD_FILE = "README.md"
+CARD_SIGN = "<!-- written by yojo: remove this line to keep your own text -->"  # in a card that may be replaced
+BACKEND = "image_backend"  # in processor_config.json: what resizes images, see `yojo.processors.save_processor`
 
 # Files of a model folder that a later save may remove: left behind, they would be loaded with the new ones.
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "*.safetensors.index.json", "pytorch_model*")
@@ -25,7 +25,7 @@ _OURS = (CONFIG_FILE, HEAD_FILE, *_WEIGHTS, *ADAPTERS, "config.json", "generatio
 _ALL_THE_SAME = "if that is meant, load it with check_files=False"
 # Files that may be changed: no score depends on them. All others may not, since with another one a score means nothing;
 # of a model's weights the size is checked here, and the values once they are loaded (see `yojo.fingerprints`).
-_FREE = (card.FILE, "generation_config.json")
+_FREE = (CARD_FILE, "generation_config.json")
 # Files that transformers would read beside those that were saved.
 _READ = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
@@ -47,6 +47,12 @@ _READ = (
 )
 
 
+def has_foreign_card(folder):
+    """Whether a folder has a README.md that YOJO did not write."""
+    file = Path(folder) / CARD_FILE
+    return file.is_file() and CARD_SIGN not in file.read_text(errors="replace")
+
+
 def owned(path):
     """Function name -> whether a file of this folder was written by an earlier save."""
     try:
@@ -55,10 +61,10 @@ def owned(path):
     except (OSError, ValueError, AttributeError):
         return lambda name: False
     patterns = () if description.get("files") else _OURS
-    keeps_card = card.is_foreign(path)
+    keeps_card = has_foreign_card(path)
 
     def owned(name):
-        if name == card.FILE:
+        if name == CARD_FILE:
             return not keeps_card
         return name in names or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
