@@ -15,7 +15,6 @@ The scores of every step are checked against those of the first before it is tim
 
 import contextlib
 import functools
-import sys
 
 import pytest
 import torch
@@ -25,8 +24,9 @@ import yojo
 from bench import models
 from bench.timing import figures, measure, peak_bytes
 from yojo.flops import scoring_flops
-from yojo.graphs import BUCKET
-from yojo.model import Separators
+from yojo.patching import head
+from yojo.patching.graphs import BUCKET
+from yojo.patching.readings import Separators
 from yojo_kernels import Layout, score_head
 
 # prompt tokens, responses, response tokens (the separator among them)
@@ -129,13 +129,12 @@ def gone_afterwards():
 @contextlib.contextmanager
 def head_of(step):
     """The value head in plain PyTorch before the step that fuses it."""
-    module = sys.modules["yojo.model"]
     impl = "reference" if STEPS.index(step) < STEPS.index("fused_head") else "auto"
-    module.score_head = functools.partial(score_head, impl=impl)
+    head.score_head = functools.partial(score_head, impl=impl)
     try:
         yield
     finally:
-        module.score_head = score_head
+        head.score_head = score_head
 
 
 def call_of(step, row, mode, device_type):

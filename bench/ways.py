@@ -19,11 +19,11 @@ import yojo
 from bench import models
 from bench.sweeps import Point
 from bench.timing import give_back, is_out_of_memory
-from yojo import families
 from yojo.flops import batch_flops
-from yojo.fuse import liger_forward, liger_on
 from yojo.packing import orders
-from yojo.patch import unwrap
+from yojo.patching import families
+from yojo.patching.fuse import liger_forward, liger_on
+from yojo.patching.state import unwrap
 from yojo.profiling import IdsOnly
 from yojo_kernels import AttentionCall, choose_attention
 

@@ -16,7 +16,7 @@ import yojo
 from yojo.arguments import RewardTrainingArguments
 from yojo.demo import digits
 from yojo.demo.backbone import load_backbone
-from yojo.patch import unwrap
+from yojo.patching.state import unwrap
 from yojo.train import RewardTrainer
 
 # Every value of one with every value of each other: tune, mode, gradient_accumulation_steps.

@@ -31,7 +31,7 @@ def make_head(pooling, head, activation, hidden_size, head_dim=24, seed=5):
 
 
 def names_of(head):
-    """state dict name -> name in `yojo.model.ScoreHead`."""
+    """state dict name -> name in `yojo.patching.head.ScoreHead`."""
     if isinstance(head, torch.nn.Linear):
         return {"weight": "weight2", "bias": "bias2"}
     return {"0.weight": "weight1", "0.bias": "bias1", "2.weight": "weight2", "2.bias": "bias2"}

@@ -1,4 +1,4 @@
-"""Captures of `yojo.graphs` on a CUDA device that is not there: what torch is asked for, and what a failure leaves.
+"""Captures of `yojo.patching.graphs` on a CUDA device that is not there: what torch is asked for, and what a failure leaves.
 
 The device keeps the state that a capture changes (stream, random numbers, where memory is allocated from), and as torch
 does, it leaves it changed where a capture fails at its end. Whether real captures fare so is seen in tests/gpu.
@@ -13,8 +13,8 @@ import pytest
 import torch
 from test_graphs import Decoder, Layer, passes, row_of
 
-from yojo import graphs
-from yojo.graphs import RowGraphs
+from yojo.patching import graphs
+from yojo.patching.graphs import RowGraphs
 
 INDEX = 3  # of the device of the rows; another one is the current one
 
@@ -31,7 +31,7 @@ class Generator:
 
 
 class Device:
-    """A CUDA device as `yojo.graphs` sees it.
+    """A CUDA device as `yojo.patching.graphs` sees it.
 
     Attributes:
         log: what streams and events were asked for, in order.

@@ -14,9 +14,9 @@ from transformers.utils import chat_template_utils
 from turn_cases import TEMPLATES, tokenizer_of_kind
 
 import yojo
-from yojo import dates
 from yojo.checking import count_tokens, model_settings
 from yojo.mr2rm import ConversationEncoder
+from yojo.patching import dates
 from yojo.processors import load_processor
 from yojo.prompts import PromptEncoder
 from yojo.resume import adopt_date

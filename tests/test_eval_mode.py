@@ -10,8 +10,8 @@ from test_families import PARITY, patched
 from torch import nn
 
 import yojo
-from yojo import eval_mode
-from yojo.eval_mode import EvalMode, Modules
+from yojo.patching import eval_mode
+from yojo.patching.eval_mode import EvalMode, Modules
 
 EXAMPLES = [yojo.Example("w1 w2", ["w3 w4", "w5"]), yojo.Example("w6", ["w7", "w8 w9", "w1"])] * 3
 ROWS = 5

@@ -10,8 +10,8 @@ import torch
 import transformers
 
 import yojo
-from yojo import families
 from yojo.packing import orders, pack_in_parts
+from yojo.patching import families
 
 FAMILIES = list(tiny.FAMILIES)
 PARITY = 2e-6  # float32: about 16 ulp of a score of order 1

@@ -8,8 +8,9 @@ from test_families import continued, parametrize_families, patched, rows_of, sam
 from torch.utils.flop_counter import FlopCounterMode
 
 import yojo
-from yojo import last_layer, vision
+from yojo import vision
 from yojo.flops import Flops, batch_flops, scoring_flops
+from yojo.patching import last_layer
 from yojo_kernels import Layout
 from yojo_kernels.layout import count_visible
 

@@ -23,8 +23,8 @@ from fuse_cases import (
 from test_families import patched, samples_of
 
 import yojo
-from yojo import fuse
-from yojo.patch import unwrap
+from yojo.patching import fuse
+from yojo.patching.state import unwrap
 
 SLIDING = ("gemma2", "gemma3", "gemma3_text", "paligemma2")  # two kinds of layers
 BLOCKS = ("molmo2", "gemma3")  # rows with images have blocks, rows without have none
@@ -252,7 +252,7 @@ def test_auto_leaves_the_cpu_alone(graphs, caplog):
     model, plain, collator = pair("llama", None)
     assert model.yojo.fuse == "auto"
     batch = batches_of("llama", collator)[0]
-    with torch.no_grad(), caplog.at_level(logging.DEBUG, "yojo.fuse"):
+    with torch.no_grad(), caplog.at_level(logging.DEBUG, "yojo.patching.fuse"):
         for _ in range(2):
             assert torch.equal(model(**batch).scores, plain(**batch).scores)
     assert not graphs
@@ -320,7 +320,7 @@ def test_auto_goes_on_unfused_where_compiling_fails(monkeypatch, caplog):
     monkeypatch.setattr(fuse, "BACKEND", failing)
     model, plain, collator = pair("llama", "auto")
     batch = batches_of("llama", collator)[0]
-    with torch.no_grad(), caplog.at_level(logging.WARNING, "yojo.fuse"):
+    with torch.no_grad(), caplog.at_level(logging.WARNING, "yojo.patching.fuse"):
         for _ in range(4):
             assert torch.equal(model(**batch).scores, plain(**batch).scores)
     assert caplog.text.count("decoder layers run unfused: torch.compile failed with BackendCompilerFailed") == 1

@@ -14,8 +14,8 @@ import torch
 from test_families import parametrize_families, patched, rows_of, samples_of
 
 import yojo
-from yojo import graphs
-from yojo.graphs import RowGraphs, settled
+from yojo.patching import graphs
+from yojo.patching.graphs import RowGraphs, settled
 from yojo_kernels import Layout
 
 

@@ -23,8 +23,8 @@ from test_families import (
 from torch.utils.flop_counter import FlopCounterMode
 
 import yojo
-from yojo import last_layer, methods
-from yojo.patch import unwrap
+from yojo.patching import last_layer, methods
+from yojo.patching.state import unwrap
 
 MODES = {
     "isolated": {"mode": "isolated"},

@@ -10,8 +10,8 @@ import torch
 from test_families import FAMILIES, batch_of, gradients, patched, rows_of, samples_of
 
 import yojo
-from yojo import families, media
-from yojo.media import Placeholders
+from yojo.patching import families, media
+from yojo.patching.media import Placeholders
 
 WITH_IMAGES = [family for family in FAMILIES if family in tiny.LACKING or "image" in tiny.prompts(family)]
 

@@ -13,8 +13,8 @@ import torch
 from test_families import PARITY, patched, samples_of
 
 import yojo
-from yojo import separator as separators
-from yojo.eval_mode import EvalMode
+from yojo.patching import separator as separators
+from yojo.patching.eval_mode import EvalMode
 
 CHOICES = ("auto", "none", "compile")
 

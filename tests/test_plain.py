@@ -18,7 +18,7 @@ from turn_cases import KINDS, TEMPLATES, tokenizer_of_kind
 import yojo
 from yojo.batches import CostEstimate
 from yojo.checking import count_tokens
-from yojo.patch import tokenizer_of
+from yojo.patching.state import tokenizer_of
 from yojo.plain import forbidden_ids, named_errors, plain_ids, private_tokenizer
 from yojo.prompts import placeholder_tokens
 

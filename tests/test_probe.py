@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import sys
 
 import pytest
 import tiny
@@ -11,8 +10,10 @@ import transformers
 from test_families import spread
 
 import yojo
-from yojo import families, probe, ropes
-from yojo.patch import _packed_attention, is_patched
+from yojo.patching import attention as patched_attention
+from yojo.patching import families, probe, ropes
+from yojo.patching.attention import packed_attention
+from yojo.patching.state import is_patched
 
 PLAIN = {"num_key_value_heads": 2, "head_dim": 8}
 MIXTURE = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
@@ -29,7 +30,7 @@ def build(name, dtype=torch.float32, **settings):
 
 def measured(model):
     modules = families.attention_modules(model)
-    return probe.measure(model, modules, ropes.switch_of(model), lambda: _packed_attention(model, modules))
+    return probe.measure(model, modules, ropes.switch_of(model), lambda: packed_attention(model, modules))
 
 
 GOOD = {
@@ -86,7 +87,7 @@ def test_layers_that_do_not_say_their_window_are_found():
 @pytest.mark.parametrize("fault", ["leak", "position", "window"])
 def test_other_faults_are_found(monkeypatch, fault):
     """Attention that sees other branches, positions that do not start again, a window that is dropped."""
-    module = sys.modules["yojo.patch"]
+    module = patched_attention
     attend, original = module.attend, module.multi_response_attention
 
     def faulty(query, key, value, layout, **kwargs):
@@ -161,7 +162,7 @@ def test_listed_families_are_not_probed_and_options_are_checked(monkeypatch):
 def test_what_cannot_be_probed_is_said(caplog):
     with torch.device("meta"):
         empty = transformers.MistralForCausalLM(tiny.build("mistral").config)
-    with caplog.at_level(logging.WARNING, logger="yojo.probe"):
+    with caplog.at_level(logging.WARNING, logger="yojo.patching.probe"):
         yojo.patch(empty, head_dim=16)
     assert "is on the meta device: it cannot be probed" in caplog.text
 

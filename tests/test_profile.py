@@ -12,10 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 import yojo
-from yojo import fuse, profiling, trace
+from yojo import profiling, trace
 from yojo.cli import app
 from yojo.demo.backbone import BACKBONE
 from yojo.flops import batch_flops
+from yojo.patching import fuse
 
 PARTS = list(profiling.PARTS)
 QUICK = ["--prompt-tokens", "40", "--responses", "3", "--response-tokens", "5", "--device", "cpu"]

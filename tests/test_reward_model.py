@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import yojo
-from yojo import last_layer
 from yojo.checkpoint import CONFIG_FILE, HEAD_FILE
+from yojo.patching import last_layer
 
 
 def with_adapter(reward_model, backbone_path):

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny import finished
 
 import yojo
-from yojo import checkpoint, fingerprints, resume
+from yojo import checkpoint, resume
 from yojo.files.saved import ADAPTER_FILE, BESIDE_FILE, CONFIG_FILE
+from yojo.patching import fingerprints
 
 PROMPT, RESPONSES = "which one?", ["a six", "it is a nine"]
 

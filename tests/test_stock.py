@@ -155,8 +155,8 @@ def test_folders_of_others_are_named(tmp_path):
 
 def test_weights_of_every_shape_can_be_compared():
     """A buffer that is one number (Gemma 4's clipped layers have some) has no rows; an embedding may have got some more."""
-    from yojo import stock
+    from yojo.patching import recorded
 
     number, rows = torch.tensor(1.5), torch.arange(12.0).view(4, 3)
-    assert stock._alike(number, number.clone()) and not stock._alike(number, number + 1)
-    assert stock._alike(torch.cat([rows, rows[:1]]), rows) and not stock._alike(rows[:3], rows)
+    assert recorded._alike(number, number.clone()) and not recorded._alike(number, number + 1)
+    assert recorded._alike(torch.cat([rows, rows[:1]]), rows) and not recorded._alike(rows[:3], rows)

@@ -3,14 +3,14 @@
 import contextlib
 import multiprocessing
 import pickle
-import sys
 
 import pytest
 import torch
 from test_families import batch_of, parametrize_families, patched, samples_of
 
 import yojo
-from yojo import families, graphs, tables
+from yojo.patching import attention as patched_attention
+from yojo.patching import families, graphs, tables
 from yojo_kernels import Layout, tuning
 from yojo_kernels.tables import tables_for
 
@@ -27,7 +27,7 @@ def on_hopper(monkeypatch):
 @contextlib.contextmanager
 def asked(monkeypatch):
     """What attention is called with within it."""
-    module, calls = sys.modules["yojo.patch"], []
+    module, calls = patched_attention, []
     attend = module.multi_response_attention
 
     def watch(query, key, value, layout, **options):

@@ -20,7 +20,7 @@ from yojo import data
 from yojo.arguments import RewardTrainingArguments
 from yojo.batches import CostEstimate, Drawn, GlobalBatches
 from yojo.demo import digits
-from yojo.patch import unwrap
+from yojo.patching.state import unwrap
 from yojo.train import RewardTrainer, center_penalty
 
 

@@ -2,40 +2,25 @@
 
 import importlib
 
-from yojo.config import YojoConfig
-
-# Imported here rather than on first use because the module has the function's name: once `yojo.patch` is loaded by
-# anyone, it would hide the function. The module itself is light; transformers' modeling code is loaded when it is run.
-from yojo.patch import patch, unpatch
-
 __version__ = "0.1.0"
 
-__all__ = [
-    "Collator",
-    "Example",
-    "RewardModel",
-    "RewardTrainer",
-    "RewardTrainingArguments",
-    "Video",
-    "YojoConfig",
-    "__version__",
-    "data",
-    "patch",
-    "unpatch",
-]
-
+# Public name -> the module it lives in; loaded on first use, since torch and transformers take seconds.
 _HOMES = {
     "Collator": "yojo.packing",
     "Example": "yojo.packing",
-    "RewardModel": "yojo.model",
+    "RewardModel": "yojo.reward_model",
     "RewardTrainer": "yojo.train",
     "RewardTrainingArguments": "yojo.arguments",
     "Video": "yojo.videos",
+    "YojoConfig": "yojo.config",
+    "patch": "yojo.patching.patch",
+    "unpatch": "yojo.patching.patch",
 }
+
+__all__ = [*_HOMES, "__version__", "data"]
 
 
 def __getattr__(name):
-    # Loaded on first use: transformers' modeling code takes seconds, and `import yojo` should not.
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value

@@ -5,8 +5,8 @@ import re
 
 import torch
 
-from yojo import fingerprints
-from yojo.patch import patched_base
+from yojo.patching import fingerprints
+from yojo.patching.state import patched_base
 
 TUNE = ("lora", "full", "head")
 NO_TARGETS = ("gate", "router")  # of mixtures of experts: who routes tokens is left as it is

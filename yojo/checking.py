@@ -8,12 +8,12 @@ import statistics
 import weakref
 from pathlib import Path
 
-from yojo import dates
 from yojo.config import YojoConfig
 from yojo.data import Records
 from yojo.files.saved import CONFIG_FILE, read_description
 from yojo.images import load_image
-from yojo.patch import tokenizer_of
+from yojo.patching import dates
+from yojo.patching.state import tokenizer_of
 from yojo.plain import forbidden_ids, known_state
 from yojo.prompts import PromptEncoder, unseen
 from yojo.readers import NOT_A_RECORDS_FAULT, ColumnError, DataError, MediaError, open_source, what_it_says

@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 
 import yojo
-from yojo import adapters, dates, fingerprints, stock
+from yojo import adapters
 from yojo import card as cards
 from yojo.config import YojoConfig
-from yojo.devices import embedding_of
 from yojo.files import saved
 from yojo.files.folders import files_of, replaced_folder
 from yojo.files.saved import (
@@ -27,8 +26,12 @@ from yojo.files.saved import (
     local_folder,
     read_description,
 )
-from yojo.patch import patch_loaded, patched_base
+from yojo.patching import dates, fingerprints
+from yojo.patching.devices import embedding_of
+from yojo.patching.patch import patch_loaded
+from yojo.patching.state import patched_base
 from yojo.processors import backend_of, load_processor, save_processor
+from yojo.saving import stock
 
 __all__ = ["import_mr2rm", "load_pretrained", "merge", "push_to_hub", "replaced_folder", "save_pretrained"]
 
@@ -45,7 +48,7 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
     embedding (`score_head.safetensors`); the processor with its chat template; a model card; and `yojo_config.json`:
     the `YojoConfig`, the backbone's class, dtype, quantization and origin, the separator's id, the date that its chat
     template prints, the versions it was made with, size or checksum of the other files, and fingerprints of the backbone's
-    weights (see `yojo.fingerprints`): those of an adapter's base model as it was patched, those of a full model as it is.
+    weights (see `yojo.patching.fingerprints`): those of an adapter's base model as it was patched, those of a full model as it is.
     An adapter is the one that is active, under whatever name; weights that were trained beside it (an unfrozen norm,
     vision tower, embedding) are saved with it, in `beside_adapter.safetensors`. An older model in the folder is replaced,
     also one of the other kind; files of others stay.

@@ -421,7 +421,8 @@ def info():
 
     import yojo
     import yojo_kernels
-    from yojo import fuse, versions
+    from yojo import versions
+    from yojo.patching import fuse
 
     typer.echo(f"yojo          {yojo.__version__}")
     typer.echo(f"python        {platform.python_version()}")

@@ -6,11 +6,11 @@ import dataclasses
 import torch
 
 import yojo
-from yojo import dates
 from yojo.files import saved
 from yojo.files.folders import replaced_folder
-from yojo.patch import patched_base, tokenizer_of
-from yojo.separator import folded
+from yojo.patching import dates
+from yojo.patching.separator import folded
+from yojo.patching.state import patched_base, tokenizer_of
 
 FORMATS = ("mr2rm", "trl")
 

@@ -66,7 +66,7 @@ def check(prompt, family, config):
 
     Args:
         prompt: dict of a processor's outputs, `input_ids` [1, P] among them.
-        family: its `yojo.families.Family`.
+        family: its `yojo.patching.families.Family`.
         config: the model's.
 
     Raises:

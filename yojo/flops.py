@@ -5,9 +5,10 @@ import dataclasses
 
 import torch
 
-from yojo import families, last_layer, pooling, vision
+from yojo import vision
 from yojo.config import YojoConfig
-from yojo.patch import is_patched, unwrap
+from yojo.patching import families, last_layer, pooling
+from yojo.patching.state import is_patched, unwrap
 from yojo_kernels.layout import count_visible
 
 MODES = ("single", "comparative", "isolated")
@@ -273,7 +274,7 @@ def _count(model, samples, readings, rows, passes, dense, training, reads=None):
         of_reads = reads is not None and layer.layer == last
         if isinstance(layer, _Product):
             count = tokens if layer.rows == "tokens" else getattr(rows, layer.rows) * passes
-            if of_reads:  # see yojo.last_layer: keys of all tokens, all else of the rows that are read
+            if of_reads:  # see yojo.patching.last_layer: keys of all tokens, all else of the rows that are read
                 count, unused = {"query": (len(reads), tokens), "key": (tokens, len(reads))}.get(
                     layer.makes, (len(reads), 0)
                 )

@@ -6,10 +6,11 @@ import typing
 
 import torch
 
-from yojo import dates, families, features, media, messages, tables
-from yojo.model import Separators
+from yojo import features, messages
 from yojo.mr2rm import ConversationEncoder
-from yojo.patch import patched_base, separator_id_of, tokenizer_of
+from yojo.patching import dates, families, media, tables
+from yojo.patching.readings import Separators
+from yojo.patching.state import patched_base, separator_id_of, tokenizer_of
 from yojo.plain import forbidden_ids, known_state
 from yojo.prompts import NOT_FOR_THE_MODEL, PromptEncoder, bad_record
 from yojo.turns import TurnEncoder
@@ -236,7 +237,7 @@ class Collator:
         Returns:
             dict: input_ids [1, T] int64; position_ids [1, T], or [3, 1, T] for M-RoPE; layout (`Layout`); separators
             (`Separators`); the processor's vision tensors and where their features go (placeholders, a
-            `yojo.media.Placeholders`); and rankings [S, Nmax] (int64, -1 = no response; float32
+            `yojo.patching.media.Placeholders`); and rankings [S, Nmax] (int64, -1 = no response; float32
             for the loss "soft") when the examples have them.
 
         Raises:
@@ -346,7 +347,7 @@ class Collator:
             pad_to_multiple_of: instead of the collator's own.
 
         Raises:
-            ValueError: no examples. `yojo.families.CannotJoin`, which is one: vision tensors that cannot stand in one
+            ValueError: no examples. `yojo.patching.families.CannotJoin`, which is one: vision tensors that cannot stand in one
                 row, or rankings that some have and others lack; see `pack_in_parts`.
         """
         if not encoded:
@@ -427,7 +428,7 @@ def pack_in_parts(pack, items):
     """Pack items in one row, or in several where they cannot stand in one: training and scoring split rows alike.
 
     Args:
-        pack: function of a list of items -> batch, that raises `yojo.families.CannotJoin` where they do not fit together.
+        pack: function of a list of items -> batch, that raises `yojo.patching.families.CannotJoin` where they do not fit together.
         items: list, not empty.
 
     Returns:

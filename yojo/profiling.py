@@ -13,10 +13,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import yojo
-from yojo import families, stock
 from yojo.checkpoint import CONFIG_FILE, local_folder
 from yojo.flops import batch_flops
-from yojo.patch import is_patched, patch, unwrap
+from yojo.patching import families, recorded
+from yojo.patching.patch import patch
+from yojo.patching.state import is_patched, unwrap
 from yojo.trace import PREFIX, seconds_by_part
 
 # Part -> how tables and pictures call it, in the order they show it.
@@ -158,7 +159,7 @@ def load(path, *, mode=None, device="cpu", dtype=None, processor=False):
 
         found = load_processor(path)
     mode = mode or (getattr(model.config, "yojo", None) or {}).get("mode", "comparative")
-    stock.forget(model)
+    recorded.forget(model)
     patch(model, found, mode=mode)
     notes.append("the value head is random: its scores mean nothing, its speed does")
     return model.to(device).eval(), found, notes

@@ -11,11 +11,11 @@ import weakref
 
 import torch
 
-from yojo import dates
 from yojo.decoding import can_sample, sample_file, with_files
 from yojo.images import load_image
 from yojo.lookup import find_image
 from yojo.messages import KINDS, TAGS, count_tags, place, strings
+from yojo.patching import dates
 from yojo.processors import ImageOnly
 from yojo.videos import load_video
 

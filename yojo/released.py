@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
-from yojo import dates, stock
 from yojo.config import CHOICES
-from yojo.devices import embedding_of
 from yojo.files.folders import replaced_folder
-from yojo.patch import patch, patched_base, separator_id_of, tokenizer_of
+from yojo.patching import dates, recorded
+from yojo.patching.devices import embedding_of
+from yojo.patching.patch import patch
+from yojo.patching.separator import folded
+from yojo.patching.state import patched_base, separator_id_of, tokenizer_of
 from yojo.processors import load_processor, save_processor
-from yojo.separator import folded
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def import_mr2rm(path, out=None, *, base_model=None, scale_scores=True, dtype=No
             f"{model.get_input_embeddings().weight.shape[0]} rows"
         )
     row = _separator_row(model, separator_id, rows, path)
-    stock.forget(model)
+    recorded.forget(model)
     patch(model, processor, format="mr2rm", scale_scores=scale_scores, **options)
     with torch.no_grad():
         model.get_input_embeddings().weight[separator_id] = row

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from yojo import dates, fingerprints
 from yojo.adapters import scoring_adapter
 from yojo.checkpoint import adapter_of
 from yojo.config import YojoConfig
 from yojo.files.folders import flush, sync
 from yojo.files.saved import CONFIG_FILE, check_hashes, check_sizes, read_description, read_head
-from yojo.patch import patched_base, unwrap
+from yojo.patching import dates, fingerprints
+from yojo.patching.state import patched_base, unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class WholeCheckpoints:
         if not self.args.should_save:
             return
         from yojo.checkpoint import save_pretrained
-        from yojo.model import RewardModel
+        from yojo.reward_model import RewardModel
 
         folder = self.args.output_dir if output_dir is None else output_dir
         save_pretrained(

@@ -17,7 +17,8 @@ from yojo.batches import CostEstimate, Drawn, GlobalBatches, RowCollator, RowLoa
 from yojo.checkpoint import refuse_own_base
 from yojo.metrics import ranking_metrics
 from yojo.packing import Collator
-from yojo.patch import patch, unwrap
+from yojo.patching.patch import patch
+from yojo.patching.state import unwrap
 from yojo.resume import WholeCheckpoints
 
 logger = logging.getLogger(__name__)

@@ -1,12 +1,11 @@
 """The attention kernels on a GPU: exact on thousands of random rows, the same bits at every launch, long rows."""
 
-import sys
-
 import pytest
 import torch
 from attention_cases import check, random_case
 
 import yojo
+from yojo.patching import attention as patched_attention
 from yojo_kernels import Layout, attention, multi_response_attention
 
 pytestmark = pytest.mark.gpu
@@ -230,7 +229,7 @@ def test_a_patched_qwen3_vl_in_bfloat16_scores_as_with_the_reference(make_reward
             for name, value in batch.items()
         }
         with monkeypatch.context() as patch, torch.inference_mode():
-            patch.setattr(sys.modules["yojo.patch"], "multi_response_attention", attend)
+            patch.setattr(patched_attention, "multi_response_attention", attend)
             assert reward_model.model(**inputs).scores.isfinite().any(dim=1).all()
             return reward_model.model.score(hidden[-1], rows).double()
 
@@ -252,6 +251,8 @@ def test_a_patched_model_uses_the_kernels(make_reward_model, examples, monkeypat
     reward_model.model.cuda()
     launched = []
     real = attention.multi_response_attention
-    monkeypatch.setattr(attention, "multi_response_attention", lambda *a, **o: launched.append(1) or real(*a, **o))
+    monkeypatch.setattr(
+        patched_attention, "multi_response_attention", lambda *a, **o: launched.append(1) or real(*a, **o)
+    )
     assert isinstance(reward_model, yojo.RewardModel) and len(reward_model.score_many(examples)) == len(examples)
     assert len(launched) == reward_model.model.config.get_text_config().num_hidden_layers

@@ -7,7 +7,7 @@ import torch
 from fuse_cases import batches_of, check_training, pair, text_row
 from test_families import patched
 
-from yojo import fuse
+from yojo.patching import fuse
 
 pytestmark = pytest.mark.gpu
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import yojo
-from yojo import graphs
 from yojo.demo import digits
+from yojo.patching import graphs
 
 pytestmark = pytest.mark.gpu
 TEXTS = ["It is a 7.", "This is a two", "3", "Maybe it is a four, or a five.", "zero"]

@@ -7,9 +7,10 @@ import torch
 import transformers
 
 import yojo
-from yojo import last_layer, versions
+from yojo import versions
 from yojo.config import CHOICES
-from yojo.pooling import pool
+from yojo.patching import last_layer
+from yojo.patching.pooling import pool
 
 pytestmark = pytest.mark.gpu
 

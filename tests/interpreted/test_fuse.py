@@ -21,7 +21,8 @@ from fuse_cases import (
 
 from bench import models, ways
 from bench.sweeps import Point
-from yojo import fuse, last_layer
+from yojo.patching import attention as patched_attention
+from yojo.patching import fuse, last_layer
 from yojo_kernels import multi_response_attention
 
 pytest.importorskip("liger_kernel")
@@ -69,7 +70,7 @@ def whole_layers(request, monkeypatch):
 @pytest.fixture()
 def calls(monkeypatch):
     """How often each of Liger's functions ran."""
-    from yojo import liger
+    from yojo.patching import liger
 
     count = {}
 
@@ -91,7 +92,7 @@ def calls(monkeypatch):
 def expected_calls(model, passes=1):
     """What a pass of the model must call: every norm of its layers, and one rotary embedding and MLP a layer."""
     layers = model.yojo.fusion.layers
-    norms = sum(type(module).__name__ in fuse.NORMS for layer in layers for module in layer.modules())
+    norms = sum(type(module).__name__ in layers.NORMS for layer in layers for module in layer.modules())
     counts = {"LigerRMSNormFunction": norms, "LigerRopeFunction": len(layers), "gated": len(layers)}
     return {name: count * passes for name, count in counts.items()}
 
@@ -216,7 +217,7 @@ def test_one_graph_for_all_rows_with_the_triton_kernel(training, monkeypatch):
 
     monkeypatch.setattr(fuse, "BACKEND", backend)
     monkeypatch.setattr(
-        sys.modules["yojo.patch"],
+        patched_attention,
         "multi_response_attention",
         functools.partial(multi_response_attention, impl="triton"),
     )

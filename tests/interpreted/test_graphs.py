@@ -5,13 +5,13 @@ would show in the scores.
 """
 
 import copy
-import sys
 
 import pytest
 import torch
 
 import yojo
-from yojo import fuse, graphs
+from yojo.patching import attention as patched_attention
+from yojo.patching import fuse, graphs
 from yojo_kernels import multi_response_attention
 
 PROMPTS = ["Which digit?", "And here, which digit is it?", "What?"]
@@ -22,7 +22,7 @@ def attend_with(impl, monkeypatch):
         keywords["impl"] = "auto" if keywords.get("query_rows") is not None else impl
         return multi_response_attention(*arguments, **keywords)
 
-    monkeypatch.setattr(sys.modules["yojo.patch"], "multi_response_attention", attend)
+    monkeypatch.setattr(patched_attention, "multi_response_attention", attend)
 
 
 @pytest.fixture(autouse=True)

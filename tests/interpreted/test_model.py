@@ -1,12 +1,12 @@
 """A patched model whose attention runs in the kernels, interpreted: scores and gradients as with the reference."""
 
 import functools
-import sys
 
 import pytest
 import torch
 
 import yojo
+from yojo.patching import attention as patched_attention
 from yojo_kernels import attention, launch, multi_response_attention
 
 MODES = [{"mode": "comparative"}, {"mode": "isolated"}, {"mode": "comparative", "permutations": 2}]
@@ -30,7 +30,7 @@ def test_a_patched_model_scores_and_trains_as_with_the_reference(make_reward_mod
             calls.append(impl)
             return multi_response_attention(*arguments, impl=impl, **keywords)
 
-        monkeypatch.setattr(sys.modules["yojo.patch"], "multi_response_attention", attend)
+        monkeypatch.setattr(patched_attention, "multi_response_attention", attend)
         model.model.zero_grad()
         output = model.model(**batch)
         output.loss.backward()
@@ -56,7 +56,7 @@ def test_flops_of_a_pass_through_the_kernels(make_reward_model, samples, monkeyp
     from yojo.flops import batch_flops
 
     monkeypatch.setattr(
-        sys.modules["yojo.patch"],
+        patched_attention,
         "multi_response_attention",
         functools.partial(multi_response_attention, impl="triton"),
     )

@@ -9,7 +9,7 @@ import torch
 
 import yojo
 from yojo.demo import digits, reward
-from yojo.patch import unwrap
+from yojo.patching.state import unwrap
 
 COUNTS = (1, 2, 4, 8, 16)
 MODES = ("comparative", "isolated")

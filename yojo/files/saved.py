@@ -24,7 +24,7 @@ ADAPTERS = ("adapter_model*", "adapter_config.json")
 _OURS = (CONFIG_FILE, HEAD_FILE, *_WEIGHTS, *ADAPTERS, "config.json", "generation_config.json")
 _ALL_THE_SAME = "if that is meant, load it with check_files=False"
 # Files that may be changed: no score depends on them. All others may not, since with another one a score means nothing;
-# of a model's weights the size is checked here, and the values once they are loaded (see `yojo.fingerprints`).
+# of a model's weights the size is checked here, and the values once they are loaded (see `yojo.patching.fingerprints`).
 _FREE = (CARD_FILE, "generation_config.json")
 # Files that transformers would read beside those that were saved.
 _READ = (

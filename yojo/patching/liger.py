@@ -14,7 +14,7 @@ from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 from liger_kernel.ops.rope import LigerRopeFunction
 from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
-from yojo.fuse import ACTIVATIONS, NORMS
+from yojo.patching.layers import ACTIVATIONS, NORMS
 from yojo_kernels.launch import DTYPES
 
 ROTARY = "apply_rotary_pos_emb"

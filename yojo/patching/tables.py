@@ -11,7 +11,7 @@ import weakref
 
 import torch
 
-from yojo import devices, families
+from yojo.patching import devices, families
 from yojo_kernels import AttentionCall, choose_attention
 
 SMALL_HEAD_DIM = 64  # one that kernels take wherever they run
@@ -71,7 +71,7 @@ def facts_of(attentions, device, dtype, trains=False):
     """The `Facts` of a decoder's attention modules; None where they do not run in the kernels.
 
     Args:
-        attentions: the modules, see `yojo.families.attention_modules`; or a function that finds them.
+        attentions: the modules, see `yojo.patching.families.attention_modules`; or a function that finds them.
         device: what they run on.
         dtype: of queries, keys and values.
         trains: whether any weight asks for gradients.

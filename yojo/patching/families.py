@@ -106,7 +106,7 @@ class Family:
         offsets: tensor name -> the name of the tensor whose entries (the product of its first two dimensions) it
             indexes; indices are shifted when prompts are joined, negative ones are left alone.
         features: whether vision features replace the embeddings of their placeholders ("replaced") or are added to
-            them ("added"); None: the model's own forward does it, and waits for the device (see `yojo.media`).
+            them ("added"); None: the model's own forward does it, and waits for the device (see `yojo.patching.media`).
         video_token: the config's name for the id of a video's placeholders.
         one_kind: whether the model takes either images or videos in one pass.
         sizes: names of vision tensors that the model asks for their values; they are kept on the CPU for it.
@@ -223,7 +223,7 @@ def attention_modules(model):
     if not is_known(model.config) and _builds_block_masks(model, decoder):
         raise ValueError(
             f"{name} ({model.config.model_type}) builds its masks from token types or blocks of tokens, and how is not "
-            "known to yojo/families.py; scoring it as plainly causal would be wrong"
+            "known to yojo/patching/families.py; scoring it as plainly causal would be wrong"
         )
     return modules
 

@@ -10,8 +10,8 @@ import logging
 
 import torch
 
-from yojo import devices, families, last_layer
-from yojo.eval_mode import EvalMode
+from yojo.patching import devices, families, last_layer
+from yojo.patching.eval_mode import EvalMode
 from yojo_kernels import Layout
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def check(base, attentions, rope, replaced):
     Args:
         base: the transformers model, not patched yet.
         attentions: its attention modules.
-        rope: its `yojo.ropes.Switch`, or None.
+        rope: its `yojo.patching.ropes.Switch`, or None.
         replaced: function () -> context manager in which packed rows reach the packed attention.
 
     Raises:
@@ -72,7 +72,7 @@ def _likely(base):
     window = getattr(base.config.get_text_config(), "sliding_window", None)
     if window:
         return f"most likely the model puts its sliding window ({window}) into its mask, and its attention does not hand it on"
-    return "its attention depends on more than which tokens it may see, and on what is not known to yojo/families.py"
+    return "its attention depends on more than which tokens it may see, and on what is not known to yojo/patching/families.py"
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import inspect
 
 import torch
 
-from yojo import methods
+from yojo.patching import methods
 
 MODALITIES = {"image": "pixel_values", "video": "pixel_values_videos"}
 
@@ -61,7 +61,7 @@ def placeholders(prompts, starts, tensors, family, config):
         prompts: list of [P] int64, the ids of every prompt.
         starts: the row each of them starts at.
         tensors: dict name -> tensor, the joined vision tensors of the row.
-        family: their `yojo.families.Family`.
+        family: their `yojo.patching.families.Family`.
         config: the model's.
 
     Returns:

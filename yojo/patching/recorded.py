@@ -1,7 +1,8 @@
-"""Checkpoints of transformers' own Trainer, and `model.save_pretrained`, of a patched model: its head and settings found again.
+"""What a checkpoint of a patched model says of it: its head and settings found again when its model is patched.
 
-Such a folder is a plain model's, with the value head among the weights (`score.*`) and the settings in config.json
-(`yojo`). transformers loads the model and leaves the head out; a patch that began anew would score at random.
+The checkpoint is one of transformers' own Trainer, or of `model.save_pretrained`: a plain model's folder, with the value
+head among the weights (`score.*`) and the settings in config.json (`yojo`). transformers loads the model and leaves the
+head out; a patch that began anew would score at random.
 """
 
 import dataclasses
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import torch
 
-from yojo import fingerprints
 from yojo.config import YojoConfig
+from yojo.patching import fingerprints
 
 _HEAD = re.compile(r"(?:.*\.)?score\.(weight1|bias1|weight2|bias2|separator_delta)")
+
+
 _COMPARED = 24  # weights of the file that are compared with the model's
 
 
@@ -28,7 +31,7 @@ class Recorded:
         config: the `YojoConfig` it was patched with.
         separator_id: id of the separator; None where it was patched without a processor, -1 where nobody noted it.
         head: dict name in `ScoreHead` -> tensor.
-        date: the `datetime.date` its chat template printed (see `yojo.dates`), or None.
+        date: the `datetime.date` its chat template printed (see `yojo.patching.dates`), or None.
     """
 
     source: str
@@ -226,7 +229,7 @@ def _tensors(file, wanted):
 
 
 def _check_head(head, base, config, source):
-    from yojo.model import ScoreHead
+    from yojo.patching.head import ScoreHead
 
     with torch.device("meta"):
         expected = dict(ScoreHead(base.config.get_text_config().hidden_size, config).named_parameters())
@@ -236,44 +239,3 @@ def _check_head(head, base, config, source):
     for name, tensor in head.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{source}: {name} of the value head has weights that are not finite (NaN or infinity)")
-
-
-# ---- loading ----
-
-
-def is_checkpoint(path):
-    """Whether a folder is a checkpoint of a patched model, with a model and not an adapter alone."""
-    try:
-        return isinstance(json.loads((Path(path) / "config.json").read_text()).get("yojo"), dict)
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def load(path, *, dtype=None, device=None, fuse=None, probe=True, processor_options=None, **kwargs):
-    """(patched model in eval mode, processor) of a checkpoint of a patched model that has its processor beside it."""
-    import transformers
-
-    from yojo.patch import patch
-    from yojo.processors import load_processor
-
-    settings = json.loads((Path(path) / "config.json").read_text())
-    name = next(iter(settings.get("architectures") or ()), None)
-    # FSDP makes a class of its own and puts its name before transformers'.
-    model_class = getattr(transformers, name or "", None) or getattr(
-        transformers, (name or "").removeprefix("FSDP"), None
-    )
-    if model_class is None:
-        raise ValueError(f"{path}: config.json names the model class {name}, which transformers lacks")
-    try:
-        processor = load_processor(path, **(processor_options or {}))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is a checkpoint of a patched model without its processor ({error}): load the model with transformers, "
-            "yojo.patch(model, processor) with the processor it was trained with, and save it with "
-            "RewardModel(model, processor).save_pretrained"
-        ) from error
-    model = model_class.from_pretrained(path, dtype=dtype or "auto", **kwargs)
-    patch(model, processor, fuse=fuse, probe=probe)
-    if device is not None:
-        model.to(device)
-    return model.eval(), processor

@@ -11,7 +11,7 @@ import functools
 
 import torch
 
-from yojo import fuse, graphs, methods
+from yojo.patching import fuse, graphs, methods
 from yojo_kernels import Layout
 
 # Decoders whose layers treat every token alone but for their attention, and whose final norm does: tested one by one.

@@ -1,80 +1,27 @@
 """`patch` turns a Hugging Face model into a reward model in place, `unpatch` undoes it."""
 
-import contextlib
-import dataclasses
-import datetime
 import functools
 import logging
-import sys
-import typing
 
 import torch
 
-from yojo import dates, devices, families, fingerprints, last_layer, media, ropes, stock
-from yojo import fuse as fusing
-from yojo import graphs as row_graphs
-from yojo import probe as probing
-from yojo import separator as separators
 from yojo.config import YojoConfig
-from yojo.eval_mode import EvalMode
-from yojo_kernels import multi_response_attention
+from yojo.patching import dates, devices, families, fingerprints, forward, last_layer, media, recorded, ropes
+from yojo.patching import fuse as fusing
+from yojo.patching import graphs as row_graphs
+from yojo.patching import probe as probing
+from yojo.patching import separator as separators
+from yojo.patching.attention import (
+    common_implementation,
+    mark_sliding,
+    packed_attention,
+    register,
+    set_implementation,
+)
+from yojo.patching.head import ScoreHead
+from yojo.patching.state import Patch, is_patched, separator_id_of, tokenizer_of, unwrap
 
 logger = logging.getLogger(__name__)
-
-PREFIX = "yojo_"  # registered under the stock implementation's own name behind it: code that looks for "flash" finds it
-
-
-@dataclasses.dataclass
-class Patch:
-    """What a patched model carries as `model.yojo`: its settings, and what `unpatch` needs.
-
-    Attributes:
-        config: the `YojoConfig`.
-        separator_id: token id of the separator, or None when no processor was given.
-        stock_attention: the attention implementation the model had before.
-        stock_forward: the instance's own `forward` before, where something else had set one; else None.
-        stock_vocabulary: rows of the embedding before it was resized; None if it was not.
-        stock_row: the embedding of an existing row that became the separator's; None if there is none.
-        set_vocab_size: whether resizing gave the model an attribute `vocab_size` that it did not have.
-        whole_last_layer: why the last layer computes rows that nobody reads; None where it does not. Setting it to
-            some text makes it compute them all, for comparison.
-        fusion: how the decoder layers are fused.
-        date: the `datetime.date` that the chat template prints for good (see `yojo.dates`); None where it prints none, or
-            no processor was given yet.
-        weights: samples of the backbone's weights as they were patched (see `yojo.fingerprints`).
-        came_with: what a checkpoint of a patched model said of it (see `yojo.stock`), or None.
-        rope: where the frequencies of the model's rope depend on the length of a pass; None where they do not.
-        eval_mode: keeps the model in eval mode while threads score with it.
-    """
-
-    config: YojoConfig
-    separator_id: int | None
-    stock_attention: str
-    stock_forward: typing.Any = None
-    stock_vocabulary: int | None = None
-    stock_row: torch.Tensor | None = None
-    set_vocab_size: bool = False
-    whole_last_layer: str | None = None
-    fusion: fusing.Fusion | None = dataclasses.field(default=None, repr=False)
-    date: datetime.date | None = None
-    weights: dict = dataclasses.field(default_factory=dict, repr=False)
-    came_with: stock.Recorded | None = dataclasses.field(default=None, repr=False)
-    rope: ropes.Switch | None = None
-    eval_mode: EvalMode = dataclasses.field(default_factory=EvalMode, repr=False)
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        _register(self.stock_attention)  # a process that only unpickles the model has not patched any
-
-    @property
-    def fuse(self):
-        """The `fuse` the model is patched with."""
-        return self.fusion.fuse
-
-    @property
-    def graphs(self):
-        """The `graphs` the model is patched with."""
-        return 0 if self.fusion.graphs is None else self.fusion.graphs.limit
 
 
 def patch(model, processor=None, *, fuse=None, graphs=None, probe=True, **options):
@@ -111,7 +58,7 @@ def patch(model, processor=None, *, fuse=None, graphs=None, probe=True, **option
             captured. Layers with adapters that are not merged, with hooks or in training mode run as they are, and so
             does a row whose capture fails (a warning says why); where "auto" would compile, rows that graphs take are
             replayed instead. Like fuse it is not saved.
-        probe: a model whose family is not listed in `yojo.families` is tried first: a packed row of a few random tokens
+        probe: a model whose family is not listed in `yojo.patching.families` is tried first: a packed row of a few random tokens
             must give what the model's own forward gives, or the model is refused. It costs about one short forward and
             leaves no trace. False skips it.
         **options: fields of `YojoConfig`.
@@ -154,7 +101,7 @@ def _patch(model, processor, fuse, graphs, probe, options, loading=False):
             )
         if processor is not None and base.yojo.separator_id is None:
             _add_separator(base, processor, base.yojo)
-            base.config.yojo = stock.record(base.yojo)
+            base.config.yojo = recorded.record(base.yojo)
         if processor is not None:
             dates.agree(base.yojo, processor)
         wanted = (fuse or base.yojo.fuse, base.yojo.graphs if graphs is None else graphs)
@@ -162,17 +109,15 @@ def _patch(model, processor, fuse, graphs, probe, options, loading=False):
             _replan_layers(base, *wanted)
         return model
     modules = _check_model(base)
-    came_with = None if loading else stock.recorded(base, options)
+    came_with = None if loading else recorded.recorded(base, options)
     config = config if came_with is None else came_with.config
     device = devices.output_device(base)
     fusion = fusing.plan(base, modules, fuse or "auto", graphs or 0)
 
-    from yojo.model import ScoreHead, install
-
-    own = _common_implementation(modules)
+    own = common_implementation(modules)
     rope = ropes.switch_of(base)
     if probe and probing.is_needed(base):
-        probing.check(base, modules, rope, functools.partial(_packed_attention, base, modules))
+        probing.check(base, modules, rope, functools.partial(packed_attention, base, modules))
     state = Patch(config=config, separator_id=None, stock_attention=own, fusion=fusion, came_with=came_with, rope=rope)
     state.weights = fingerprints.take(fingerprints.tensors_of(base))
     state.date = None if came_with is None else came_with.date
@@ -186,18 +131,18 @@ def _patch(model, processor, fuse, graphs, probe, options, loading=False):
     if processor is not None:
         _add_separator(base, processor, state, loading)
         dates.agree(state, processor)
-    _set_implementation(base, modules, _register(own))
-    _mark_sliding(base, modules)
+    set_implementation(base, modules, register(own))
+    mark_sliding(base, modules)
     fusion.install()
     base.score = ScoreHead(base.config.get_text_config().hidden_size, config).to(device)
     if came_with is not None:
         came_with.put_into(base.score)
     state.stock_forward = base.__dict__.get("forward")
-    install(base)
+    forward.install(base)
     state.whole_last_layer = last_layer.install(base)
     media.install(base, families.family_of(base.config))
     base.yojo = state
-    base.config.yojo = stock.record(state)
+    base.config.yojo = recorded.record(state)
     separators.install(base)
     return model
 
@@ -213,13 +158,11 @@ def unpatch(model):
     Returns:
         The same model object.
     """
-    from yojo.model import remove
-
     base = unwrap(model)
     if not is_patched(base):
         return model
     state = base.yojo
-    _set_implementation(base, families.attention_modules(base), state.stock_attention)
+    set_implementation(base, families.attention_modules(base), state.stock_attention)
     last_layer.remove(base)
     media.remove(base)
     separators.remove(base)
@@ -234,189 +177,10 @@ def unpatch(model):
         if state.set_vocab_size:
             base.__dict__.pop("vocab_size", None)
     del base.score, base.yojo, base.config.yojo
-    remove(base)
+    forward.remove(base)
     if state.stock_forward is not None:
         base.forward = state.stock_forward
     return model
-
-
-def unwrap(model):
-    """The transformers model inside torch.compile, DistributedDataParallel and PEFT wrappers."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(model, torch.nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        else:
-            return model
-
-
-def is_patched(model):
-    """Whether this (unwrapped) model carries a patch."""
-    return isinstance(getattr(model, "yojo", None), Patch)
-
-
-def patched_base(model, caller):
-    """The unwrapped model, or a ValueError that tells `caller`'s user to patch it first."""
-    base = unwrap(model)
-    if not is_patched(base):
-        raise ValueError(f"{caller} needs a patched model: call yojo.patch(model, processor) first")
-    return base
-
-
-def tokenizer_of(processor):
-    """The tokenizer of a processor; a tokenizer is its own."""
-    return getattr(processor, "tokenizer", processor)
-
-
-def separator_id_of(tokenizer, separator):
-    """The id of the separator token, or None where the tokenizer lacks it."""
-    return tokenizer.get_vocab().get(separator)
-
-
-# ---- attention ----
-
-
-def attend(module, query, key, value, attention_mask, *, stock, layout=None, **kwargs):
-    """The attention function registered with transformers: packed rows go to `multi_response_attention`.
-
-    Args:
-        module: the model's attention module.
-        query: [B, Hq, T, D]; key and value: [B, Hkv, T, D]. B is 1 with a layout.
-        attention_mask: whatever the model made; ignored with a layout.
-        stock: name of the implementation that runs when there is no layout.
-        layout: `Layout` of the packed row, or what stands for it in the last layer (see `yojo.last_layer`), or None
-            for ordinary inputs.
-        **kwargs: what the model hands its attention function: scaling, dropout, sliding_window, softcap, ...
-
-    Returns:
-        (output [B, T, Hq, D], None).
-    """
-    if layout is None:
-        if attention_mask is not None and attention_mask.shape == (1, 1, 1, 1) and query.shape[2] > 1:
-            raise RuntimeError(
-                f"the layout of the packed row did not reach {type(module).__name__}: the model does not hand keyword "
-                "arguments down to its attention, so it cannot be patched"
-            )
-        stock_attention = _stock_attention(module, stock)
-        return stock_attention(query=query, key=key, value=value, attention_mask=attention_mask, **kwargs)
-    given = kwargs.get
-    if given("dropout"):
-        raise ValueError(
-            f"attention dropout {kwargs['dropout']} is not supported: set attention_dropout=0.0 in the text config"
-        )
-    if given("s_aux") is not None or given("position_bias") is not None:
-        name = "s_aux" if given("s_aux") is not None else "position_bias"
-        raise ValueError(f"{type(module).__name__} uses {name} in its attention, which is not supported")
-    window = given("sliding_window")
-    if window is None and getattr(module, families.SLIDES, False):
-        raise RuntimeError(f"{type(module).__name__}, layer {module.layer_idx}, slides but did not say its window")
-    if torch.is_autocast_enabled(query.device.type):
-        # Norms and rotary embeddings leave queries and keys in float32; stock attention casts them just so.
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    options = {"scale": given("scaling"), "window": window, "softcap": given("softcap"), "heads_first": True}
-    filled = query.shape[-1] - value.shape[-1]
-    if filled > 0:  # multi-head latent attention: narrower values, filled up and cut off again
-        value = torch.nn.functional.pad(value, (0, filled))
-    if isinstance(layout, last_layer.KeysWanted):
-        layout.take(key, value)
-    if isinstance(layout, last_layer.Reading):
-        key, value = layout.key, layout.value
-        options |= {"query_rows": layout.read.rows, "query_counts": layout.read.counts}
-        layout = layout.layout
-    output = multi_response_attention(query, key, value, layout, **options)
-    return (output[..., :-filled] if filled > 0 else output), None
-
-
-def _stock_attention(module, stock):
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if stock == "eager":  # every modeling file has its own
-        return functools.partial(sys.modules[type(module).__module__].eager_attention_forward, module)
-    if stock in ("sdpa", "flex_attention"):
-        return functools.partial(ALL_ATTENTION_FUNCTIONS[stock], module)
-    # Flash attention reads the implementation's name from module.config and would load a kernel of our name.
-    return functools.partial(ALL_ATTENTION_FUNCTIONS[stock], _Named(module, stock))
-
-
-class _Named:
-    """An attention module seen under the stock implementation's name."""
-
-    def __init__(self, module, stock):
-        self._module = module
-        self.config = _Named.Config(module.config, stock)
-
-    def __getattr__(self, name):
-        return getattr(self._module, name)
-
-    class Config:
-        def __init__(self, config, stock):
-            self._config, self._attn_implementation = config, stock
-
-        def __getattr__(self, name):
-            return getattr(self._config, name)
-
-
-def _register(stock):
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    name = PREFIX + stock
-    if stock not in ALL_MASK_ATTENTION_FUNCTIONS:
-        raise ValueError(
-            f"attention implementation {stock!r} has no mask function in transformers; load the model with "
-            "attn_implementation='sdpa'"
-        )
-    if name not in ALL_ATTENTION_FUNCTIONS:
-        ALL_ATTENTION_FUNCTIONS.register(name, functools.partial(attend, stock=stock))
-        # Without a mask function of the same name, transformers makes no mask at all for ordinary inputs.
-        ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[stock])
-    return name
-
-
-def _common_implementation(modules):
-    names = {module.config._attn_implementation for module in modules}
-    if len(names) != 1:
-        raise ValueError(f"the decoder's layers have different attention implementations: {sorted(map(str, names))}")
-    # Ours where the config is a copy of a patched model's.
-    return (names.pop() or "eager").removeprefix(PREFIX)
-
-
-def _set_implementation(base, modules, name):
-    text_configs = {id(module.config): module.config for module in modules}
-    others = {
-        id(module): module.config
-        for module in base.modules()
-        if hasattr(module, "config") and id(module.config) not in text_configs and hasattr(module.config, "model_type")
-    }
-    before = {key: config._attn_implementation for key, config in others.items()}
-    for config in text_configs.values():
-        config._attn_implementation = name
-    for module in modules:
-        if module.config._attn_implementation != name:
-            raise RuntimeError(f"{type(base).__name__} did not take the attention implementation {name!r}")
-    for key, config in others.items():
-        if config._attn_implementation != before[key]:
-            raise RuntimeError(
-                f"{type(base).__name__}: setting the decoder's attention changed {type(config).__name__}"
-            )
-
-
-@contextlib.contextmanager
-def _packed_attention(base, modules):
-    """Within it, the attention of a model that is not patched takes packed rows."""
-    stock = _common_implementation(modules)
-    _set_implementation(base, modules, _register(stock))
-    _mark_sliding(base, modules)
-    try:
-        yield
-    finally:
-        _set_implementation(base, modules, stock)
-        for module in modules:
-            module.__dict__.pop(families.SLIDES, None)
 
 
 def _replan_layers(base, fuse, graphs):
@@ -428,13 +192,6 @@ def _replan_layers(base, fuse, graphs):
     finally:
         base.yojo.fusion.install()
         base.yojo.whole_last_layer = last_layer.install(base)
-
-
-def _mark_sliding(base, modules):
-    # `attend` must not look it up by the layer's index: each layer would be compiled anew.
-    layer_types = getattr(base.config.get_text_config(), "layer_types", None)
-    for module in modules:
-        setattr(module, families.SLIDES, bool(layer_types) and layer_types[module.layer_idx] == "sliding_attention")
 
 
 # ---- separator ----

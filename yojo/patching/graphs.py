@@ -25,7 +25,7 @@ import threading
 import torch
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from yojo import families, tables
+from yojo.patching import families, tables
 from yojo_kernels import Layout
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class RowGraphs:
         self.places = {layer: place for place, layer in enumerate(self.layers)}
         self.frames = {}
         self.plain = None  # (module, name, child) of every part of the layers when the first row was seen
-        self.facts = None  # ((device, dtype), `yojo.tables.Facts`) of the layers
+        self.facts = None  # ((device, dtype), `yojo.patching.tables.Facts`) of the layers
         self.pool = self.stream = None  # of the captures
         self.end = None  # event at the end of the last pass
         self.busy = threading.Lock()

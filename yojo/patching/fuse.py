@@ -12,58 +12,18 @@ import weakref
 
 import torch
 
-from yojo import methods
-from yojo.families import SLIDES
-from yojo.graphs import RowGraphs
+from yojo.patching import methods
+from yojo.patching.families import SLIDES
+from yojo.patching.graphs import RowGraphs
+from yojo.patching.layers import ACTIVATIONS, ATTENTIONS, MLPS, NORMS
 from yojo_kernels import Layout
 
 logger = logging.getLogger(__name__)
 
 CHOICES = ("auto", "none", "liger", "compile")
-BACKEND = "inductor"  # of torch.compile
 
-# Facts about transformers' modules, by class name. RMSNorms: what is added to the weight, and Liger's name for when the
-# weight comes in, after rounding to the input's dtype ("llama") or before ("gemma").
-NORMS = {
-    "LlamaRMSNorm": (0.0, "llama"),
-    "MistralRMSNorm": (0.0, "llama"),
-    "Qwen2RMSNorm": (0.0, "llama"),
-    "Qwen3RMSNorm": (0.0, "llama"),
-    "Qwen2VLRMSNorm": (0.0, "llama"),
-    "Qwen2_5_VLRMSNorm": (0.0, "llama"),
-    "Qwen3VLTextRMSNorm": (0.0, "llama"),
-    "Molmo2RMSNorm": (0.0, "llama"),
-    "GemmaRMSNorm": (1.0, "gemma"),
-    "Gemma2RMSNorm": (1.0, "gemma"),
-    "Gemma3RMSNorm": (1.0, "gemma"),
-}
-# MLPs that compute down_proj(act_fn(gate_proj(x)) * up_proj(x)), and the activations that Liger has.
-MLPS = (
-    "LlamaMLP",
-    "MistralMLP",
-    "Qwen2MLP",
-    "Qwen3MLP",
-    "Qwen3VLTextMLP",
-    "Molmo2MLP",
-    "GemmaMLP",
-    "Gemma2MLP",
-    "Gemma3MLP",
-)
-ACTIVATIONS = {"SiLU": "silu", "SiLUActivation": "silu", "GELUTanh": "gelu"}
-# Attention that calls `apply_rotary_pos_emb` of its module, which rotates halves: M-RoPE has then joined its axes.
-ATTENTIONS = (
-    "LlamaAttention",
-    "MistralAttention",
-    "Qwen2Attention",
-    "Qwen3Attention",
-    "Qwen2VLAttention",
-    "Qwen2_5_VLAttention",
-    "Qwen3VLTextAttention",
-    "Molmo2Attention",
-    "GemmaAttention",
-    "Gemma2Attention",
-    "Gemma3Attention",
-)
+
+BACKEND = "inductor"  # of torch.compile
 
 
 def check_choice(fuse):
@@ -120,7 +80,7 @@ class Fusion:
         self.liger_obstacle = liger_obstacle
         self.compiled = {}  # (forward, whether the layer slides, grad and inference mode) -> compiled forward
         self.last = {}  # what a pass depends on beside its row -> layout of the last such pass, with what it asked for
-        self.graphs = None  # `yojo.graphs.RowGraphs` that replay the layers of short rows, or None
+        self.graphs = None  # `yojo.patching.graphs.RowGraphs` that replay the layers of short rows, or None
         self.failure = None  # why torch.compile gave up, under "auto"
         self._passes = weakref.WeakKeyDictionary()  # layout of a pass -> _Pass
 
@@ -354,7 +314,7 @@ def norm_forward(self, hidden_states):
     """The forward of an RMSNorm: Liger's inside a layer that runs with it, its own otherwise."""
     if not _in_liger():
         return type(self).forward(self, hidden_states)
-    from yojo import liger
+    from yojo.patching import liger
 
     return liger.norm(self, hidden_states)
 
@@ -363,7 +323,7 @@ def mlp_forward(self, x):
     """The forward of a gated MLP: as for norms."""
     if not _in_liger():
         return type(self).forward(self, x)
-    from yojo import liger
+    from yojo.patching import liger
 
     return liger.mlp(self, x)
 
@@ -372,7 +332,7 @@ def attention_forward(self, *args, **kwargs):
     """The forward of an attention module, whose rotary embedding is Liger's inside a layer that runs with it."""
     forward = type(self).forward
     if _in_liger():
-        from yojo import liger
+        from yojo.patching import liger
 
         forward = liger.with_rotary(forward)
     return forward(self, *args, **kwargs)

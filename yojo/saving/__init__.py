@@ -1,0 +1,1 @@
+"""Reward models in folders, whole or not at all."""
