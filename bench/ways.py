@@ -20,7 +20,7 @@ from bench import models
 from bench.sweeps import Point
 from bench.timing import give_back, is_out_of_memory
 from yojo.flops import batch_flops
-from yojo.packing import orders
+from yojo.inputs.packing import orders
 from yojo.patching import families
 from yojo.patching.fuse import liger_forward, liger_on
 from yojo.patching.state import unwrap

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 import yojo
 from yojo.adapters import lora_targets
-from yojo.processors import load_processor
+from yojo.inputs.processors import load_processor
 
 
 def main():

@@ -12,7 +12,7 @@ from PIL import Image
 
 import yojo
 from yojo import data
-from yojo.images import load_image
+from yojo.inputs.images import load_image
 
 # ---- images ----
 

@@ -15,10 +15,10 @@ from turn_cases import TEMPLATES, tokenizer_of_kind
 
 import yojo
 from yojo.checking import count_tokens, model_settings
-from yojo.mr2rm import ConversationEncoder
+from yojo.inputs.mr2rm import ConversationEncoder
+from yojo.inputs.processors import load_processor
+from yojo.inputs.prompts import PromptEncoder
 from yojo.patching import dates
-from yojo.processors import load_processor
-from yojo.prompts import PromptEncoder
 from yojo.resume import adopt_date
 
 MISTRAL = "{%- set today = strftime_now('%Y-%m-%d') %}<|im_start|>system\nToday is {{ today }}.<|im_end|>\n"

@@ -10,9 +10,9 @@ import transformers
 from transformers import video_utils
 
 import yojo
-from yojo import decoding
-from yojo.decoding import read_video, with_files
-from yojo.prompts import PromptEncoder
+from yojo.inputs import decoding
+from yojo.inputs.decoding import read_video, with_files
+from yojo.inputs.prompts import PromptEncoder
 
 av = pytest.importorskip("av")
 pytest.importorskip("torchvision")

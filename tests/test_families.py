@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import yojo
-from yojo.packing import orders, pack_in_parts
+from yojo.inputs.packing import orders, pack_in_parts
 from yojo.patching import families
 
 FAMILIES = list(tiny.FAMILIES)

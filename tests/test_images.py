@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, ImageSequence
 
-from yojo.images import image_size, load_image
+from yojo.inputs.images import image_size, load_image
 
 Image.init()
 SIZE = (32, 24)
@@ -524,7 +524,7 @@ def test_one_opened_image_for_many_threads():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_process_forked_in_the_middle_of_it():
     """A worker forked while another thread decodes an image does not wait for that thread for ever."""
-    from yojo import images
+    from yojo.inputs import images
 
     with images._lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python's, of forking with threads
@@ -546,7 +546,7 @@ class Lookalike:
 
 
 def test_arrays_of_other_libraries():
-    from yojo.videos import load_video
+    from yojo.inputs.videos import load_video
 
     array = np.random.default_rng(1).integers(0, 256, (2, 8, 9, 3), dtype=np.uint8)
     assert np.array_equal(pixels(Lookalike(array[0])), array[0]) and image_size(Lookalike(array[0])) == (8, 9)

@@ -12,9 +12,10 @@ import torch
 from data_cases import write_lines
 
 import yojo
-from yojo import data, messages, prompts
-from yojo.prompts import PromptEncoder
-from yojo.videos import Video
+from yojo import data
+from yojo.inputs import messages, placeholders
+from yojo.inputs.prompts import PromptEncoder
+from yojo.inputs.videos import Video
 
 A, B = real.image(24, 24, 1), real.image(40, 18, 3)
 TEXT = {"type": "text", "text": "Which?"}
@@ -213,7 +214,7 @@ def test_a_tag_is_the_place_of_an_image_in_every_family(family):
     with pytest.raises(ValueError, match="example 'x': .*tag <audio>, but audio is not supported"):
         encode(processor, "Hear <audio>!")
     literal = "What is an <image>?"
-    if "<image>" in set().union(*prompts.placeholder_tokens(processor).values()):
+    if "<image>" in set().union(*placeholders.placeholder_tokens(processor).values()):
         with pytest.raises(ValueError, match="example 'x': .*placeholder '<image>'"):
             encode(processor, literal, literal_tags=True)
     else:
@@ -326,7 +327,7 @@ VIDEO_FAMILIES = ("Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL", "Molmo2", "LLaVA-OneVisi
 
 @pytest.mark.parametrize("family", VIDEO_FAMILIES)
 def test_a_file_is_sampled_at_the_rate_that_is_asked_for(family, clip):
-    from yojo.decoding import sample_file
+    from yojo.inputs.decoding import sample_file
 
     processor = real.processor_of(family)
     processor.video_processor.num_frames = 64  # as Molmo2 has it, and files of others may: it must not win

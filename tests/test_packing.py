@@ -11,9 +11,9 @@ from PIL import Image
 
 import yojo
 from yojo.config import YojoConfig
-from yojo.images import load_image
-from yojo.packing import orders
-from yojo.plain import plain_ids
+from yojo.inputs.images import load_image
+from yojo.inputs.packing import orders
+from yojo.inputs.plain import plain_ids
 
 SPECIALS = ("<|resp_sep|>", "<|image_pad|>", "<|im_end|>", "<|vision_start|>", "<|endoftext|>")
 

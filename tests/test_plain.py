@@ -18,9 +18,9 @@ from turn_cases import KINDS, TEMPLATES, tokenizer_of_kind
 import yojo
 from yojo.batches import CostEstimate
 from yojo.checking import count_tokens
+from yojo.inputs.placeholders import placeholder_tokens
+from yojo.inputs.plain import forbidden_ids, named_errors, plain_ids, private_tokenizer
 from yojo.patching.state import tokenizer_of
-from yojo.plain import forbidden_ids, named_errors, plain_ids, private_tokenizer
-from yojo.prompts import placeholder_tokens
 
 
 @pytest.fixture()
@@ -339,7 +339,7 @@ def test_whatever_a_tokenizer_raises_names_the_response(monkeypatch, error):
     def fail(*args):
         raise error
 
-    monkeypatch.setattr("yojo.turns.plain_ids", fail)
+    monkeypatch.setattr("yojo.inputs.turns.plain_ids", fail)
     with pytest.raises(ValueError, match="example 'e': response 0"):
         reward_model.collator.encode(yojo.Example("hi", ["yes"], id="e"))
     with pytest.raises(KeyboardInterrupt), named_errors("e"):

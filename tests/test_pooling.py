@@ -13,7 +13,7 @@ from test_families import PARITY, close, continued, gradients, patched, samples_
 import yojo
 from yojo.checkpoint import CONFIG_FILE
 from yojo.config import CHOICES
-from yojo.packing import orders
+from yojo.inputs.packing import orders
 from yojo.patching.pooling import pool, rows_read
 from yojo.patching.readings import Separators
 from yojo_kernels import score_head

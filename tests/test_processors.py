@@ -12,7 +12,7 @@ import real_processors
 import torch
 import transformers
 
-from yojo.processors import image_only, load_processor, save_processor
+from yojo.inputs.processors import image_only, load_processor, save_processor
 
 pytest.importorskip("torchvision")
 
@@ -273,7 +273,7 @@ import pickle
 import transformers
 import yojo
 from PIL import Image
-from yojo.processors import load_processor
+from yojo.inputs.processors import load_processor
 
 assert not transformers.utils.is_torchvision_available()
 for folder in sys.argv[2:]:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from test_messages import SCHEMA, TEXT, A, encode, same, user
 
 import yojo
-from yojo import messages, prompts
-from yojo.prompts import PromptEncoder, bad_record
+from yojo.inputs import messages, prompts
+from yojo.inputs.prompts import PromptEncoder, bad_record
 
 # ---- what templates leave out ----
 

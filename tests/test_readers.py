@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 import yojo
 from yojo import data, readers
-from yojo.images import load_image
+from yojo.inputs.images import load_image
 
 
 def test_lines_keep_their_numbers(tmp_path):

@@ -15,9 +15,9 @@ from turn_cases import KINDS, TEMPLATES, rendered_ids, tokenizer_of_kind
 
 import yojo
 from yojo.config import YojoConfig
-from yojo.plain import forbidden_ids, plain_ids
-from yojo.prompts import PromptEncoder
-from yojo.turns import TurnEncoder
+from yojo.inputs.plain import forbidden_ids, plain_ids
+from yojo.inputs.prompts import PromptEncoder
+from yojo.inputs.turns import TurnEncoder
 
 PROMPT = "What is it?"
 ANSWERS = ["A cat sat.", "42", "yes, it is good", " a dog", "better \n", "two\n\nlines", "猫", "dog <think> bird"]
@@ -213,7 +213,7 @@ _IMAGES = (
 def image_processor(template):
     """A real Qwen3-VL processor with the template of another family and a byte-level vocabulary."""
     from yojo.demo.backbone import build_processor
-    from yojo.processors import image_only
+    from yojo.inputs.processors import image_only
 
     special = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
     tokenizer = tokenizer_of_kind("bytes", special=(*turn_cases.SPECIAL, *special))

@@ -12,8 +12,8 @@ from PIL import Image
 
 import yojo
 from yojo import data
-from yojo.prompts import PromptEncoder
-from yojo.videos import Video, check_video, decode_video, frame_files, load_video, natural_key
+from yojo.inputs.prompts import PromptEncoder
+from yojo.inputs.videos import Video, check_video, decode_video, frame_files, load_video, natural_key
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}{% if c.type == 'video' %}"
@@ -264,14 +264,14 @@ def test_files_that_decode_up_to_some_frame(tmp_path):
 
 @pytest.mark.parametrize("error", [struct.error("x"), RuntimeError("x"), KeyError("x"), MemoryError("x")])
 def test_whatever_a_decoder_raises_names_the_video(error, tmp_path, monkeypatch):
-    import yojo.videos
+    import yojo.inputs.videos
 
     def fail(path):
         raise error
 
     path = tmp_path / "a.mp4"
     path.write_bytes(MP4)
-    monkeypatch.setattr(yojo.videos, "_count_frames", fail)
+    monkeypatch.setattr(yojo.inputs.videos, "_count_frames", fail)
     with pytest.raises(ValueError, match=r"video 0: .*a\.mp4 cannot be decoded: '?x"):
         decode_video(path, "video 0")
     error = KeyboardInterrupt()

@@ -6,12 +6,12 @@ __version__ = "0.1.0"
 
 # Public name -> the module it lives in; loaded on first use, since torch and transformers take seconds.
 _HOMES = {
-    "Collator": "yojo.packing",
-    "Example": "yojo.packing",
+    "Collator": "yojo.inputs.packing",
+    "Example": "yojo.inputs.example",
     "RewardModel": "yojo.reward_model",
     "RewardTrainer": "yojo.train",
     "RewardTrainingArguments": "yojo.arguments",
-    "Video": "yojo.videos",
+    "Video": "yojo.inputs.videos",
     "YojoConfig": "yojo.config",
     "patch": "yojo.patching.patch",
     "unpatch": "yojo.patching.patch",

@@ -11,14 +11,14 @@ from pathlib import Path
 from yojo.config import YojoConfig
 from yojo.data import Records
 from yojo.files.saved import CONFIG_FILE, read_description
-from yojo.images import load_image
+from yojo.inputs.images import load_image
+from yojo.inputs.plain import forbidden_ids, known_state
+from yojo.inputs.prompts import PromptEncoder, unseen
+from yojo.inputs.turns import TurnEncoder
+from yojo.inputs.videos import Video, decode_video
 from yojo.patching import dates
 from yojo.patching.state import tokenizer_of
-from yojo.plain import forbidden_ids, known_state
-from yojo.prompts import PromptEncoder, unseen
 from yojo.readers import NOT_A_RECORDS_FAULT, ColumnError, DataError, MediaError, open_source, what_it_says
-from yojo.turns import TurnEncoder
-from yojo.videos import Video, decode_video
 
 
 @dataclasses.dataclass
@@ -48,7 +48,7 @@ class FileReport:
         unused: column -> how many good records hold something there that nothing reads (see `yojo.data.Records.unused`).
         ignored: the same for columns that may be left, (column, why) -> how many.
         unseen: what the processor's chat template does not render -> how many good records hold it (see
-            `yojo.prompts.unseen`); empty without a processor.
+            `yojo.inputs.prompts.unseen`); empty without a processor.
     """
 
     path: str

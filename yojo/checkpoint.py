@@ -26,11 +26,11 @@ from yojo.files.saved import (
     local_folder,
     read_description,
 )
+from yojo.inputs.processors import backend_of, load_processor, save_processor
 from yojo.patching import dates, fingerprints
 from yojo.patching.devices import embedding_of
 from yojo.patching.patch import patch_loaded
 from yojo.patching.state import patched_base
-from yojo.processors import backend_of, load_processor, save_processor
 from yojo.saving import stock
 
 __all__ = ["import_mr2rm", "load_pretrained", "merge", "push_to_hub", "replaced_folder", "save_pretrained"]

@@ -256,7 +256,7 @@ def data_check(
         if model is not None:
             import transformers
 
-            from yojo.processors import load_processor
+            from yojo.inputs.processors import load_processor
 
             transformers.utils.logging.disable_progress_bar()
             processor = load_processor(model)

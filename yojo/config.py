@@ -50,7 +50,7 @@ class YojoConfig:
             reaches to the end of the chat template. Comparative mode, permutations=1 and one of the paper's poolings
             only, which has to be named.
         turn: in the format "yojo", what stands between prompt and response. "template", what the chat template writes
-            there in a conversation with the response, wherever its tokens can be had (see `yojo.turns`); or
+            there in a conversation with the response, wherever its tokens can be had (see `yojo.inputs.turns`); or
             "generation_prompt", the generation prompt alone, as in models saved before there was a choice, which keep it.
     """
 

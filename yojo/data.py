@@ -12,8 +12,8 @@ import random
 from pathlib import Path
 
 from yojo.columns import beside, given, without_fillers
-from yojo.lookup import find_image, find_videos
-from yojo.packing import Example
+from yojo.inputs.example import Example
+from yojo.inputs.lookup import find_image, find_videos
 from yojo.readers import NOT_A_RECORDS_FAULT, ColumnError, DataError, MediaError, open_source, what_it_says
 from yojo.sources import COLUMNS, FIELDS, FORMATS, detect, read, refuse_content
 

@@ -140,7 +140,7 @@ def scoring_flops(
     if mode == "single":
         samples = [(prompt, [length], blocks) for length in lengths]
         return _count(model, samples, len(lengths), rows, len(lengths), dense, training)
-    from yojo.packing import orders
+    from yojo.inputs.packing import orders
 
     # Checks permutations against the mode, too.
     settings = dataclasses.replace(config, mode=mode, permutations=permutations)

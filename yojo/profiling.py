@@ -155,7 +155,7 @@ def load(path, *, mode=None, device="cpu", dtype=None, processor=False):
     model = _plain_model(path, device, dtype, notes)
     found = None
     if processor:
-        from yojo.processors import load_processor
+        from yojo.inputs.processors import load_processor
 
         found = load_processor(path)
     mode = mode or (getattr(model.config, "yojo", None) or {}).get("mode", "comparative")
@@ -230,7 +230,7 @@ def _with_images(collator, prompt_tokens, images, words, generator):
     """A processed prompt of random images, filled up with words behind them."""
     from PIL import Image
 
-    from yojo.prompts import PromptEncoder
+    from yojo.inputs.prompts import PromptEncoder
 
     if collator.processor is collator.tokenizer:
         raise ValueError("images need the model's processor, and the folder has none that takes images")

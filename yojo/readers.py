@@ -385,7 +385,7 @@ def _file(path, name=None):
 
 
 def _folder(path):
-    from yojo.videos import natural_key
+    from yojo.inputs.videos import natural_key
 
     files = (p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
     shown = (p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts))

@@ -221,7 +221,7 @@ def load_model(run, arguments):
     from yojo.checkpoint import load_pretrained, local_folder
     from yojo.config import YojoConfig
     from yojo.files.saved import read_description
-    from yojo.processors import load_processor
+    from yojo.inputs.processors import load_processor
 
     processor_options = run.options_of_processor()
     cuda = torch.cuda.is_available() and not arguments.use_cpu

@@ -13,12 +13,12 @@ import torch
 
 from yojo.config import CHOICES
 from yojo.files.folders import replaced_folder
+from yojo.inputs.processors import load_processor, save_processor
 from yojo.patching import dates, recorded
 from yojo.patching.devices import embedding_of
 from yojo.patching.patch import patch
 from yojo.patching.separator import folded
 from yojo.patching.state import patched_base, separator_id_of, tokenizer_of
-from yojo.processors import load_processor, save_processor
 
 logger = logging.getLogger(__name__)
 

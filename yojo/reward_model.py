@@ -46,7 +46,7 @@ class RewardModel:
     """
 
     def __init__(self, model, processor, max_length=None):
-        from yojo.packing import Collator
+        from yojo.inputs.packing import Collator
 
         self.collator = Collator(processor, model, max_length)
         self.model = model
@@ -73,7 +73,7 @@ class RewardModel:
         Raises:
             TypeError, ValueError: an input that cannot be scored; the message names it.
         """
-        from yojo.packing import Example
+        from yojo.inputs.example import Example
 
         example = Example(prompt, responses, images=images, videos=videos, tools=tools, literal_tags=literal_tags)
         return self.score_many([example])[0]
@@ -136,7 +136,7 @@ class RewardModel:
 
         `modules`: the `Modules` of the rows before.
         """
-        from yojo.packing import pack_in_parts
+        from yojo.inputs.packing import pack_in_parts
 
         parts = [self._score_batch(some, batch, modules) for some, batch in pack_in_parts(self._pack, encoded)]
         return lambda: [scores for part in parts for scores in part()]

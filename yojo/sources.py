@@ -8,8 +8,8 @@ import typing
 
 from yojo import critic
 from yojo.columns import CONTENT, OF_A_RESPONSE, Row, given, one_of, reason, same
-from yojo.images import is_array
-from yojo.messages import KINDS, TAGS, clean
+from yojo.inputs.images import is_array
+from yojo.inputs.messages import KINDS, TAGS, clean
 
 
 @dataclasses.dataclass
@@ -409,7 +409,7 @@ def _must_not_be_left(name, format):
 
 
 def _left_in_parts(row):
-    """Paths of what parts of messages hold and `yojo.messages.clean` leaves out, dict path -> why."""
+    """Paths of what parts of messages hold and `yojo.inputs.messages.clean` leaves out, dict path -> why."""
     left = {}
     for value in row.values.values():
         for turn in value if isinstance(value, (list, tuple)) else ():

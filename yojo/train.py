@@ -15,8 +15,8 @@ from yojo import adapters, sharding
 from yojo.arguments import RewardTrainingArguments
 from yojo.batches import CostEstimate, Drawn, GlobalBatches, RowCollator, RowLoader
 from yojo.checkpoint import refuse_own_base
+from yojo.inputs.packing import Collator
 from yojo.metrics import ranking_metrics
-from yojo.packing import Collator
 from yojo.patching.patch import patch
 from yojo.patching.state import unwrap
 from yojo.resume import WholeCheckpoints

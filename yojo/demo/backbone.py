@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from yojo.demo import digits
-from yojo.processors import image_only, load_processor
+from yojo.inputs.processors import image_only, load_processor
 
 BACKBONE = Path(__file__).parent / "backbone"
 

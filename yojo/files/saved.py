@@ -16,7 +16,7 @@ SEPARATOR_ROW = "separator_embedding"
 VERSION = 1
 CARD_FILE = "README.md"
 CARD_SIGN = "<!-- written by yojo: remove this line to keep your own text -->"  # in a card that may be replaced
-BACKEND = "image_backend"  # in processor_config.json: what resizes images, see `yojo.processors.save_processor`
+BACKEND = "image_backend"  # in processor_config.json: what resizes images, see `yojo.inputs.processors.save_processor`
 
 # Files of a model folder that a later save may remove: left behind, they would be loaded with the new ones.
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "*.safetensors.index.json", "pytorch_model*")

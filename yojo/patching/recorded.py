@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 
 from yojo.config import YojoConfig
+from yojo.files.saved import CONFIG_FILE, HEAD_FILE, SEPARATOR_ROW, check_hashes, read_description, read_head
 from yojo.patching import fingerprints
+from yojo.patching.head import ScoreHead
 
 _HEAD = re.compile(r"(?:.*\.)?score\.(weight1|bias1|weight2|bias2|separator_delta)")
 
@@ -132,8 +134,6 @@ def _read(said, where):
 
 def _find_head(base, source):
     """The head's tensors in the weights of a folder or hub name; compares some of the others with the model's."""
-    from yojo.files.saved import CONFIG_FILE, HEAD_FILE, SEPARATOR_ROW, check_hashes, read_description, read_head
-
     fetch = _fetcher(source, getattr(base.config, "_commit_hash", None))
     if fetch(CONFIG_FILE) and fetch(
         HEAD_FILE
@@ -229,8 +229,6 @@ def _tensors(file, wanted):
 
 
 def _check_head(head, base, config, source):
-    from yojo.patching.head import ScoreHead
-
     with torch.device("meta"):
         expected = dict(ScoreHead(base.config.get_text_config().hidden_size, config).named_parameters())
     wrong = sorted(set(head) ^ set(expected)) or sorted(n for n in head if head[n].shape != expected[n].shape)

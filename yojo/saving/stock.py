@@ -22,8 +22,8 @@ def load(path, *, dtype=None, device=None, fuse=None, probe=True, processor_opti
     """(patched model in eval mode, processor) of a checkpoint of a patched model that has its processor beside it."""
     import transformers
 
+    from yojo.inputs.processors import load_processor
     from yojo.patching.patch import patch
-    from yojo.processors import load_processor
 
     settings = json.loads((Path(path) / "config.json").read_text())
     name = next(iter(settings.get("architectures") or ()), None)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from yojo.images import as_numpy, is_array, load_image, picture, read_array
+from yojo.inputs.images import as_numpy, is_array, load_image, picture, read_array
 
 # fmt: off
 IMAGE_EXTENSIONS = (  # of frames in a folder; one that cannot be read is an error, one of another name is not looked at
@@ -30,7 +30,7 @@ class Video:
     Attributes:
         source: a video file; a folder of frames (image files, in natural order of their names); a list of frames,
             each whatever `Example.images` takes; or an array or tensor of frames, [frames, height, width, channels]
-            (channels first where it can be nothing else) with the types and channels of `yojo.images`.
+            (channels first where it can be nothing else) with the types and channels of `yojo.inputs.images`.
         fps: frames per second that the model is shown: how close the given frames stand together or, for a file, how
             many are taken from it. None: frames stand 4 seconds apart, as in the paper's data, and a file is sampled
             as the processor does by default.

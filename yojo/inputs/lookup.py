@@ -6,8 +6,8 @@ import os
 import urllib.parse
 import urllib.request
 
-from yojo.images import is_array
-from yojo.videos import Video, check_video
+from yojo.inputs.images import is_array
+from yojo.inputs.videos import Video, check_video
 
 URL_TIMEOUT = 30.0  # seconds
 

@@ -5,19 +5,20 @@ import contextlib
 import copy
 import json
 import logging
-import re
 import threading
 import weakref
 
 import torch
 
-from yojo.decoding import can_sample, sample_file, with_files
-from yojo.images import load_image
-from yojo.lookup import find_image
-from yojo.messages import KINDS, TAGS, count_tags, place, strings
+from yojo.inputs.decoding import can_sample, sample_file, with_files
+from yojo.inputs.images import load_image
+from yojo.inputs.lookup import find_image
+from yojo.inputs.messages import KINDS, TAGS, count_tags, place, strings
+from yojo.inputs.placeholders import placeholder_tokens
+from yojo.inputs.plain import known_state, private_tokenizer
+from yojo.inputs.processors import ImageOnly
+from yojo.inputs.videos import load_video
 from yojo.patching import dates
-from yojo.processors import ImageOnly
-from yojo.videos import load_video
 
 logger = logging.getLogger(__name__)
 
@@ -26,64 +27,13 @@ logger = logging.getLogger(__name__)
 NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "labels", "second_per_grid_ts", "video_metadata")
 
 
-# Names of the attributes of processors, tokenizers and configs that hold placeholder tokens, as image_token, boi_token_id,
-# image_token_index, low_res_image_start_token_id, image_patch_id, video_start_id or fake_image_token.
-_MEDIA = {
-    "video": r"videos?|frames?",
-    "audio": r"audios?|boa|eoa|sound|speech",
-    "image": r"images?|img|vision|visual|boi|eoi|tile|slice",
-}
-_ENDS = "token|tag|patch|col|start|end|newline|break"
-_PLACEHOLDER = {
-    kind: re.compile(rf"(?!num_)(.*_)?({words})_(.*_)?({_ENDS})(_ids?|_index)?|{kind}_ids")
-    for kind, words in _MEDIA.items()
-}
-
-
-def placeholder_tokens(processor, config=None):
-    """Find the tokens that stand for images, videos and audio, their beginnings, ends and parts, in a prompt's ids.
-
-    In a text they would be taken for media that is not there.
-
-    Args:
-        processor: the model's processor, or its tokenizer.
-        config: the model's config, which names some that no processor does (Molmo2's patches); or None.
-
-    Returns:
-        dict "image", "video", "audio" -> set of str. Ids of a config that are ordinary words of the vocabulary (a
-        default nobody set) are no placeholders.
-    """
-    tokenizer = getattr(processor, "tokenizer", None) or processor
-    added = {i: str(token) for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
-    found = {kind: set() for kind in ("image", "video", "audio")}
-    for name, value in _named_tokens(processor, tokenizer, config):
-        kind = next((kind for kind, pattern in _PLACEHOLDER.items() if pattern.fullmatch(name)), None)
-        if kind is None:
-            continue
-        for item in value if isinstance(value, (list, tuple, set)) else [value]:
-            if isinstance(item, int) and not isinstance(item, bool):
-                item = added.get(item)
-            # The name of an unknown token stands for whatever is unknown, a line break for line breaks.
-            if isinstance(item, str) and item.strip() and item != getattr(tokenizer, "unk_token", None):
-                found[kind].add(item)
-    return found
-
-
-def _named_tokens(processor, tokenizer, config):
-    """(name, value) of all that may name a token; the tokenizer's own are those of `extra_special_tokens`."""
-    names = {**getattr(tokenizer, "_special_tokens_map", {})}
-    # Some processors have them as properties, and configs under the name their family knows them by.
-    common = [f"{kind}_{end}" for kind in ("image", "video", "audio") for end in ("token", "token_id", "token_ids")]
-    for source in (processor, tokenizer, config):
-        if source is not None:
-            yield from ((name, getattr(source, name, None)) for name in common)
-            yield from vars(source).items() if hasattr(source, "__dict__") else ()
-    yield from ((name, None if value is None else str(value)) for name, value in names.items())
-
-
 # What processors left out, over all prompts of this process; and the placeholders they have.
 _UNSEEN = weakref.WeakKeyDictionary()
+
+
 _PLACEHOLDERS = weakref.WeakKeyDictionary()
+
+
 _LOCK = threading.Lock()
 
 
@@ -197,8 +147,6 @@ class PromptEncoder:
 
     def __init__(self, processor, tokenizer, name, config=None):
         self.is_multimodal = processor is not tokenizer
-        from yojo.plain import private_tokenizer
-
         self.given, self.name, self.config = processor, name, config
         self.tokenizer, self.processor = private_tokenizer(tokenizer), with_files(processor)
         if not self.is_multimodal:
@@ -299,8 +247,6 @@ class PromptEncoder:
 
     def placeholders(self):
         """The tokens that stand for media: `placeholder_tokens` of the processor and the model's config."""
-        from yojo.plain import known_state
-
         known = _PLACEHOLDERS.setdefault(self.given, {})
         key = id(self.config), known_state(self.tokenizer)
         if key not in known:  # beside the config, whose id nothing else may get then
@@ -426,7 +372,7 @@ class PromptEncoder:
             if first:
                 logger.warning(
                     "%s: not all of the prompt reaches the model through %s: %s is left out (said once; "
-                    "yojo.prompts.unseen(processor) counts the prompts)",
+                    "yojo.inputs.prompts.unseen(processor) counts the prompts)",
                     self.name,
                     type(self.processor).__name__,
                     what,

@@ -10,7 +10,7 @@ import re
 import threading
 import weakref
 
-from yojo.prompts import placeholder_tokens
+from yojo.inputs.placeholders import placeholder_tokens
 
 _copies = weakref.WeakKeyDictionary()  # tokenizer -> {split special tokens: (what was copied, its state, the copy)}
 _lock = threading.Lock()

@@ -2,7 +2,7 @@
 
 import re
 
-from yojo.videos import Video
+from yojo.inputs.videos import Video
 
 KINDS = ("image", "video")
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "observation")

@@ -19,7 +19,7 @@ the template would leave out of a response or rewrite in it, is taken whole and 
 import dataclasses
 import re
 
-from yojo.plain import named_errors, plain_ids, private_copy, special_ids
+from yojo.inputs.plain import named_errors, plain_ids, private_copy, special_ids
 
 _END = 1000  # characters of a prompt's end in which an added token is looked for
 MARK = "\u2042yojo\u2042"  # stands for the assistant's text while the template is looked at; no template changes it
@@ -88,7 +88,7 @@ class TurnEncoder:
 
     Args:
         tokenizer: the processor's tokenizer.
-        forbidden: ids that no response may hold, see `yojo.plain.forbidden_ids`.
+        forbidden: ids that no response may hold, see `yojo.inputs.plain.forbidden_ids`.
         turn: "template", as this module's head says; "generation_prompt", the generation prompt and each response by
             itself.
     """
@@ -107,7 +107,7 @@ class TurnEncoder:
         """Encode one example.
 
         Args:
-            prompts: its `yojo.prompts.PromptEncoder`.
+            prompts: its `yojo.inputs.prompts.PromptEncoder`.
             example: `yojo.Example`.
 
         Returns:

@@ -31,7 +31,7 @@ class ConversationEncoder:
     """Examples -> `Conversation`.
 
     Args:
-        prompts: the `yojo.prompts.PromptEncoder` of the example, which places and checks images and videos.
+        prompts: the `yojo.inputs.prompts.PromptEncoder` of the example, which places and checks images and videos.
         separator: the separator token.
         separator_id: its id.
         forbidden: ids that no response may hold: special tokens and placeholders, the separator among them.

@@ -1,0 +1,1 @@
+"""Examples of any modality -> the packed row that a patched model takes."""
