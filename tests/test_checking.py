@@ -10,8 +10,9 @@ from PIL import Image
 from pyarrow import parquet
 from typer.testing import CliRunner
 
-from yojo import checking, data
+from yojo import data
 from yojo.cli import app
+from yojo.data import checking
 
 
 @pytest.fixture()
@@ -179,7 +180,7 @@ def test_it_works_in_a_pipe(mixed):
 
 
 def test_video_files_that_nothing_decodes_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr("yojo.checking.decode_video", lambda video, name: False)  # as without PyAV and torchcodec
+    monkeypatch.setattr("yojo.data.checking.decode_video", lambda video, name: False)  # as without PyAV and torchcodec
     (tmp_path / "clip.mkv").write_bytes(b"0" * 64)
     record = {"prompt": "What happens?", "video": "clip.mkv", "responses": ["a", "b"], "rankings": [1, 2]}
     (tmp_path / "t.jsonl").write_text(json.dumps(record) + "\n")

@@ -18,8 +18,9 @@ from test_sources import TURNS as CHAT
 from typer.testing import CliRunner
 
 import yojo
-from yojo import checking, columns, data, sources
+from yojo import data
 from yojo.cli import app
+from yojo.data import checking, columns, sources
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo", "days": None}}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}

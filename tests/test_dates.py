@@ -14,7 +14,7 @@ from transformers.utils import chat_template_utils
 from turn_cases import TEMPLATES, tokenizer_of_kind
 
 import yojo
-from yojo.checking import count_tokens, model_settings
+from yojo.data.checking import count_tokens, model_settings
 from yojo.inputs.mr2rm import ConversationEncoder
 from yojo.inputs.processors import load_processor
 from yojo.inputs.prompts import PromptEncoder

@@ -305,7 +305,7 @@ def test_records_are_checked_without_a_model(tmp_path):
         {"prompt": [user({"type": "input_text", "text": "Which?"})]},
         {"prompt": "<image>\nWhich?", "image": "a.png"},
     ]
-    from yojo import checking
+    from yojo.data import checking
 
     report = checking.check([write_lines(tmp_path / "a.jsonl", [record | base for record in bad + good])])
     assert report.total.good == len(good) and [entry.line for entry in report.total.bad] == [1, 2, 3, 4, 5]

@@ -12,7 +12,8 @@ from data_cases import GOOD, png, write_lines
 from pyarrow import parquet
 
 import yojo
-from yojo import data, readers
+from yojo import data
+from yojo.data import readers
 from yojo.inputs.images import load_image
 
 

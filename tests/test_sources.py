@@ -5,7 +5,8 @@ import pickle
 import pytest
 from data_cases import GOOD, only, png, write_lines
 
-from yojo import data, sources
+from yojo import data
+from yojo.data import sources
 
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Which digit?"}]
 

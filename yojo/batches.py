@@ -11,13 +11,13 @@ import random
 
 import torch
 
-from yojo.data import draw_responses, take_responses
+from yojo.data.readers import NOT_A_RECORDS_FAULT, what_it_says
+from yojo.data.records import draw_responses, take_responses
 from yojo.inputs.example import Example
 from yojo.inputs.images import image_size, is_array
 from yojo.inputs.packing import orders, pack_in_parts
 from yojo.inputs.plain import private_copy
 from yojo.inputs.videos import Video, frame_files
-from yojo.readers import NOT_A_RECORDS_FAULT, what_it_says
 
 VIDEO_TOKENS = 2048  # what a video is taken to have where its frames cannot be counted without decoding it
 PIXELS_PER_TOKEN = 28 * 28  # of an image, where the processor does not say

@@ -246,7 +246,7 @@ def data_check(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from yojo import checking
+    from yojo.data import checking
 
     console = Console()
     if not console.is_terminal:

@@ -9,7 +9,8 @@ import weakref
 from pathlib import Path
 
 from yojo.config import YojoConfig
-from yojo.data import Records
+from yojo.data.readers import NOT_A_RECORDS_FAULT, ColumnError, DataError, MediaError, open_source, what_it_says
+from yojo.data.records import Records
 from yojo.files.saved import CONFIG_FILE, read_description
 from yojo.inputs.images import load_image
 from yojo.inputs.plain import forbidden_ids, known_state
@@ -18,7 +19,6 @@ from yojo.inputs.turns import TurnEncoder
 from yojo.inputs.videos import Video, decode_video
 from yojo.patching import dates
 from yojo.patching.state import tokenizer_of
-from yojo.readers import NOT_A_RECORDS_FAULT, ColumnError, DataError, MediaError, open_source, what_it_says
 
 
 @dataclasses.dataclass

@@ -6,8 +6,8 @@ import json
 import re
 import typing
 
-from yojo import critic
-from yojo.columns import CONTENT, OF_A_RESPONSE, Row, given, one_of, reason, same
+from yojo.data import critic
+from yojo.data.columns import CONTENT, OF_A_RESPONSE, Row, given, one_of, reason, same
 from yojo.inputs.images import is_array
 from yojo.inputs.messages import KINDS, TAGS, clean
 

@@ -11,13 +11,11 @@ import os
 import random
 from pathlib import Path
 
-from yojo.columns import beside, given, without_fillers
+from yojo.data.columns import beside, given, without_fillers
+from yojo.data.readers import NOT_A_RECORDS_FAULT, ColumnError, DataError, MediaError, open_source, what_it_says
+from yojo.data.sources import COLUMNS, FIELDS, FORMATS, detect, read, refuse_content
 from yojo.inputs.example import Example
 from yojo.inputs.lookup import find_image, find_videos
-from yojo.readers import NOT_A_RECORDS_FAULT, ColumnError, DataError, MediaError, open_source, what_it_says
-from yojo.sources import COLUMNS, FIELDS, FORMATS, detect, read, refuse_content
-
-__all__ = ["ColumnError", "DataError", "MediaError", "Mixture", "Records", "draw_responses", "load", "take_responses"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +44,7 @@ def load(
     Args:
         source: path of a .jsonl, .json or .parquet file; of a folder of such files; a list of paths; a list of dicts;
             or a `datasets.Dataset`.
-        format: "auto", or a name of `yojo.sources.FORMATS`: yojo (the paper's JSONL), trl, rewardbench2, nectar,
+        format: "auto", or a name of `yojo.data.sources.FORMATS`: yojo (the paper's JSONL), trl, rewardbench2, nectar,
             ultrafeedback, vlfeedback, rlaifv, llava_critic, nemo_rl.
         columns: dict, our field -> column of the file: {"prompt": "question", "rankings": "meta.ranks"}. A dot reaches
             into an object.
@@ -91,7 +89,7 @@ class Records:
     Attributes:
         name: of the source, as messages use it.
         path: of the file or folder; None for lists and datasets.
-        format: name of the format, a key of `yojo.sources.FORMATS`.
+        format: name of the format, a key of `yojo.data.sources.FORMATS`.
         columns: names of the columns found.
         unused: Counter, column -> how many of the records read so far hold something there that nothing reads and nobody
             knows; a dot reaches into objects.

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from yojo.columns import without_fillers
+from yojo.data.columns import without_fillers
 
 logger = logging.getLogger(__name__)
 
