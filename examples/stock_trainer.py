@@ -10,8 +10,8 @@ import transformers
 from peft import LoraConfig, get_peft_model
 
 import yojo
-from yojo.adapters import lora_targets
 from yojo.inputs.processors import load_processor
+from yojo.training.adapters import lora_targets
 
 
 def main():

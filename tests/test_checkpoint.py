@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from test_reward_model import with_adapter
 
 import yojo
-from yojo import checkpoint
-from yojo.checkpoint import ADAPTER_FILE, CONFIG_FILE, HEAD_FILE
+from yojo.converting.merge import merge
+from yojo.files.saved import ADAPTER_FILE, CONFIG_FILE, HEAD_FILE
+from yojo.saving import load as loading
+from yojo.saving import save
 
 OPTIONS = dict(mode="isolated", head_dim=64)
 
@@ -261,7 +263,7 @@ def test_a_full_disk_leaves_the_old_model_whole(make_reward_model, tmp_path, exa
     if where == "processor":
         monkeypatch.setattr(new.processor, "save_pretrained", full)
     else:
-        monkeypatch.setattr(checkpoint, f"_write_{'tensors' if where == 'head' else 'description'}", full)
+        monkeypatch.setattr(save, f"_write_{'tensors' if where == 'head' else 'description'}", full)
     with pytest.raises(OSError, match="No space left"):
         new.save_pretrained(tmp_path / "m")
     assert os.listdir(tmp_path) == ["m"] and same(load(tmp_path / "m"), old, examples)
@@ -280,7 +282,7 @@ def test_merged_scores_are_those_of_the_adapter(adapted, backbone, backbone_path
         model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
         adapted = yojo.RewardModel(yojo.patch(model, processor, **OPTIONS).eval(), processor)
     adapted.save_pretrained(tmp_path / "a")
-    made = checkpoint.merge(tmp_path / "a", tmp_path / "m")
+    made = merge(tmp_path / "a", tmp_path / "m")
     loaded = load(tmp_path / "m")
     assert same(made, loaded, examples) and same(loaded, adapted, examples, 1e-5)
     assert loaded.config == adapted.config
@@ -288,7 +290,7 @@ def test_merged_scores_are_those_of_the_adapter(adapted, backbone, backbone_path
     plain = yojo.unpatch(copy.deepcopy(loaded.model))
     assert "lora" not in "".join(plain.state_dict())
     with pytest.raises(ValueError, match="holds a full model already: there is no adapter to merge"):
-        checkpoint.merge(tmp_path / "m", tmp_path / "n")
+        merge(tmp_path / "m", tmp_path / "n")
 
 
 def test_bfloat16_is_merged_in_float32(adapted, tmp_path, examples):
@@ -304,7 +306,7 @@ def test_bfloat16_is_merged_in_float32(adapted, tmp_path, examples):
     adapted.save_pretrained(tmp_path / "a")
     description = json.loads((tmp_path / "a" / CONFIG_FILE).read_text())
     (tmp_path / "a" / CONFIG_FILE).write_text(json.dumps(description | {"dtype": "bfloat16"}))
-    merged = checkpoint.merge(tmp_path / "a", tmp_path / "m").model
+    merged = merge(tmp_path / "a", tmp_path / "m").model
     # The base lies in float32, so its weights are not rounded before the sum.
     got = merged.model.language_model.layers[0].self_attn.q_proj.weight
     assert got.dtype == torch.bfloat16 and (got.float() - expected.float()).abs().max() <= 2**-7 * expected.abs().max()
@@ -381,7 +383,7 @@ def test_a_quantized_base_is_merged_as_what_it_stands_for(
         yojo.RewardModel(yojo.patch(model.eval(), processor, **OPTIONS), processor), backbone_path
     )
     reward_model.save_pretrained(tmp_path / "a")
-    checkpoint.merge(tmp_path / "a", tmp_path / "m")
+    merge(tmp_path / "a", tmp_path / "m")
     assert "the base model is dequantized from" in caplog.text
     merged = load(tmp_path / "m")
     assert json.loads((tmp_path / "m" / CONFIG_FILE).read_text())["quantization"] is None
@@ -446,9 +448,9 @@ def test_push_to_hub(make_reward_model, monkeypatch):
 def test_an_adapter_can_be_trained_further(adapted, tmp_path, examples):
     adapted.save_pretrained(tmp_path)
     trained = {name for name, p in adapted.model.named_parameters() if p.requires_grad}
-    loaded, _ = checkpoint.load_pretrained(tmp_path, trainable=True)
+    loaded, _ = loading.load_pretrained(tmp_path, trainable=True)
     assert {name for name, p in loaded.named_parameters() if p.requires_grad} == trained and trained
-    fixed, _ = checkpoint.load_pretrained(tmp_path)
+    fixed, _ = loading.load_pretrained(tmp_path)
     assert not any(p.requires_grad for name, p in fixed.named_parameters() if "lora" in name)
 
 

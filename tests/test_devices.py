@@ -79,7 +79,7 @@ def test_a_separator_that_is_not_the_offloaded_one_is_refused(folders, tmp_path)
     """The row of the head's file must be in the weights already: it cannot be written into them."""
     from safetensors.torch import load_file
 
-    from yojo.checkpoint import load_head
+    from yojo.saving.load import load_head
 
     found = yojo.RewardModel.from_pretrained(folders[1], device_map=places("head"), offload_folder=tmp_path)
     file = folders[1] / "score_head.safetensors"

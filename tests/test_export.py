@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import yojo
 from yojo.cli import app
-from yojo.export import export, export_trl
+from yojo.converting.export import export, export_trl
 
 PROMPT, RESPONSES = "one or two ?", ["yes.", "no no", "three four one.\n\nfine", "née"]
 

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from yojo.checkpoint import replaced_folder
 from yojo.files import folders
+from yojo.files.folders import replaced_folder
 
 OLD, NEW = {"mark": "old", "weights": "old", "stale": "old"}, {"mark": "new", "weights": "new", "sub/more": "new"}
 

@@ -11,8 +11,8 @@ import torch
 from test_families import PARITY, close, continued, gradients, patched, samples_of, score, stock_of
 
 import yojo
-from yojo.checkpoint import CONFIG_FILE
 from yojo.config import CHOICES
+from yojo.files.saved import CONFIG_FILE
 from yojo.inputs.packing import orders
 from yojo.patching.pooling import pool, rows_read
 from yojo.patching.readings import Separators

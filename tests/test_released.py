@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import yojo
-from yojo import checkpoint
-from yojo.checkpoint import import_mr2rm
-from yojo.released import ADAPTER_FILE, CONFIG_FILE, HEAD_FILE, export_mr2rm
+from yojo.converting import merge
+from yojo.converting.released import ADAPTER_FILE, CONFIG_FILE, HEAD_FILE, export_mr2rm, import_mr2rm
 
 PROMPT, RESPONSES = "w1 w2 w3", ["w4 w5", "w6", "w7 w8 w9"]
 TEMPLATE = (
@@ -191,7 +190,7 @@ def test_an_adapter_goes_out_and_in_again_to_the_bit(trained, tmp_path):
 def test_a_merged_model_scores_alike(trained, tmp_path):
     folder, expected = trained
     import_mr2rm(folder, tmp_path / "adapter")
-    merged = checkpoint.merge(tmp_path / "adapter", tmp_path / "merged")
+    merged = merge.merge(tmp_path / "adapter", tmp_path / "merged")
     export_mr2rm(merged, tmp_path / "out")
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert "model.transformer.blocks.1.mlp.ff_proj.weight" in weights and not any("score" in name for name in weights)

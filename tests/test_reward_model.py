@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import yojo
-from yojo.checkpoint import CONFIG_FILE, HEAD_FILE
+from yojo.files.saved import CONFIG_FILE, HEAD_FILE
 from yojo.patching import last_layer
 
 

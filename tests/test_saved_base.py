@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny import finished
 
 import yojo
-from yojo import checkpoint, resume
+from yojo import resume
+from yojo.converting.merge import merge
+from yojo.files import saved
 from yojo.files.saved import ADAPTER_FILE, BESIDE_FILE, CONFIG_FILE
 from yojo.patching import fingerprints
 
@@ -101,7 +103,7 @@ def test_other_weights_under_the_same_name_are_refused(base_path, tmp_path, name
     reward_model = adapted(base_path)
     comes_back(reward_model, tmp_path / "rm")
     change(base_path / "model.safetensors", name, lambda weight: weight + 1e-4)
-    for call in (load, lambda path: checkpoint.merge(path, tmp_path / "merged")):
+    for call in (load, lambda path: merge(path, tmp_path / "merged")):
         with pytest.raises(
             ValueError, match=f"trained on other weights than {base_path} holds .1 of .*{name}"
         ) as error:
@@ -110,7 +112,7 @@ def test_other_weights_under_the_same_name_are_refused(base_path, tmp_path, name
     with caplog.at_level(logging.WARNING):
         assert not torch.equal(scores(load(tmp_path / "rm", check_base=False)), scores(reward_model))
     assert "other weights" in caplog.text
-    checkpoint.merge(tmp_path / "rm", tmp_path / "merged", check_base=False)
+    merge(tmp_path / "rm", tmp_path / "merged", check_base=False)
 
 
 def test_another_base_model_given_by_hand_is_refused(base_path, tmp_path):
@@ -199,7 +201,7 @@ def test_a_file_that_would_be_read_beside_the_saved_ones_is_refused(base_path, t
     yojo.RewardModel(*patched(base_path)).save_pretrained(tmp_path / "rm")
     (tmp_path / "rm" / "preprocessor_config.json").write_text("{}")
     with pytest.raises(ValueError, match="preprocessor_config.json was not there when"):
-        checkpoint.saved.check_hashes(tmp_path / "rm", checkpoint.read_description(tmp_path / "rm"))
+        saved.check_hashes(tmp_path / "rm", saved.read_description(tmp_path / "rm"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "added_tokens.json").write_text("{}")
     with pytest.raises(ValueError, match="holds added_tokens.json of another model"):
@@ -227,7 +229,7 @@ def test_weights_trained_beside_an_adapter_are_saved_with_it(base_path, tmp_path
     )
     again = comes_back(loaded, tmp_path / "again")  # frozen in this model, and still other weights than the base's
     assert torch.equal(scores(again), scores(reward_model))
-    merged = checkpoint.merge(tmp_path / "rm", tmp_path / "merged")
+    merged = merge(tmp_path / "rm", tmp_path / "merged")
     assert (scores(merged) - scores(reward_model)).abs().max() <= 1e-5
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     reward_model.save_pretrained(tmp_path / "gathered", state_dict=state)
@@ -339,7 +341,7 @@ def test_generation_settings_that_transformers_calls_invalid_are_kept(base_path,
         assert model.generation_config is before
     else:
         adapted(base_path).save_pretrained(tmp_path / "adapter")
-        checkpoint.merge(tmp_path / "adapter", tmp_path / "rm")
+        merge(tmp_path / "adapter", tmp_path / "rm")
     saved = json.loads((tmp_path / "rm" / "generation_config.json").read_text())
     assert settings.items() <= saved.items()
 

@@ -347,7 +347,7 @@ def test_the_shipped_model_keeps_its_rule():
 
 def test_what_an_exported_template_cannot_say_is_refused(tmp_path):
     """A template made of the generation prompt gives our tokens, or the model is not exported."""
-    from yojo.export import export_trl
+    from yojo.converting.export import export_trl
 
     for template, turn, works in (
         ("smolvlm", "template", False),

@@ -6,8 +6,8 @@ import os
 import torch
 from transformers import TrainingArguments
 
-from yojo import adapters
 from yojo.config import YojoConfig
+from yojo.training import adapters
 
 # Arguments of transformers that cannot mean anything here: the one value each may have, and why.
 _MEANINGLESS = {

@@ -351,10 +351,10 @@ def import_(
     ] = True,
 ):
     """Make a reward model out of a checkpoint of the paper's released code."""
-    from yojo import checkpoint
+    from yojo.converting.released import import_mr2rm
 
     with _errors():
-        reward_model = checkpoint.import_mr2rm(path, out, base_model=base_model, scale_scores=scale_scores)
+        reward_model = import_mr2rm(path, out, base_model=base_model, scale_scores=scale_scores)
     config = reward_model.config
     typer.echo(f"{out}: {config.head} head, pooling {config.pooling}, scores {'' if scale_scores else 'not '}scaled")
 
@@ -372,7 +372,7 @@ def export(
     check_files: CheckFiles = True,
 ):
     """Write a reward model in the format of another tool."""
-    from yojo import export as exporting
+    from yojo.converting import export as exporting
 
     with _errors():
         exported = exporting.export(
@@ -392,10 +392,10 @@ def merge(
     check_files: CheckFiles = True,
 ):
     """Merge a reward model's adapter into its base model."""
-    from yojo import checkpoint
+    from yojo.converting import merge as merging
 
     with _errors():
-        checkpoint.merge(path, out, base_model=base_model, check_base=check_base, check_files=check_files)
+        merging.merge(path, out, base_model=base_model, check_base=check_base, check_files=check_files)
     typer.echo(f"{out}: a full model")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import yojo
-from yojo.checkpoint import CONFIG_FILE, local_folder
+from yojo.files.saved import CONFIG_FILE, local_folder
 from yojo.flops import batch_flops
 from yojo.patching import families, recorded
 from yojo.patching.patch import patch

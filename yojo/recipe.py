@@ -218,10 +218,10 @@ def load_model(run, arguments):
     """The model to train and its processor, not patched unless it is a reward model already."""
     import torch
 
-    from yojo.checkpoint import load_pretrained, local_folder
     from yojo.config import YojoConfig
-    from yojo.files.saved import read_description
+    from yojo.files.saved import local_folder, read_description
     from yojo.inputs.processors import load_processor
+    from yojo.saving.load import load_pretrained
 
     processor_options = run.options_of_processor()
     cuda = torch.cuda.is_available() and not arguments.use_cpu
@@ -452,7 +452,7 @@ def _print_settings(trainer, run, training_set, evaluation_set):
     from rich.console import Console
     from rich.table import Table
 
-    from yojo.adapters import trained_summary
+    from yojo.training.adapters import trained_summary
 
     arguments, config = trainer.args, trainer.collator.config
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size

@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from yojo.adapters import scoring_adapter
-from yojo.checkpoint import adapter_of
 from yojo.config import YojoConfig
 from yojo.files.folders import flush, sync
-from yojo.files.saved import CONFIG_FILE, check_hashes, check_sizes, read_description, read_head
+from yojo.files.saved import CONFIG_FILE, HEAD_FILE, check_hashes, check_sizes, read_description, read_head
 from yojo.patching import dates, fingerprints
 from yojo.patching.state import patched_base, unwrap
+from yojo.reward_model import RewardModel
+from yojo.saving import load
+from yojo.saving.parts import adapter_of, scoring_adapter
+from yojo.saving.save import save_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +123,6 @@ class WholeCheckpoints:
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:
             return
-        from yojo.checkpoint import save_pretrained
-        from yojo.reward_model import RewardModel
-
         folder = self.args.output_dir if output_dir is None else output_dir
         save_pretrained(
             RewardModel(self.model, self.processing_class), folder, state_dict=state_dict, provenance=self.provenance
@@ -242,25 +241,23 @@ def load_weights(model, path):
     Raises:
         ValueError: other settings, an adapter on one side only, weights that are missing or left over.
     """
-    from yojo import checkpoint
-
     path = Path(path)
     base = patched_base(model, "load_weights")
     check_resumable(model, path)
     description, head = read_description(path), read_head(path)
     adapter = adapter_of(model)
     if adapter is not None:
-        checkpoint.load_adapter(adapter, path)
-        checkpoint.load_beside(base, path, description)
+        load.load_adapter(adapter, path)
+        load.load_beside(base, path, description)
     else:
         check_sizes(path, description)
         saved = type(base).from_pretrained(path, dtype=base.dtype)
-        checkpoint.check_weights(saved, path, description, path)
+        load.check_weights(saved, path, description, path)
         missing, unknown = base.load_state_dict(saved.state_dict(), strict=False)
         missing = [name for name in missing if not name.startswith("score.")]
         if missing or unknown:
             raise ValueError(f"{path} does not fit the model: missing {missing[:5]}, unknown {unknown[:5]}")
-    checkpoint.load_head(base, head, path / checkpoint.HEAD_FILE)
+    load.load_head(base, head, path / HEAD_FILE)
 
 
 def _publish(staged, target):

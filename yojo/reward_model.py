@@ -4,9 +4,13 @@ import logging
 
 import torch
 
+from yojo.inputs.example import Example
+from yojo.inputs.packing import Collator, pack_in_parts
 from yojo.patching import devices, graphs
 from yojo.patching.eval_mode import Modules
 from yojo.patching.state import unwrap
+from yojo.saving.load import load_pretrained
+from yojo.saving.save import push_to_hub, save_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +50,6 @@ class RewardModel:
     """
 
     def __init__(self, model, processor, max_length=None):
-        from yojo.inputs.packing import Collator
-
         self.collator = Collator(processor, model, max_length)
         self.model = model
         self.processor = processor
@@ -73,8 +75,6 @@ class RewardModel:
         Raises:
             TypeError, ValueError: an input that cannot be scored; the message names it.
         """
-        from yojo.inputs.example import Example
-
         example = Example(prompt, responses, images=images, videos=videos, tools=tools, literal_tags=literal_tags)
         return self.score_many([example])[0]
 
@@ -136,8 +136,6 @@ class RewardModel:
 
         `modules`: the `Modules` of the rows before.
         """
-        from yojo.inputs.packing import pack_in_parts
-
         parts = [self._score_batch(some, batch, modules) for some, batch in pack_in_parts(self._pack, encoded)]
         return lambda: [scores for part in parts for scores in part()]
 
@@ -159,20 +157,14 @@ class RewardModel:
         return lambda: _named_scores(encoded, scores(), base.dtype)
 
     def save_pretrained(self, path, **options):
-        """Write everything that changes a score into a folder; see `yojo.checkpoint.save_pretrained`."""
-        from yojo.checkpoint import save_pretrained
-
+        """Write everything that changes a score into a folder; see `yojo.saving.save.save_pretrained`."""
         save_pretrained(self, path, **options)
 
     def push_to_hub(self, repo_id, private=None, token=None, commit_message=None, **options):
-        """Save and upload to the hub; see `yojo.checkpoint.push_to_hub`."""
-        from yojo.checkpoint import push_to_hub
-
+        """Save and upload to the hub; see `yojo.saving.save.push_to_hub`."""
         return push_to_hub(self, repo_id, private=private, token=token, commit_message=commit_message, **options)
 
     @classmethod
     def from_pretrained(cls, path, **kwargs):
-        """Load what `save_pretrained` wrote; see `yojo.checkpoint.load_pretrained` for the arguments."""
-        from yojo.checkpoint import load_pretrained
-
+        """Load what `save_pretrained` wrote; see `yojo.saving.load.load_pretrained` for the arguments."""
         return cls(*load_pretrained(path, **kwargs))

@@ -11,15 +11,16 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
-from yojo import adapters, sharding
+from yojo import sharding
 from yojo.arguments import RewardTrainingArguments
 from yojo.batches import CostEstimate, Drawn, GlobalBatches, RowCollator, RowLoader
-from yojo.checkpoint import refuse_own_base
 from yojo.inputs.packing import Collator
 from yojo.metrics import ranking_metrics
 from yojo.patching.patch import patch
 from yojo.patching.state import unwrap
 from yojo.resume import WholeCheckpoints
+from yojo.saving.save import refuse_own_base
+from yojo.training import adapters
 
 logger = logging.getLogger(__name__)
 

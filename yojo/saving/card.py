@@ -30,7 +30,7 @@ def write(staging, folder, description, provenance=None):
         staging: the folder being written.
         folder: the one it will replace.
         description: what `yojo_config.json` will hold.
-        provenance: see `yojo.checkpoint.save_pretrained`.
+        provenance: see `yojo.saving.save.save_pretrained`.
     """
     if has_foreign_card(folder):
         leave_out(staging)

@@ -5,12 +5,17 @@ import dataclasses
 
 import torch
 
-import yojo
+from yojo.config import YojoConfig
+from yojo.converting.merge import merged
+from yojo.converting.released import export_mr2rm
 from yojo.files import saved
 from yojo.files.folders import replaced_folder
+from yojo.inputs.example import Example
 from yojo.patching import dates
 from yojo.patching.separator import folded
 from yojo.patching.state import patched_base, tokenizer_of
+from yojo.reward_model import RewardModel
+from yojo.saving.load import load_pretrained
 
 FORMATS = ("mr2rm", "trl")
 
@@ -46,9 +51,9 @@ def export(path, out, *, format, base_model=None, check_base=True, check_files=T
     Args:
         path: folder or hub name of a reward model.
         out: folder.
-        format: "mr2rm" (see `yojo.released.export_mr2rm`) or "trl" (see `export_trl`; an adapter is merged first).
+        format: "mr2rm" (see `yojo.converting.released.export_mr2rm`) or "trl" (see `export_trl`; an adapter is merged first).
         base_model: for an adapter, where its base model lies if not where it was when the adapter was saved.
-        check_base, check_files: as for `yojo.checkpoint.load_pretrained`.
+        check_base, check_files: as for `yojo.saving.load.load_pretrained`.
 
     Returns:
         `Exported`.
@@ -56,22 +61,20 @@ def export(path, out, *, format, base_model=None, check_base=True, check_files=T
     Raises:
         ValueError: a format or a model that cannot be exported, with the reason.
     """
-    from yojo import checkpoint, released
-
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    path = checkpoint.local_folder(path)
+    path = saved.local_folder(path)
     options = {"base_model": base_model, "check_base": check_base, "check_files": check_files}
-    description = checkpoint.read_description(path)
+    description = saved.read_description(path)
     if format == "mr2rm":
-        reward_model = yojo.RewardModel(*checkpoint.load_pretrained(path, **options))
-        released.export_mr2rm(reward_model, out)
+        reward_model = RewardModel(*load_pretrained(path, **options))
+        export_mr2rm(reward_model, out)
         return Exported(format)
-    _check_settings(yojo.YojoConfig.from_saved(description["config"]))
+    _check_settings(YojoConfig.from_saved(description["config"]))
     if description["adapter"]:
-        reward_model = checkpoint.merged(path, **options)
+        reward_model = merged(path, **options)
     else:
-        reward_model = yojo.RewardModel(*checkpoint.load_pretrained(path, **options))
+        reward_model = RewardModel(*load_pretrained(path, **options))
     return Exported(format, export_trl(reward_model, out))
 
 
@@ -176,7 +179,7 @@ def _check_settings(config):
 def _check_turn(reward_model, tokenizer):
     """Refuse a template that puts something else before an answer than the generation prompt, as our scores have it."""
     question, answer, collator = "What is it?", "A test.", reward_model.collator
-    ours = collator.encode(yojo.Example(question, [answer]))
+    ours = collator.encode(Example(question, [answer]))
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     theirs = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
     wanted = [*ours.prompt_ids.tolist(), *ours.responses[0]]

@@ -5,10 +5,11 @@ import re
 
 import torch
 
-from yojo.patching import fingerprints
 from yojo.patching.state import patched_base
 
 TUNE = ("lora", "full", "head")
+
+
 NO_TARGETS = ("gate", "router")  # of mixtures of experts: who routes tokens is left as it is
 
 
@@ -64,7 +65,7 @@ def check_config(config):
     if "score" not in (getattr(config, "modules_to_save", None) or ()):
         raise ValueError(
             "the PEFT config does not train the value head: add modules_to_save=['score'], or take "
-            "yojo.adapters.lora_config(model)"
+            "yojo.training.adapters.lora_config(model)"
         )
 
 
@@ -119,74 +120,3 @@ def trained_summary(model):
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     trained, total = sum(n for n, grad in counts if grad), sum(n for n, _ in counts)
     return f"{trained:,} of {total:,} weights ({trained / total:.2%})"
-
-
-def scoring_adapter(model):
-    """The name of the adapter that a PEFT model scores with; a ValueError where it is not one and a whole one."""
-    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-
-    if not isinstance(model.base_model, BaseTuner):
-        config = model.peft_config[model.active_adapter]
-        kind = str(getattr(config.peft_type, "value", config.peft_type))
-        raise ValueError(
-            f"an adapter of kind {kind} puts tokens of its own before the prompt: packed rows have no place for them"
-        )
-    status = model.get_model_status()
-    active = status.active_adapters
-    if status.num_adapter_layers and status.enabled is not True:
-        raise ValueError(
-            "the model's adapter is disabled, in some layers at least, and its scores are not the adapter's: "
-            "model.enable_adapter_layers() first, or model.unload() to keep the model without it"
-        )
-    if not status.num_adapter_layers:
-        active = model.active_adapters
-    if active == "irregular" or len(active) != 1:
-        raise ValueError(
-            f"the model scores with {'other adapters in some layers' if active == 'irregular' else f'{len(active)} adapters at once'}"
-            ", and a saved reward model has one: model.set_adapter(name), or merge them (add_weighted_adapter)"
-        )
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    merged = sorted({name for layer in layers for name in layer.merged_adapters})
-    if merged not in ([], list(active)):
-        raise ValueError(
-            f"adapters are merged into the weights ({', '.join(merged)}) that are not the active one, {active[0]}: "
-            "model.unmerge_adapter() first"
-        )
-    embedding = patched_base(model, "saving").get_input_embeddings()
-    if merged and getattr(embedding, "merged", False):
-        raise ValueError("the adapter is merged into the embedding: model.unmerge_adapter() first, then save")
-    return active[0]
-
-
-def weights_beside(base, tensors):
-    """The backbone's weights that are saved with an adapter, since they are not the base model's any more.
-
-    Those are what takes gradients outside of the adapter, and what has changed since the model was patched.
-
-    Args:
-        base: a patched model, below PEFT's wrapper.
-        tensors: dict name -> the backbone's whole tensors now (see `fingerprints.tensors_of`).
-
-    Returns:
-        dict name -> tensor.
-
-    Raises:
-        ValueError: quantized weights that have changed, which only a full model could hold.
-    """
-    own = fingerprints.tensors_of(base)
-    state, embedding = base.yojo, base.get_input_embeddings()
-    path = next(name for name, module in base.named_modules() if module is embedding)
-    known = {name: sample for name, sample in state.weights.items() if name in tensors}
-    changed = fingerprints.changed(known, tensors, state.separator_id, f"{fingerprints.plain_name(path)}.weight")
-    merged = [
-        fingerprints.plain_name(name) for name, module in base.named_modules() if getattr(module, "merged", False)
-    ]
-    changed = {name for name in changed if name.rpartition(".")[0] not in merged}
-    names = sorted(changed | {name for name in tensors if own[name].requires_grad})
-    quantized = [name for name in names if not tensors[name].is_floating_point()]
-    if quantized:
-        raise ValueError(
-            f"quantized weights of the base model were changed ({', '.join(quantized[:3])}), and an adapter cannot be saved "
-            "without them: merge it (merge_and_unload) and save the full model"
-        )
-    return {name: tensors[name] for name in names}

@@ -13,12 +13,16 @@ import torch
 
 from yojo.config import CHOICES
 from yojo.files.folders import replaced_folder
+from yojo.files.saved import local_folder
 from yojo.inputs.processors import load_processor, save_processor
 from yojo.patching import dates, recorded
 from yojo.patching.devices import embedding_of
 from yojo.patching.patch import patch
 from yojo.patching.separator import folded
 from yojo.patching.state import patched_base, separator_id_of, tokenizer_of
+from yojo.reward_model import RewardModel
+from yojo.saving.parts import active_head, adapter_of
+from yojo.saving.save import save_model
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +70,6 @@ def import_mr2rm(path, out=None, *, base_model=None, scale_scores=True, dtype=No
         ValueError: a file that is missing or damaged, a head that does not fit, tensors that have no place in the
             model (they are named), an embedding of the separator that nobody knows.
     """
-    import yojo
-    from yojo.checkpoint import local_folder
-
     name = Path(path).name if Path(path).is_dir() else str(path)
     path = local_folder(path)
     options, head = _read_head(path)
@@ -120,7 +121,7 @@ def import_mr2rm(path, out=None, *, base_model=None, scale_scores=True, dtype=No
     model.config.name_or_path = str(source)
     if is_adapter:
         model = _with_adapter(model, adapter, settings, path)
-    reward_model = yojo.RewardModel(model.eval(), processor)
+    reward_model = RewardModel(model.eval(), processor)
     if out is not None:
         reward_model.save_pretrained(out, provenance={"imported from": f"{name}, a checkpoint of mr2rm"})
     return reward_model
@@ -364,8 +365,6 @@ def export_mr2rm(reward_model, out):
     Raises:
         ValueError: a model whose scores the released code would not give, with the reason.
     """
-    from yojo.checkpoint import active_head, adapter_of, save_model
-
     base, config = patched_base(reward_model.model, "export"), reward_model.config
     if config.format != "mr2rm":
         raise ValueError(

@@ -1,0 +1,1 @@
+"""Reward models of one kind made into another: merged, and from and to the files of other tools."""
