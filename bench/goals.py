@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from bench import points
 from bench.points import HEADLINE_MODEL, VARIANTS, Scores, digits, percent, point, ratio, times
-from yojo.profiling import PARTS
+from yojo.costs.profiling import PARTS
 
 # The headline's point: an image prompt of 2k tokens, with room for what a processor puts around the image.
 PROMPT, PROMPT_TOKENS, RESPONSE_TOKENS, RESPONSES = "image", (1800, 2300), (90, 110), 4

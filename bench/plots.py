@@ -4,7 +4,7 @@ import textwrap
 
 from bench import points
 from bench.points import VARIANTS, count, digits, point, provenance, seconds
-from yojo.profiling import PARTS
+from yojo.costs.profiling import PARTS
 
 COLOURS = {
     "single": "#57606a",

@@ -15,7 +15,7 @@ FIELDS = {
     "pass": (str, True),  # one of PASSES
     "mode": (str, True),  # comparative, isolated
     "permutations": (int, True),  # orders of a permuted pass, N! where that is fewer
-    "part": (str, True),  # what of a pass was timed, a key of yojo.profiling.PARTS; null: all of it
+    "part": (str, True),  # what of a pass was timed, a key of yojo.costs.profiling.PARTS; null: all of it
     "model": (
         str,
         True,

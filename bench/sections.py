@@ -4,7 +4,7 @@ import functools
 
 from bench import goals, models, plots, points, schema
 from bench.points import SWEEPS, VARIANTS, Scores, count, digits, memory, percent, point, provenance, ratio, times
-from yojo.profiling import PARTS
+from yojo.costs.profiling import PARTS
 
 PICTURES = "benchmarks"  # folder of the pictures, beside the page
 STEPS = (
@@ -96,10 +96,10 @@ def savings_section(page, savings):
     """
     page.write(
         "## What there is to save",
-        "FLOPs of N single passes over those of one pass, comparative / isolated, counted by `yojo.flops` from shapes and "
+        "FLOPs of N single passes over those of one pass, comparative / isolated, counted by `yojo.costs.flops` from shapes and "
         f"lengths (vision tower included, responses of {savings.each} tokens unless said otherwise): what computing less "
         "gives, and no more than that. The last layer is computed for the rows alone that are read, which can carry the "
-        "ratio above N. `yojo.flops.batch_flops` says the same of any batch beforehand.",
+        "ratio above N. `yojo.costs.flops.batch_flops` says the same of any batch beforehand.",
     )
     for name, rows in savings.shapes.items():
         page.write(

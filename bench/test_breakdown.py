@@ -5,7 +5,7 @@ import pytest
 from bench import ways
 from bench.sweeps import MIDDLE, QUICK, Point
 from bench.timing import figures, skips_what_does_not_fit
-from yojo.profiling import profile_pass
+from yojo.costs.profiling import profile_pass
 
 
 def pytest_generate_tests(metafunc):

@@ -23,7 +23,7 @@ import transformers
 import yojo
 from bench import models
 from bench.timing import figures, measure, peak_bytes
-from yojo.flops import scoring_flops
+from yojo.costs.flops import scoring_flops
 from yojo.patching import head
 from yojo.patching.graphs import BUCKET
 from yojo.patching.readings import Separators

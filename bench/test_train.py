@@ -15,7 +15,7 @@ from bench import ways
 from bench.counting import flop_counter
 from bench.sweeps import Point
 from bench.timing import clocked, figures, peak_bytes, skips_what_does_not_fit
-from yojo.flops import batch_flops
+from yojo.costs.flops import batch_flops
 
 PROJECTIONS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 RANK = {"cuda": 128, "cpu": 16}

@@ -19,12 +19,12 @@ import yojo
 from bench import models
 from bench.sweeps import Point
 from bench.timing import give_back, is_out_of_memory
-from yojo.flops import batch_flops
+from yojo.costs.flops import batch_flops
+from yojo.costs.profiling import IdsOnly
 from yojo.inputs.packing import orders
 from yojo.patching import families
 from yojo.patching.fuse import liger_forward, liger_on
 from yojo.patching.state import unwrap
-from yojo.profiling import IdsOnly
 from yojo_kernels import AttentionCall, choose_attention
 
 PERMUTATIONS = 4  # of the permuted way, or N! where that is fewer
@@ -85,7 +85,7 @@ class Twin:
         return found.get(f"{variant}, fused", found[variant]) if fuse != "none" else found[variant]
 
     def flops(self, point):
-        """variant -> FLOPs of one call, counted beforehand by `yojo.flops`: what the mask makes visible, no more."""
+        """variant -> FLOPs of one call, counted beforehand by `yojo.costs.flops`: what the mask makes visible, no more."""
         if point not in self.counted:
             encoded = self.encoded(point)
             batches = {mode: self.collators[mode].pack([encoded]) for mode in MODES}

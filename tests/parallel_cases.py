@@ -13,11 +13,11 @@ import torch
 from transformers import TrainerCallback
 
 import yojo
-from yojo.arguments import RewardTrainingArguments
 from yojo.demo import digits
 from yojo.demo.backbone import load_backbone
 from yojo.patching.state import unwrap
-from yojo.train import RewardTrainer
+from yojo.training.arguments import RewardTrainingArguments
+from yojo.training.trainer import RewardTrainer
 
 # Every value of one with every value of each other: tune, mode, gradient_accumulation_steps.
 CASES = {

@@ -1,7 +1,7 @@
 """Orders, draws, shares and rows of global batches."""
 
 import yojo
-from yojo.batches import Drawn, GlobalBatches, rows_of, shares
+from yojo.training.batches import Drawn, GlobalBatches, rows_of, shares
 
 
 def test_three_of_many_have_two_ranks_wherever_there_are_two():

@@ -15,7 +15,7 @@ import torch
 
 from bench import goals, models, points, report, schema, sweeps, timing, ways
 from bench import test_train as train
-from yojo.profiling import PARTS
+from yojo.costs.profiling import PARTS
 
 ROOT = Path(__file__).parents[1]
 

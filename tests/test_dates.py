@@ -19,7 +19,7 @@ from yojo.inputs.mr2rm import ConversationEncoder
 from yojo.inputs.processors import load_processor
 from yojo.inputs.prompts import PromptEncoder
 from yojo.patching import dates
-from yojo.resume import adopt_date
+from yojo.training.resume import adopt_date
 
 MISTRAL = "{%- set today = strftime_now('%Y-%m-%d') %}<|im_start|>system\nToday is {{ today }}.<|im_end|>\n"
 # Llama 3.2: a variable that the caller may give, else today.

@@ -8,8 +8,8 @@ from test_families import continued, parametrize_families, patched, rows_of, sam
 from torch.utils.flop_counter import FlopCounterMode
 
 import yojo
-from yojo import vision
-from yojo.flops import Flops, batch_flops, scoring_flops
+from yojo.costs import vision
+from yojo.costs.flops import Flops, batch_flops, scoring_flops
 from yojo.patching import last_layer
 from yojo_kernels import Layout
 from yojo_kernels.layout import count_visible
@@ -279,7 +279,7 @@ def test_a_training_step(family):
 def no_pairs(model, batch):
     """FLOPs of the vision tower without its attention."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("yojo.flops._pairs_of", lambda *arguments: 0)
+        patch.setattr("yojo.costs.flops._pairs_of", lambda *arguments: 0)
         return batch_flops(model, batch).vision
 
 

@@ -6,7 +6,7 @@ import random
 import pytest
 from scipy.stats import kendalltau
 
-from yojo.metrics import best_of_n, kendall_tau, pairs, ranking_metrics
+from yojo.evaluation.metrics import best_of_n, kendall_tau, pairs, ranking_metrics
 
 
 @pytest.mark.parametrize(

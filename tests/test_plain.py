@@ -16,11 +16,11 @@ from test_turns import image_processor, text_model
 from turn_cases import KINDS, TEMPLATES, tokenizer_of_kind
 
 import yojo
-from yojo.batches import CostEstimate
 from yojo.data.checking import count_tokens
 from yojo.inputs.placeholders import placeholder_tokens
 from yojo.inputs.plain import forbidden_ids, named_errors, plain_ids, private_tokenizer
 from yojo.patching.state import tokenizer_of
+from yojo.training.batches import CostEstimate
 
 
 @pytest.fixture()

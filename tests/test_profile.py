@@ -12,10 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 import yojo
-from yojo import profiling, trace
 from yojo.cli import app
+from yojo.costs import profiling, trace
+from yojo.costs.flops import batch_flops
 from yojo.demo.backbone import BACKBONE
-from yojo.flops import batch_flops
 from yojo.patching import fuse
 
 PARTS = list(profiling.PARTS)

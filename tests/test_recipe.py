@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 import yojo
-from yojo import recipe
-from yojo.recipe import parse
+from yojo.training import recipe
+from yojo.training.recipe import parse
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -22,7 +22,7 @@ from report_lines import (
 from bench import goals, model, report, savings
 from bench.attention_peers import one
 from bench.points import Scores, digits, memory, seconds, times
-from yojo.profiling import PARTS
+from yojo.costs.profiling import PARTS
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import yojo
-from yojo import resume
-from yojo.arguments import RewardTrainingArguments
 from yojo.demo import digits
 from yojo.demo.backbone import BACKBONE
 from yojo.demo.reward import make_examples, write_files
-from yojo.train import RewardTrainer
+from yojo.training import resume
+from yojo.training.arguments import RewardTrainingArguments
+from yojo.training.trainer import RewardTrainer
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_what_may_change_is_said(make_trainer, tmp_path, caplog):
     make_trainer("run", max_steps=2).train()
     folder = str(tmp_path / "run" / "checkpoint-2")
     again = make_trainer("run", max_steps=2, center_scores=0.5, lora_dropout=0.2)
-    with caplog.at_level("WARNING", logger="yojo.resume"):
+    with caplog.at_level("WARNING", logger="yojo.training.resume"):
         again.train(resume_from_checkpoint=folder)
     assert "center_scores 0.0, now 0.5" in caplog.text and "lora_dropout 0.1, now 0.2" in caplog.text
     with pytest.raises(ValueError, match="saved with another adapter than .*lora_alpha 16, now 32"):

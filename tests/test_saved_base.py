@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from tiny import finished
 
 import yojo
-from yojo import resume
 from yojo.converting.merge import merge
 from yojo.files import saved
 from yojo.files.saved import ADAPTER_FILE, BESIDE_FILE, CONFIG_FILE
 from yojo.patching import fingerprints
+from yojo.training import resume
 
 PROMPT, RESPONSES = "which one?", ["a six", "it is a nine"]
 

@@ -9,9 +9,9 @@ from test_saved_base import adapted, backbone, patched
 from typer.testing import CliRunner
 
 import yojo
-from yojo import recipe
 from yojo.cli import app
 from yojo.demo.backbone import BACKBONE
+from yojo.training import recipe
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import types
 import pytest
 import torch
 
-from yojo import sharding
+from yojo.training import sharding
 
 
 @pytest.fixture()

@@ -17,11 +17,11 @@ from transformers import TrainerCallback
 
 import yojo
 from yojo import data
-from yojo.arguments import RewardTrainingArguments
-from yojo.batches import CostEstimate, Drawn, GlobalBatches
 from yojo.demo import digits
 from yojo.patching.state import unwrap
-from yojo.train import RewardTrainer, center_penalty
+from yojo.training.arguments import RewardTrainingArguments
+from yojo.training.batches import CostEstimate, Drawn, GlobalBatches
+from yojo.training.trainer import RewardTrainer, center_penalty
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from bench import attention_peers
-from yojo import versions
+from yojo.patching import versions
 from yojo_kernels import causal
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def test_a_peer_that_nothing_installed_computes_is_skipped_by_name(monkeypatch):
 
 
 def test_the_ranges_begin_at_versions_that_are_stated():
-    """pyproject.toml, `yojo.versions` and the README name the same oldest versions."""
+    """pyproject.toml, `yojo.patching.versions` and the README name the same oldest versions."""
     text = (ROOT / "pyproject.toml").read_text()
     readme = (ROOT / "README.md").read_text()
     for name, oldest in versions.OLDEST.items():

@@ -113,7 +113,7 @@ def score(
 )
 def train(context: typer.Context):
     """Train a reward model: yojo train --config FILE.yaml [--OPTION VALUE ...]; --help lists the options."""
-    from yojo import recipe
+    from yojo.training import recipe
 
     if "--help" in context.args or "-h" in context.args:
         recipe.Parser().print_help()
@@ -159,7 +159,7 @@ def profile(
     import transformers
     from rich.console import Console
 
-    from yojo import profiling
+    from yojo.costs import profiling
 
     transformers.utils.logging.disable_progress_bar()
     console = Console()
@@ -168,8 +168,14 @@ def profile(
         device = _device(device)
         dtype = _one_of("dtype", dtype, profiling.DTYPES) or ("bfloat16" if device.type == "cuda" else "float32")
         mode = _one_of("mode", mode, ("comparative", "isolated"))
+        if model is None:
+            from yojo.demo.reward import load_reward_model
+
+            loaded = load_reward_model()
+        else:
+            loaded = model
         loaded, processor, notes = profiling.load(
-            model, mode=mode, device=device, dtype=profiling.DTYPES[dtype], processor=images > 0
+            loaded, mode=mode, device=device, dtype=profiling.DTYPES[dtype], processor=images > 0
         )
         batch = profiling.make_batch(
             loaded,
@@ -421,8 +427,7 @@ def info():
 
     import yojo
     import yojo_kernels
-    from yojo import versions
-    from yojo.patching import fuse
+    from yojo.patching import fuse, versions
 
     typer.echo(f"yojo          {yojo.__version__}")
     typer.echo(f"python        {platform.python_version()}")

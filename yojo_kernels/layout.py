@@ -193,7 +193,10 @@ class Layout:
         """
         if window is not None and window < 1:
             raise ValueError(f"window must be at least 1, or None for no window, got {window}")
-        rows = slice(*span) if span is not None else slice(0, self.num_tokens)
+        return self.visible_among(slice(*span) if span is not None else slice(0, self.num_tokens), window)
+
+    def visible_among(self, rows, window=None):
+        """`visible` for some rows alone, a slice or [P] int64 in ascending order -> [P, P] bool."""
         sample, branch, position = self.sample[rows], self.branch[rows], self.position[rows]
         queries = torch.arange(sample.shape[0], device=sample.device)
         return visible_to(queries, sample, branch, position, None if self.block is None else self.block[rows], window)

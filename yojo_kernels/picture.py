@@ -72,12 +72,7 @@ def plot(layout, path, block_m=128, block_n=64, window=None):
 
 def _classes(layout, rows, block_m, block_n, window):
     """([P, P] class of each pair of `rows` [P], (full, border, skipped) shares of all pairs)."""
-    sample, branch, position = layout.sample[rows], layout.branch[rows], layout.position[rows]
-    block = None if layout.block is None else layout.block[rows]
-
-    from yojo_kernels.layout import visible_to
-
-    visible = visible_to(torch.arange(len(rows)), sample, branch, position, block, window).numpy()
+    visible = layout.visible_among(rows, window).numpy()
     classes = np.full(visible.shape, SKIPPED, dtype=np.uint8)
     rows, full_pairs, border_pairs = rows.numpy(), 0, 0
     for start, end, *runs in layout.query_tiles(block_m, block_n, window).tolist():

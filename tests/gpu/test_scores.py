@@ -7,9 +7,8 @@ import torch
 import transformers
 
 import yojo
-from yojo import versions
 from yojo.config import CHOICES
-from yojo.patching import last_layer
+from yojo.patching import last_layer, versions
 from yojo.patching.pooling import pool
 
 pytestmark = pytest.mark.gpu

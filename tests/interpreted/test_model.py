@@ -53,7 +53,7 @@ def test_flops_of_a_pass_through_the_kernels(make_reward_model, samples, monkeyp
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from yojo.flops import batch_flops
+    from yojo.costs.flops import batch_flops
 
     monkeypatch.setattr(
         patched_attention,

@@ -11,9 +11,8 @@ from packaging.version import Version
 from pretend import OnDevice, Pretend
 from test_families import FAMILIES, gradients, parametrize_families, patched, rows_of, samples_of
 
-from yojo import versions
 from yojo.config import CHOICES
-from yojo.patching import last_layer
+from yojo.patching import last_layer, versions
 from yojo_kernels import multi_response_attention, tiles
 
 IDEFICS = {

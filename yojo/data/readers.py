@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from yojo.data.columns import without_fillers
+from yojo.inputs.videos import natural_key
 
 logger = logging.getLogger(__name__)
 
@@ -385,8 +386,6 @@ def _file(path, name=None):
 
 
 def _folder(path):
-    from yojo.inputs.videos import natural_key
-
     files = (p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
     shown = (p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts))
     kinds = {}

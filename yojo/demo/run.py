@@ -138,11 +138,11 @@ def measure(models, sample, count):
     Tokenising and image preparation are left out on both sides.
 
     Returns:
-        dict: seconds (median), flops (`yojo.flops`: of the pairs that are visible) and tokens, each a dict by variant.
+        dict: seconds (median), flops (`yojo.costs.flops`: of the pairs that are visible) and tokens, each a dict by variant.
     """
     import random
 
-    from yojo.flops import batch_flops
+    from yojo.costs.flops import batch_flops
 
     image, _ = sample
     rng = random.Random(count)

@@ -37,7 +37,7 @@ FEWEST_FLOPS = 2**27
 # Forward hooks that can do without an attention output that is never made: transformers' own recorders of hidden
 # states and attentions, which are not listening here, those of `yojo profile`, which are called all the same, and around
 # the whole layer, FSDP's.
-_HARMLESS_HOOKS = ("transformers.utils.output_capturing", "yojo.profiling")
+_HARMLESS_HOOKS = ("transformers.utils.output_capturing", "yojo.costs.profiling")
 _HARMLESS_AROUND = (*_HARMLESS_HOOKS, "torch.distributed")
 
 

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 
 # ---- loading ----
+from yojo.inputs.processors import load_processor
+from yojo.patching.patch import patch
 
 
 def is_checkpoint(path):
@@ -21,9 +23,6 @@ def is_checkpoint(path):
 def load(path, *, dtype=None, device=None, fuse=None, probe=True, processor_options=None, **kwargs):
     """(patched model in eval mode, processor) of a checkpoint of a patched model that has its processor beside it."""
     import transformers
-
-    from yojo.inputs.processors import load_processor
-    from yojo.patching.patch import patch
 
     settings = json.loads((Path(path) / "config.json").read_text())
     name = next(iter(settings.get("architectures") or ()), None)

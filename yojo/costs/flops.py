@@ -5,8 +5,9 @@ import dataclasses
 
 import torch
 
-from yojo import vision
 from yojo.config import YojoConfig
+from yojo.costs import vision
+from yojo.inputs.packing import orders
 from yojo.patching import families, last_layer, pooling
 from yojo.patching.state import is_patched, unwrap
 from yojo_kernels.layout import count_visible
@@ -63,7 +64,7 @@ def batch_flops(model, batch, *, single=False, dense=False, training=False):
         `Flops`.
 
     Raises:
-        ValueError: vision tensors of a family whose tower is not known to `yojo.vision`; single passes of several
+        ValueError: vision tensors of a family whose tower is not known to `yojo.costs.vision`; single passes of several
             examples with images, as a joined batch does not say whose image is whose.
 
     Example:
@@ -115,7 +116,7 @@ def scoring_flops(
 
     Raises:
         ValueError: no or negative tokens, an unknown mode, more image tokens than the prompt has, images of a family
-            whose vision tower is not known to `yojo.vision`.
+            whose vision tower is not known to `yojo.costs.vision`.
 
     Example:
         >>> counts = [scoring_flops(model, 2000, [100] * 16, mode=mode).total for mode in ("single", "isolated")]
@@ -140,8 +141,6 @@ def scoring_flops(
     if mode == "single":
         samples = [(prompt, [length], blocks) for length in lengths]
         return _count(model, samples, len(lengths), rows, len(lengths), dense, training)
-    from yojo.inputs.packing import orders
-
     # Checks permutations against the mode, too.
     settings = dataclasses.replace(config, mode=mode, permutations=permutations)
     found = [[length] for length in lengths]  # lengths of the responses of each branch

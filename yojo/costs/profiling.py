@@ -12,13 +12,17 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-import yojo
+from yojo.costs.flops import batch_flops
+from yojo.costs.trace import PREFIX, seconds_by_part
 from yojo.files.saved import CONFIG_FILE, local_folder
-from yojo.flops import batch_flops
+from yojo.inputs.example import Example
+from yojo.inputs.packing import Collator
+from yojo.inputs.processors import load_processor
+from yojo.inputs.prompts import PromptEncoder
 from yojo.patching import families, recorded
 from yojo.patching.patch import patch
 from yojo.patching.state import is_patched, unwrap
-from yojo.trace import PREFIX, seconds_by_part
+from yojo.reward_model import RewardModel
 
 # Part -> how tables and pictures call it, in the order they show it.
 PARTS = {
@@ -121,7 +125,7 @@ def load(path, *, mode=None, device="cpu", dtype=None, processor=False):
     Args:
         path: a folder that `yojo.RewardModel.save_pretrained` wrote; a folder (or hub name) of a Hugging Face model,
             which gets a random value head; a folder with a `config.json` and no weights, which gets random weights;
-            or None for the demonstration's reward model.
+            or a `yojo.RewardModel`.
         mode: "comparative" or "isolated"; the reward model's own, or "comparative", by default.
         device: where the model goes.
         dtype: torch dtype of the backbone.
@@ -134,15 +138,13 @@ def load(path, *, mode=None, device="cpu", dtype=None, processor=False):
         ValueError: a folder that holds none of these.
     """
     notes = []
-    if path is None or (Path(path) / CONFIG_FILE).is_file():
-        if path is None:
-            from yojo.demo.reward import load_reward_model
-
-            reward_model = load_reward_model()
+    if isinstance(path, RewardModel) or (Path(path) / CONFIG_FILE).is_file():
+        if isinstance(path, RewardModel):
+            reward_model = path
             reward_model.model.to(device)
             unwrap(reward_model.model).base_model.to(dtype)
         else:
-            reward_model = yojo.RewardModel.from_pretrained(path, device=device, dtype=dtype)
+            reward_model = RewardModel.from_pretrained(path, device=device, dtype=dtype)
         model, found = reward_model.model, reward_model.processor
         if mode is not None and mode != reward_model.config.mode:
             base = unwrap(model)
@@ -155,8 +157,6 @@ def load(path, *, mode=None, device="cpu", dtype=None, processor=False):
     model = _plain_model(path, device, dtype, notes)
     found = None
     if processor:
-        from yojo.inputs.processors import load_processor
-
         found = load_processor(path)
     mode = mode or (getattr(model.config, "yojo", None) or {}).get("mode", "comparative")
     recorded.forget(model)
@@ -212,7 +212,7 @@ def make_batch(model, prompt_tokens, response_tokens, *, processor=None, images=
     base = unwrap(model)
     vocabulary = base.get_input_embeddings().weight.shape[0]
     tokenizer = IdsOnly(base.yojo.config, vocabulary) if processor is None else processor
-    collator = yojo.Collator(tokenizer, model)
+    collator = Collator(tokenizer, model)
     generator = torch.Generator().manual_seed(seed)
     usable = torch.tensor(sorted(set(range(vocabulary)) - collator.forbidden))
 
@@ -230,15 +230,13 @@ def _with_images(collator, prompt_tokens, images, words, generator):
     """A processed prompt of random images, filled up with words behind them."""
     from PIL import Image
 
-    from yojo.inputs.prompts import PromptEncoder
-
     if collator.processor is collator.tokenizer:
         raise ValueError("images need the model's processor, and the folder has none that takes images")
     pictures = [
         Image.fromarray(torch.randint(256, (*size, 3), dtype=torch.uint8, generator=generator).numpy())
         for size in images
     ]
-    example = yojo.Example("?", ["?"], images=pictures)
+    example = Example("?", ["?"], images=pictures)
     prompt = PromptEncoder(collator.processor, collator.tokenizer, "the prompt")(example)
     taken = prompt["input_ids"].shape[1]
     if taken > prompt_tokens:

@@ -181,7 +181,7 @@ def vision_of(config):
             return vision
     known = ", ".join(name for vision in VISION for name in vision.model_types)
     raise ValueError(
-        f"how many rows the vision tower of {config.model_type!r} sees is not known to yojo/vision.py (it knows "
+        f"how many rows the vision tower of {config.model_type!r} sees is not known to yojo/costs/vision.py (it knows "
         f"{known}): count a text-only batch, or measure with torch.utils.flop_counter.FlopCounterMode"
     )
 

@@ -11,7 +11,16 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from yojo.arguments import RewardTrainingArguments
+from yojo import data
+from yojo.config import YojoConfig
+from yojo.files.saved import CONFIG_FILE, local_folder, read_description
+from yojo.inputs.processors import load_processor
+from yojo.saving.load import load_pretrained
+from yojo.training.adapters import trained_summary
+from yojo.training.arguments import RewardTrainingArguments
+from yojo.training.curves import draw
+from yojo.training.resume import checkpoints
+from yojo.training.trainer import RewardTrainer
 
 RUN_KEYS = {"config", "flags", "command", "cwd"}  # of run.json
 
@@ -218,11 +227,6 @@ def load_model(run, arguments):
     """The model to train and its processor, not patched unless it is a reward model already."""
     import torch
 
-    from yojo.config import YojoConfig
-    from yojo.files.saved import local_folder, read_description
-    from yojo.inputs.processors import load_processor
-    from yojo.saving.load import load_pretrained
-
     processor_options = run.options_of_processor()
     cuda = torch.cuda.is_available() and not arguments.use_cpu
     name = run.dtype or ("bfloat16" if cuda and arguments.tune != "full" else "float32")
@@ -250,8 +254,6 @@ def load_model(run, arguments):
 
 def _is_reward_model(path):
     """Whether a folder, or a repository of the hub, holds a reward model that YOJO saved: its head must not be lost."""
-    from yojo.files.saved import CONFIG_FILE
-
     if Path(path).exists():
         return (Path(path) / CONFIG_FILE).is_file()
     from huggingface_hub import hf_hub_download
@@ -306,8 +308,6 @@ class Subset:
 
 def load_data(run, seed):
     """(training set, evaluation set or None)."""
-    from yojo import data
-
     options = {
         "format": run.data_format,
         "columns": run.column_map(),
@@ -337,8 +337,6 @@ def _hold_out(datasets, fraction, seed):
     """Each data set less a share of it, and those shares together."""
     import random
 
-    from yojo import data
-
     kept, held = [], []
     for n, dataset in enumerate(datasets):
         places = list(range(len(dataset)))
@@ -365,9 +363,6 @@ def train(argv):
         arguments = dataclasses.replace(arguments, eval_strategy="epoch")
     resume = _resume_from(arguments)
     import transformers
-
-    import yojo
-    from yojo.train import RewardTrainer
 
     main = arguments.process_index == 0
     if not main:
@@ -402,7 +397,7 @@ def train(argv):
     trainer.save_model()
     trainer.save_state()
     if main:
-        _finish(trainer, run, metrics, time.perf_counter() - started, yojo)
+        _finish(trainer, run, metrics, time.perf_counter() - started)
     return trainer
 
 
@@ -420,8 +415,6 @@ def _named(option, chosen):
 
 
 def _resume_from(arguments):
-    from yojo.resume import checkpoints
-
     found = checkpoints(arguments.output_dir)
     wanted = arguments.resume_from_checkpoint
     if wanted is None:
@@ -451,8 +444,6 @@ def _record(folder, chosen):
 def _print_settings(trainer, run, training_set, evaluation_set):
     from rich.console import Console
     from rich.table import Table
-
-    from yojo.training.adapters import trained_summary
 
     arguments, config = trainer.args, trainer.collator.config
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
@@ -489,15 +480,13 @@ def _print_settings(trainer, run, training_set, evaluation_set):
     Console(stderr=True).print(table)
 
 
-def _finish(trainer, run, metrics, seconds, yojo):
+def _finish(trainer, run, metrics, seconds):
     from rich.console import Console
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     folder = Path(trainer.args.output_dir)
     if run.plots:
         try:
-            from yojo.curves import draw
-
             console.print(f"curves: {draw(trainer.state.log_history, folder / 'training.png')}")
         except ImportError:
             console.print("no curves: matplotlib is not installed")

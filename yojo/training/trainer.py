@@ -11,16 +11,16 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
-from yojo import sharding
-from yojo.arguments import RewardTrainingArguments
-from yojo.batches import CostEstimate, Drawn, GlobalBatches, RowCollator, RowLoader
+from yojo.costs.flops import batch_flops
+from yojo.evaluation.metrics import ranking_metrics
 from yojo.inputs.packing import Collator
-from yojo.metrics import ranking_metrics
 from yojo.patching.patch import patch
 from yojo.patching.state import unwrap
-from yojo.resume import WholeCheckpoints
 from yojo.saving.save import refuse_own_base
-from yojo.training import adapters
+from yojo.training import adapters, sharding
+from yojo.training.arguments import RewardTrainingArguments
+from yojo.training.batches import CostEstimate, Drawn, GlobalBatches, RowCollator, RowLoader
+from yojo.training.resume import WholeCheckpoints
 
 logger = logging.getLogger(__name__)
 
@@ -303,8 +303,6 @@ class RewardTrainer(WholeCheckpoints, Trainer):
 
     def floating_point_ops(self, inputs):
         """FLOPs of a training step over a batch: forward, backward at twice its price, recomputation if any."""
-        from yojo.flops import batch_flops
-
         if not all("layout" in row for row in inputs.get("rows", ())):
             return 0
         passes = 4 if self._recomputes else 3
@@ -377,7 +375,7 @@ class RewardTrainer(WholeCheckpoints, Trainer):
         Returns:
             `EvalLoopOutput`: predictions [S, Nmax] float32, the scores in the data set's own order of examples and
             responses, -inf where there is none; label_ids [S, Nmax], the rankings, -1 where there is none (or None); the
-            metrics of `yojo.metrics.ranking_metrics` and the loss, under the prefix.
+            metrics of `yojo.evaluation.metrics.ranking_metrics` and the loss, under the prefix.
         """
         model, precision = self._eval_model()
         model.eval()
