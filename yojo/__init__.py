@@ -1,6 +1,10 @@
 """Score N candidate responses to one multimodal prompt in one forward pass of a Hugging Face model."""
 
 import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import types
 
 __version__ = "0.1.0"
 
@@ -17,6 +21,56 @@ _HOMES = {
     "unpatch": "yojo.patching.patch",
 }
 
+# Modules of before there were rooms -> where their names are now, so that `yojo.flops.scoring_flops`,
+# `from yojo.adapters import lora_targets` and pickles of old runs (training_args.bin) go on working.
+_MOVED = {
+    "adapters": ("training.adapters", "saving.parts"),
+    "arguments": ("training.arguments",),
+    "batches": ("training.batches",),
+    "checking": ("data.checking",),
+    "checkpoint": (
+        "saving.save",
+        "saving.load",
+        "saving.parts",
+        "converting.merge",
+        "converting.released",
+        "files.saved",
+    ),
+    "columns": ("data.columns",),
+    "curves": ("training.curves",),
+    "dates": ("patching.dates",),
+    "export": ("converting.export",),
+    "families": ("patching.families",),
+    "fingerprints": ("patching.fingerprints",),
+    "flops": ("costs.flops",),
+    "fuse": ("patching.fuse", "patching.layers"),
+    "graphs": ("patching.graphs",),
+    "images": ("inputs.images",),
+    "media": ("patching.media",),
+    "messages": ("inputs.messages",),
+    "metrics": ("evaluation.metrics",),
+    "model": ("patching.forward", "patching.head", "patching.readings", "reward_model"),
+    "mr2rm": ("inputs.mr2rm",),
+    "packing": ("inputs.packing", "inputs.example"),
+    "plain": ("inputs.plain",),
+    "pooling": ("patching.pooling",),
+    "processors": ("inputs.processors",),
+    "profiling": ("costs.profiling",),
+    "prompts": ("inputs.prompts", "inputs.placeholders"),
+    "readers": ("data.readers",),
+    "recipe": ("training.recipe", "training.options"),
+    "released": ("converting.released",),
+    "resume": ("training.resume",),
+    "saved": ("files.saved",),
+    "sources": ("data.sources",),
+    "stock": ("saving.stock", "patching.recorded"),
+    "train": ("training.trainer",),
+    "turns": ("inputs.turns",),
+    "versions": ("patching.versions",),
+    "videos": ("inputs.videos",),
+    "vision": ("costs.vision",),
+}
+
 __all__ = [*_HOMES, "__version__", "data"]
 
 
@@ -25,10 +79,41 @@ def __getattr__(name):
         value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value
         return value
-    if name == "data":
-        return importlib.import_module("yojo.data")
+    if name == "data" or name in _MOVED:
+        return importlib.import_module(f"yojo.{name}")
     raise AttributeError(f"module 'yojo' has no attribute {name!r}")
 
 
 def __dir__():
     return sorted({*globals(), *_HOMES})
+
+
+class _Moved(types.ModuleType):
+    """A module of before: has what its successors have."""
+
+    def __getattr__(self, name):
+        # What asks a module what it is (inspect, pickle, doctest) must not load it for that.
+        for home in () if name.startswith("__") else _MOVED[self.__name__.partition(".")[2]]:
+            module = importlib.import_module(f"yojo.{home}")
+            if hasattr(module, name):
+                return getattr(module, name)
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds modules by the names they had."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        package, _, name = fullname.partition(".")
+        if package == "yojo" and name in _MOVED:
+            return importlib.machinery.ModuleSpec(fullname, self)
+        return None
+
+    def create_module(self, spec):
+        return _Moved(spec.name)
+
+    def exec_module(self, module):
+        """There is nothing to run: names are looked up when they are asked for."""
+
+
+sys.meta_path.append(_Finder())

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from yojo import __version__
 from yojo.costs.flops import batch_flops
 from yojo.costs.trace import PREFIX, seconds_by_part
 from yojo.files.saved import CONFIG_FILE, local_folder
@@ -336,7 +337,7 @@ def _where(base, batch, device):
         "tokens": batch["layout"].num_tokens,
         "device": f"{device} ({name})",
         "dtype": str(base.dtype).removeprefix("torch."),
-        "yojo": yojo.__version__,
+        "yojo": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "date": time.strftime("%Y-%m-%d"),

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from yojo.config import YojoConfig
 from yojo.training import adapters
+from yojo.training.options import RewardOptions
 
 # Arguments of transformers that cannot mean anything here: the one value each may have, and why.
 _MEANINGLESS = {
@@ -24,112 +25,17 @@ YOJO_FIELDS = tuple(field.name for field in dataclasses.fields(YojoConfig))
 
 
 @dataclasses.dataclass
-class RewardTrainingArguments(TrainingArguments):
+class RewardTrainingArguments(RewardOptions, TrainingArguments):
     """transformers' `TrainingArguments`, and what training a reward model needs besides.
 
     Defaults that differ from transformers': learning_rate 1e-4, gradient checkpointing, bf16 on GPUs, logging_steps 10,
-    two loader workers, DDP without a search for unused parameters, losses that are NaN shown as such. A global batch is per_device_train_batch_size x
-    processes x gradient_accumulation_steps examples, as ever, but a process packs its examples into as many rows of at
-    most row_tokens tokens as it takes, one forward and backward after the other: memory depends on row_tokens, not on the
-    batch size.
+    two loader workers, DDP without a search for unused parameters, losses that are NaN shown as such. A global batch is
+    per_device_train_batch_size x processes x gradient_accumulation_steps examples, as ever, but a process packs its examples
+    into as many rows of at most row_tokens tokens as it takes, one forward and backward after the other: memory depends on
+    row_tokens, not on the batch size.
 
-    Attributes:
-        global_batch_size: examples of an optimizer step over all processes and accumulation steps;
-            per_device_train_batch_size then follows from it. None: the other way round.
-        row_tokens: token budget of a packed row; a single example may be longer.
-        max_length: the most tokens an example may take, or None. A longer one is an error, or skipped with skip_bad.
-        skip_bad: leave out examples that cannot be read or encoded; each is counted, logged with its reason, and listed in
-            output_dir/skipped.jsonl.
-        shuffle_responses: draw a new order of the responses for each example and epoch (from data_seed, or seed).
-            Evaluation draws one order for good.
-        max_responses: take at most so many of an example's responses, others in every epoch, or None for all. With 2,
-            mode="isolated" and loss="bradley_terry" it trains the single-response baseline on pairs.
-        center_scores: weight of the penalty (mean of a sample's scores)^2, averaged over samples, that keeps scores around
-            0, which most losses leave free; 0 for none. For two responses a quarter of TRL's
-            center_rewards_coefficient means the same.
-        head_learning_rate: of the value head's weights; None: learning_rate.
-        tune: "lora" (with the value head), "full" (decoder, embedding and value head) or "head" (the value head alone);
-            None leaves requires_grad as the model has it. A `peft_config` given to the trainer goes before it.
-        lora_r, lora_alpha, lora_dropout: of LoRA, the paper's by default.
-        lora_targets: PEFT's target_modules, names separated by commas or a regular expression; None: attention and MLP
-            projections of the decoder.
-        mode, permutations, head, head_dim, activation, pooling, scale_scores, loss, separator, format, turn: fields
-            of `YojoConfig` for a model that is not patched yet; None: their defaults.
+    Attributes: those of `yojo.training.options.RewardOptions`, and transformers'.
     """
-
-    learning_rate: float = dataclasses.field(default=1e-4, metadata={"help": "Peak learning rate."})
-    logging_steps: float = dataclasses.field(default=10, metadata={"help": "Steps between two lines of the log."})
-    bf16: bool | None = dataclasses.field(
-        default=None, metadata={"help": "bfloat16 mixed precision; on GPUs that have it, by default."}
-    )
-    gradient_checkpointing: bool | None = dataclasses.field(
-        default=None, metadata={"help": "Compute activations again in the backward, to save memory; on by default."}
-    )
-    logging_nan_inf_filter: bool = dataclasses.field(
-        default=False, metadata={"help": "Leave NaN and infinite losses out of the logged mean; they are shown."}
-    )
-    dataloader_num_workers: int = dataclasses.field(
-        default=2, metadata={"help": "Processes that read, encode and pack examples ahead of the training loop."}
-    )
-    ddp_find_unused_parameters: bool | None = dataclasses.field(
-        default=False, metadata={"help": "Let DDP look for parameters without gradients; the defaults have none."}
-    )
-    remove_unused_columns: bool | None = dataclasses.field(
-        default=False, metadata={"help": "Has no meaning for examples; must be false."}
-    )
-    global_batch_size: int | None = dataclasses.field(
-        default=None,
-        metadata={"help": "Examples of an optimizer step over all processes; sets per_device_train_batch_size."},
-    )
-    row_tokens: int = dataclasses.field(
-        default=16384, metadata={"help": "Token budget of a packed row: what memory depends on."}
-    )
-    max_length: int | None = dataclasses.field(
-        default=24576, metadata={"help": "The most tokens of an example; a longer one is an error (or skipped)."}
-    )
-    skip_bad: bool = dataclasses.field(
-        default=False, metadata={"help": "Leave out examples that cannot be used; they are counted and listed."}
-    )
-    shuffle_responses: bool = dataclasses.field(
-        default=True, metadata={"help": "Another order of the responses in every epoch."}
-    )
-    max_responses: int | None = dataclasses.field(
-        default=None, metadata={"help": "Take at most so many responses of an example; 2 trains on pairs."}
-    )
-    center_scores: float = dataclasses.field(
-        default=0.0, metadata={"help": "Weight of the penalty that keeps a sample's mean score at 0."}
-    )
-    head_learning_rate: float | None = dataclasses.field(
-        default=None, metadata={"help": "Learning rate of the value head, if another than of the rest."}
-    )
-    tune: str | None = dataclasses.field(
-        default="lora", metadata={"help": "What is trained besides the value head: lora, full or head (nothing)."}
-    )
-    lora_r: int = dataclasses.field(default=128, metadata={"help": "Rank of LoRA."})
-    lora_alpha: float = dataclasses.field(default=16, metadata={"help": "Alpha of LoRA."})
-    lora_dropout: float = dataclasses.field(default=0.05, metadata={"help": "Dropout of LoRA."})
-    lora_targets: str | None = dataclasses.field(
-        default=None,
-        metadata={"help": "Modules LoRA adapts: names with commas, or a regular expression; by family if left out."},
-    )
-    mode: str | None = dataclasses.field(default=None, metadata={"help": "comparative (default) or isolated."})
-    permutations: int | None = dataclasses.field(default=None, metadata={"help": "Orders scored as branches (1)."})
-    head: str | None = dataclasses.field(default=None, metadata={"help": "Value head: mlp (default) or linear."})
-    head_dim: int | None = dataclasses.field(default=None, metadata={"help": "Width of the mlp head (1024)."})
-    activation: str | None = dataclasses.field(default=None, metadata={"help": "Of the mlp head (silu)."})
-    pooling: str | None = dataclasses.field(default=None, metadata={"help": "What a score is read from (separator)."})
-    scale_scores: bool | None = dataclasses.field(
-        default=None, metadata={"help": "Divide scores by the square root of the hidden size (true)."}
-    )
-    loss: str | None = dataclasses.field(
-        default=None, metadata={"help": "best (default), plackett_luce, bradley_terry or soft."}
-    )
-    separator: str | None = dataclasses.field(default=None, metadata={"help": "The token that closes a response."})
-    format: str | None = dataclasses.field(default=None, metadata={"help": "Text format: yojo (default) or mr2rm."})
-    turn: str | None = dataclasses.field(
-        default=None,
-        metadata={"help": "What stands between prompt and response: template (default) or generation_prompt."},
-    )
 
     def __post_init__(self):
         self._check()

@@ -19,98 +19,11 @@ from yojo.saving.load import load_pretrained
 from yojo.training.adapters import trained_summary
 from yojo.training.arguments import RewardTrainingArguments
 from yojo.training.curves import draw
+from yojo.training.options import RunArguments
 from yojo.training.resume import checkpoints
 from yojo.training.trainer import RewardTrainer
 
 RUN_KEYS = {"config", "flags", "command", "cwd"}  # of run.json
-
-
-@dataclasses.dataclass
-class RunArguments:
-    """What `yojo train` trains, and on what.
-
-    Attributes:
-        model: folder or hub name of a Hugging Face model with a language-model head; or of a reward model that YOJO
-            saved, to go on from.
-        train_data: files to train on (see `yojo.data.load`).
-        train_weights: how many times each of them is seen in an epoch; 1 for all by default.
-        eval_data: files to evaluate on.
-        eval_fraction: share of the training data held out for evaluation instead, drawn with the data's seed.
-        data_format, columns, image_root, allow_urls, keep_tied, close_gaps, literal_tags, ignore_columns: as
-            `yojo.data.load` takes them.
-        dtype: of the backbone: bfloat16, float16 or float32. By default bfloat16 on GPUs, float32 on CPUs and for
-            tune=full.
-        quantize: 4bit or 8bit: the frozen backbone through bitsandbytes (QLoRA).
-        attn_implementation: of the parts that YOJO leaves alone (vision tower); sdpa by default.
-        processor_options: keyword arguments of the processor, such as {"max_pixels": 1003520}; of a reward model that is
-            trained further, too.
-        check_base: of a reward model that is an adapter: refuse a base model with other weights than it was trained on.
-        plots: draw training.png from the log, where matplotlib is installed.
-    """
-
-    model: str = dataclasses.field(metadata={"help": "Folder or hub name of the model to train."})
-    train_data: list[str] = dataclasses.field(metadata={"help": "Preference files to train on."})
-    train_weights: list[float] | None = dataclasses.field(
-        default=None, metadata={"help": "How many times an epoch sees each file, in the order of train_data."}
-    )
-    eval_data: list[str] | None = dataclasses.field(default=None, metadata={"help": "Files to evaluate on."})
-    eval_fraction: float = dataclasses.field(default=0.0, metadata={"help": "Share of train_data held out instead."})
-    data_format: str = dataclasses.field(default="auto", metadata={"help": "Format of the files; found by columns."})
-    columns: str | None = dataclasses.field(
-        default=None, metadata={"help": "Column map of other files: prompt=question,responses=answers."}
-    )
-    image_root: str | None = dataclasses.field(default=None, metadata={"help": "What image paths are relative to."})
-    allow_urls: bool = dataclasses.field(default=False, metadata={"help": "Fetch images given by URL."})
-    keep_tied: bool = dataclasses.field(default=False, metadata={"help": "Take records whose responses all tie."})
-    close_gaps: bool = dataclasses.field(default=False, metadata={"help": "Close gaps in rankings (1, 3 -> 1, 2)."})
-    literal_tags: bool = dataclasses.field(
-        default=False, metadata={"help": "<image> and <video> in prompts are characters, not places."}
-    )
-    ignore_columns: list[str] | None = dataclasses.field(
-        default=None, metadata={"help": "Columns to leave out knowingly."}
-    )
-    dtype: str | None = dataclasses.field(default=None, metadata={"help": "bfloat16, float16 or float32."})
-    quantize: str | None = dataclasses.field(default=None, metadata={"help": "4bit or 8bit, through bitsandbytes."})
-    attn_implementation: str | None = dataclasses.field(default=None, metadata={"help": "sdpa by default."})
-    processor_options: str | None = dataclasses.field(
-        default=None, metadata={"help": 'JSON of keyword arguments of the processor: {"max_pixels": 1003520}.'}
-    )
-    check_base: bool = dataclasses.field(
-        default=True, metadata={"help": "Refuse a base model with other weights than a saved adapter was trained on."}
-    )
-    plots: bool = dataclasses.field(default=True, metadata={"help": "Draw training.png."})
-
-    def __post_init__(self):
-        for name, choices in (("dtype", ("bfloat16", "float16", "float32")), ("quantize", ("4bit", "8bit"))):
-            if getattr(self, name) not in (None, *choices):
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if not 0 <= self.eval_fraction < 1:
-            raise ValueError(f"eval_fraction must be at least 0 and less than 1, got {self.eval_fraction}")
-        if self.eval_fraction and self.eval_data:
-            raise ValueError("eval_data and eval_fraction are both given: take one")
-        self.options_of_processor()
-        if self.train_weights is not None and len(self.train_weights) != len(self.train_data):
-            raise ValueError(f"{len(self.train_weights)} train_weights for {len(self.train_data)} train_data files")
-
-    def column_map(self):
-        """dict: native field -> column of the files; None where there is no map."""
-        if self.columns is None:
-            return None
-        pairs = [pair.partition("=") for pair in self.columns.split(",")]
-        wrong = [field for field, equals, column in pairs if not (field and equals and column)]
-        if wrong:
-            raise ValueError(f"columns must be field=column pairs with commas between, got {self.columns!r}")
-        return {field.strip(): column.strip() for field, _, column in pairs}
-
-    def options_of_processor(self):
-        """dict: the processor's keyword arguments."""
-        try:
-            options = json.loads(self.processor_options or "{}")
-        except ValueError as error:
-            raise ValueError(f"processor_options must be JSON, got {self.processor_options!r}: {error}") from error
-        if not isinstance(options, dict):
-            raise ValueError(f'processor_options must be an object such as {{"max_pixels": 1003520}}, got {options!r}')
-        return options
 
 
 class Parser(HfArgumentParser):

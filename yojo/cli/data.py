@@ -1,0 +1,105 @@
+"""`yojo data check`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from yojo.cli.shared import fail
+
+
+def check(
+    files: Annotated[
+        list[Path], typer.Argument(exists=True, help=".jsonl, .json or .parquet files, or folders of them.")
+    ],
+    format: Annotated[str, typer.Option(help="Name of the format; found from the columns by default.")] = "auto",
+    column_map: Annotated[
+        list[str] | None, typer.Option("--map", help="field=column, such as prompt=question; once per field.")
+    ] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Folder of relative image and video paths; the data file's own by default.")
+    ] = None,
+    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch images given as URLs.")] = False,
+    model: Annotated[str | None, typer.Option(help="Folder or hub name of a model: counts tokens, too.")] = None,
+    unranked: Annotated[bool, typer.Option("--unranked", help="For scoring: rankings are optional.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="List bad records, but exit with 0.")] = False,
+    keep_tied: Annotated[bool, typer.Option("--keep-tied", help="Records with all responses tied are good.")] = False,
+    close_gaps: Annotated[bool, typer.Option("--close-gaps", help="Ranks with gaps are made dense.")] = False,
+    literal_tags: Annotated[
+        bool, typer.Option("--literal-tags", help="<image> and <video> in prompts are characters, not places.")
+    ] = False,
+    ignore_columns: Annotated[
+        list[str] | None, typer.Option(help="A column to leave out knowingly; once per column.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")] = None,
+):
+    """Read preference data to its last record, images included, and list every record that cannot be used.
+
+    Exits with 0 when all records are good, 1 when some are bad, 2 when the command or the columns make no sense.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from yojo.data import checking
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    try:
+        processor, settings = None, {}
+        if model is not None:
+            import transformers
+
+            from yojo.inputs.processors import load_processor
+
+            transformers.utils.logging.disable_progress_bar()
+            processor = load_processor(model)
+            settings = checking.model_settings(model, processor)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            tasks = {}
+
+            def progress(path, done, total):
+                if path not in tasks:
+                    tasks[path] = bar.add_task(Path(path).name, total=total)
+                bar.update(tasks[path], completed=done)
+
+            report = checking.check(
+                files,
+                processor=processor,
+                **settings,
+                progress=progress,
+                format=format,
+                columns=_column_map(column_map or []),
+                image_root=image_root,
+                allow_urls=allow_urls,
+                ranked=not unranked,
+                keep_tied=keep_tied,
+                close_gaps=close_gaps,
+                literal_tags=literal_tags,
+                ignore_columns=ignore_columns or (),
+            )
+    except (TypeError, ValueError, OSError, ImportError) as error:
+        fail(str(error))
+    for table in checking.tables(report, plain=not console.is_terminal):
+        console.print(table)
+    for line in checking.notes(report, skip_bad):
+        typer.echo(line)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+        typer.echo(f"report: {json_file}")
+    raise typer.Exit(report.exit_code(skip_bad))
+
+
+def _column_map(pairs):
+    columns = {}
+    for pair in pairs:
+        field, equals, column = pair.partition("=")
+        if not (field and equals and column):
+            raise ValueError(f"--map must be field=column, such as prompt=question, got {pair!r}")
+        if field in columns:
+            raise ValueError(f"--map gives {field} twice: {columns[field]} and {column}")
+        columns[field] = column
+    return columns

@@ -1,0 +1,40 @@
+"""Our own commands show what we have to say, and what libraries say to their callers stays with us, who call them."""
+
+import logging
+import os
+import sys
+import warnings
+
+# Read when the libraries are loaded, which is later than this; whoever has set them wants to see more.
+_SETTINGS = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",  # or they say in every loader worker that it was forked
+    "KINETO_LOG_LEVEL": "6",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
+_OURS = ("yojo", "yojo_kernels", "__main__")
+
+
+def be_quiet():
+    """Keep warnings and log lines of libraries from the screen, for this process and those it starts.
+
+    `python -W ...` or PYTHONWARNINGS shows Python's warnings all the same.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        # Not a filter: libraries put their own in front of it.
+        warnings.showwarning = _nothing
+    if not logging.getLogger().handlers:
+        handler = logging.StreamHandler()
+        handler.setLevel(logging.WARNING)
+        handler.addFilter(_is_ours)
+        logging.getLogger().addHandler(handler)
+
+
+def _nothing(*args, **kwargs):
+    """Stands for `warnings.showwarning`."""
+
+
+def _is_ours(record):
+    return record.name.partition(".")[0] in _OURS

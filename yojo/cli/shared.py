@@ -1,0 +1,30 @@
+"""What several commands share: options, and errors as lines."""
+
+import contextlib
+from typing import Annotated
+
+import typer
+
+BaseModel = Annotated[str | None, typer.Option(help="For an adapter: where its base model lies, if not where it was.")]
+CheckBase = Annotated[
+    bool, typer.Option(help="Refuse a base model with other weights than the adapter was trained on.")
+]
+CheckFiles = Annotated[bool, typer.Option(help="Refuse files that are not those the model was saved with.")]
+
+
+@contextlib.contextmanager
+def errors():
+    """What a user can mend is a line, not a traceback; no bar is shown while weights are read."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    except (TypeError, ValueError, OSError, ImportError) as error:
+        fail(str(error))
+
+
+def fail(message):
+    """Say what is wrong, and leave with exit code 2."""
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)
