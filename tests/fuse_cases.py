@@ -2,7 +2,7 @@
 
 import tiny
 import torch
-from test_families import patched, rows_of, samples_of
+from family_cases import patched, rows_of, samples_of
 
 import yojo
 

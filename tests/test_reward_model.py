@@ -7,32 +7,11 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from saved_cases import with_adapter
 
 import yojo
 from yojo.files.saved import CONFIG_FILE, HEAD_FILE
 from yojo.patching import last_layer
-
-
-def with_adapter(reward_model, backbone_path):
-    """The same reward model with a LoRA adapter that does something, as a PEFT user would wrap it."""
-    from peft import LoraConfig, get_peft_model
-
-    reward_model.model.config.name_or_path = str(backbone_path)
-    separator = reward_model.collator.separator_id
-    config = LoraConfig(
-        r=4,
-        target_modules=r".*language_model.*\.(q_proj|v_proj)",
-        modules_to_save=["score"],
-        trainable_token_indices={"embed_tokens": [separator]},
-    )
-    model = get_peft_model(reward_model.model, config)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-                assert "lora" in name or "score" in name or "token" in name
-    return yojo.RewardModel(model.eval(), reward_model.processor)
 
 
 @pytest.fixture(scope="module")

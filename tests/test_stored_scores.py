@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 import transformers
-from test_families import FAMILIES, patched, rows_of, samples_of, score
+from family_cases import FAMILIES, patched, rows_of, samples_of, score
 
 from yojo.demo import digits, reward
 

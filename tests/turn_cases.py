@@ -3,8 +3,11 @@
 import functools
 
 import tokenizers
+import torch
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+import yojo
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|pad|>", "<end_of_utterance>"]
 THOUGHTS = ["<think>", "</think>"]  # added, not flagged special, as in Qwen3
@@ -115,3 +118,72 @@ def rendered_ids(tokenizer, prompt, response):
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     pairs = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
     return [i for i, (_, stop) in pairs if stop <= end], any(start < end < stop for _, (start, stop) in pairs)
+
+
+def image_processor(template):
+    """A real Qwen3-VL processor with the template of another family and a byte-level vocabulary."""
+    from yojo.demo.backbone import build_processor
+    from yojo.inputs.processors import image_only
+
+    special = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    tokenizer = tokenizer_of_kind("bytes", special=(*SPECIAL, *special))
+    template = TEMPLATES[template].replace("{{ m.content }}", _IMAGES)
+    return image_only(transformers.Qwen3VLProcessor)(
+        build_processor().image_processor, tokenizer, chat_template=template
+    )
+
+
+def text_model(tokenizer, **options):
+    config = transformers.Qwen3Config(
+        vocab_size=480,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        pad_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    return yojo.RewardModel(yojo.patch(model, tokenizer, **options), tokenizer)
+
+
+def merging_tokenizer():
+    """A byte-level BPE in which line breaks merge with a full stop before them, as in the large models' vocabularies."""
+    import tokenizers
+    import transformers
+
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(
+                tokenizers.Regex(r" ?[^\s\w<|>]+[\r\n]*|\s*[\r\n]+| ?\w+|[<|>]|\s+"), behavior="isolated"
+            ),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    text = ["yes.\n\n", "no.\n\n", "one two\n\n\n", "three four.\n\n", "user\nassistant\n", "\n\n\n", "fine.\n"] * 30
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, min_frequency=2, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(text, trainer)
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|pad|>")
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    made.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return made
+
+
+_IMAGES = (
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{% if p.type == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ p.text }}{% endif %}{% endfor %}{% endif %}"
+)

@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 import torch
+from family_cases import patched
 from fuse_cases import batches_of, check_training, pair, text_row
-from test_families import patched
 
 from yojo.patching import fuse
 

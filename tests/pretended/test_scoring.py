@@ -4,8 +4,8 @@ import contextlib
 
 import pytest
 import torch
+from family_cases import patched, samples_of
 from pretend import Pretend
-from test_families import patched, samples_of
 
 import yojo
 

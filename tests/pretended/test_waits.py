@@ -7,9 +7,9 @@ import tiny
 import torch
 import transformers
 from attention_cases import random_case
+from family_cases import FAMILIES, gradients, parametrize_families, patched, rows_of, samples_of
 from packaging.version import Version
 from pretend import OnDevice, Pretend
-from test_families import FAMILIES, gradients, parametrize_families, patched, rows_of, samples_of
 
 from yojo.config import CHOICES
 from yojo.patching import last_layer, versions
