@@ -62,7 +62,7 @@ _MOVED = {
     "released": ("converting.released",),
     "resume": ("training.resume",),
     "saved": ("files.saved",),
-    "sources": ("data.sources",),
+    "sources": ("data.sources", "data.fields"),
     "stock": ("saving.stock", "patching.recorded"),
     "train": ("training.trainer",),
     "turns": ("inputs.turns",),
