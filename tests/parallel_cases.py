@@ -260,5 +260,9 @@ def main(folder):
     torch.distributed.destroy_process_group()
 
 
+def losses(trainer):
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
