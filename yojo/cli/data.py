@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from yojo.cli.quiet import quiet_transformers
 from yojo.cli.shared import fail
 
 
@@ -49,11 +50,9 @@ def check(
     try:
         processor, settings = None, {}
         if model is not None:
-            import transformers
-
             from yojo.inputs.processors import load_processor
 
-            transformers.utils.logging.disable_progress_bar()
+            quiet_transformers()
             processor = load_processor(model)
             settings = checking.model_settings(model, processor)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

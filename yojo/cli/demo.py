@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from yojo.cli.quiet import quiet_transformers
 from yojo.cli.shared import fail
 
 
@@ -31,6 +32,7 @@ def demo(
         for path, count in write_files(data, seed=seed).items():
             typer.echo(f"{path}: {count} records")
         return
+    quiet_transformers()
     from yojo.demo.run import run
 
     run(out=out, json_file=json_file, steps=steps, seed=seed, save=save)

@@ -1,12 +1,12 @@
 """`yojo profile`."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from yojo.cli.quiet import quiet_transformers
 from yojo.cli.shared import fail
 
 
@@ -37,14 +37,12 @@ def profile(
     out: Annotated[Path | None, typer.Option(help="Folder for a picture, profile.png.")] = None,
 ):
     """Show where the time of one scoring pass goes: vision, attention, MLP, launch gaps, ... (random tokens)."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or torch's profiler announces itself
     import torch
-    import transformers
     from rich.console import Console
 
     from yojo.costs import profiling
 
-    transformers.utils.logging.disable_progress_bar()
+    quiet_transformers()
     console = Console()
     try:
         size = _image_size(image_size)

@@ -7,9 +7,8 @@ import warnings
 
 # Read when the libraries are loaded, which is later than this; whoever has set them wants to see more.
 _SETTINGS = {
-    "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",  # or they say in every loader worker that it was forked
-    "KINETO_LOG_LEVEL": "6",
+    "KINETO_LOG_LEVEL": "6",  # or torch's profiler announces itself
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 _OURS = ("yojo", "yojo_kernels", "__main__")
@@ -30,6 +29,20 @@ def be_quiet():
         handler.setLevel(logging.WARNING)
         handler.addFilter(_is_ours)
         logging.getLogger().addHandler(handler)
+
+
+def quiet_transformers():
+    """transformers, loaded, without its log lines on the screen and its bars while weights are read.
+
+    Its level stays: a Trainer whose level is higher than that of warnings shows no progress.
+    """
+    import transformers
+
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        transformers.utils.logging.disable_default_handler()
+        logging.getLogger("transformers").addHandler(logging.NullHandler())  # or Python's last resort speaks up
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
 
 
 def _nothing(*args, **kwargs):

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from yojo.cli.quiet import quiet_transformers
+
 BaseModel = Annotated[str | None, typer.Option(help="For an adapter: where its base model lies, if not where it was.")]
 CheckBase = Annotated[
     bool, typer.Option(help="Refuse a base model with other weights than the adapter was trained on.")
@@ -15,9 +17,7 @@ CheckFiles = Annotated[bool, typer.Option(help="Refuse files that are not those 
 @contextlib.contextmanager
 def errors():
     """What a user can mend is a line, not a traceback; no bar is shown while weights are read."""
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
+    quiet_transformers()
     try:
         yield
     except (TypeError, ValueError, OSError, ImportError) as error:

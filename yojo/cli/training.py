@@ -4,6 +4,7 @@ import dataclasses
 
 import typer
 
+from yojo.cli.quiet import quiet_transformers
 from yojo.cli.shared import fail
 from yojo.training.options import RewardOptions, RunArguments
 
@@ -36,6 +37,7 @@ def train(context: typer.Context):
         return
     if not context.args:
         fail("nothing to train: yojo train --config FILE.yaml, or --model, --train_data and --output_dir; see --help")
+    quiet_transformers()
     from yojo.training import recipe
 
     try:

@@ -1,0 +1,37 @@
+"""What libraries say to their callers does not reach the screen of ours; what we say does."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+LOUD = """
+import logging, sys, warnings
+from yojo.cli import quiet
+quiet.be_quiet()
+transformers = quiet.quiet_transformers()
+warnings.simplefilter("always")  # as libraries do
+warnings.warn("a library's warning")
+warnings.warn("a library's future", FutureWarning)
+for name in ("peft.tuners", "accelerate", "transformers.trainer", "torch.distributed"):
+    logging.getLogger(name).warning("a library's line")
+logging.getLogger("yojo.inputs.prompts").warning("our line")
+from transformers import Trainer
+assert transformers.utils.logging.get_logger("transformers.trainer").getEffectiveLevel() <= logging.WARNING
+"""
+
+
+def said(*options, **environment):
+    command = [sys.executable, *options, "-c", LOUD]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment).stderr
+
+
+def test_only_our_lines_are_shown():
+    assert said() == "our line\n"
+
+
+@pytest.mark.parametrize("options, environment", [(["-W", "default"], {}), ([], {"PYTHONWARNINGS": "default"})])
+def test_whoever_asks_for_warnings_gets_them(options, environment):
+    text = said(*options, **environment)
+    assert "a library's warning" in text and "our line" in text
