@@ -7,7 +7,7 @@ WORKERS ?= 8
 SETUP := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/ready)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: demo test setup lint bench bench-compare bench-report kernels gpu-test gpu-bench gpu-day clean
+.PHONY: demo test test-quick soak setup lint bench bench-compare bench-report kernels gpu-test gpu-bench gpu-day clean
 
 demo: $(SETUP)
 	$(PYTHON) -m yojo.cli demo $(ARGS)
@@ -17,6 +17,19 @@ test: $(SETUP)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests --ignore=tests/gpu --ignore=tests/interpreted --ignore=tests/pretended -n auto --dist worksteal $(ARGS)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/interpreted -n auto --dist worksteal $(ARGS)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/pretended -n auto --dist worksteal $(ARGS)
+
+# The inner loop: whatever takes seconds.
+QUICK := tests/test_rooms.py tests/kernels/test_layout.py tests/kernels/test_kernels.py tests/kernels/test_segments.py \
+  tests/kernels/test_query_rows.py tests/kernels/test_dispatch.py tests/inputs/test_packing.py tests/inputs/test_messages.py \
+  tests/inputs/test_images.py tests/data tests/evaluation tests/patching/test_patch.py tests/patching/test_pooling.py \
+  tests/patching/test_media.py tests/training/test_batches.py tests/test_stored_scores.py
+test-quick: $(SETUP)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(QUICK) -n auto --dist worksteal $(ARGS)
+
+# What takes longer than it is worth in every run: whole benchmarks, true compilers, many more random rows.
+soak: $(SETUP)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests --ignore=tests/gpu --ignore=tests/interpreted --ignore=tests/pretended -m soak -n auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/interpreted -m soak -n auto --dist worksteal $(ARGS)
 
 setup: .venv/ready
 

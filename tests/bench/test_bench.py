@@ -50,7 +50,35 @@ def run(folder, *options):
     return done.stdout + done.stderr, done.returncode
 
 
-def test_the_quick_run_measures_everything_and_gives_a_report(tmp_path):
+def test_a_run_measures_and_gives_a_report(tmp_path):
+    """A few benchmarks of the quick run; all of them soak, below."""
+    some = ["bench/test_score.py", "bench/test_head_loss.py", "--quick", "--commit", "abc1234"]
+    printed, status = run(tmp_path / "results", *some, "-k", "(isolated or single-none) and 4x8 or head")
+    assert status == 0, printed[-3000:]
+    lines = schema.read(tmp_path / "results" / "cpu.jsonl")
+    assert {line["commit"] for line in lines} == {"abc1234"} and {line["gpu"] for line in lines} == {None}
+    check_head_and_losses(*([line for line in lines if line["bench"] == name] for name in ("head", "loss")))
+    scores = {line["variant"]: line for line in lines if line["bench"] == "score"}
+    assert set(scores) == {"single", "yojo_isolated"} and "N single passes" in printed
+    assert 0.9 < scores["single"]["flops_counted"] / scores["single"]["flops"] < 1.2
+    check_report(tmp_path, scores["yojo_isolated"])
+
+
+def check_report(folder, isolated):
+    readme = folder / "README.md"
+    readme.write_text("# A project\n\n<!-- benchmarks -->\n<!-- /benchmarks -->\n")
+    places = ["--results", str(folder / "results"), "--docs", str(folder / "docs"), "--readme", str(readme)]
+    assert report.main(places) == 0
+    assert report.main([*places, "--check"]) == 0
+    text = (folder / "docs" / "benchmarks.md").read_text()
+    assert points.seconds(isolated["seconds"]) in text and "YOJO isolated" in readme.read_text()
+    assert "abc1234" in text and text.count("not measured") >= sum(not goal.anywhere for goal in goals.GOALS)
+    for picture in re.findall(r"\((benchmarks/[^)]+)\)", text):
+        assert (folder / "docs" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.soak
+def test_the_quick_run_measures_everything(tmp_path):
     printed, status = run(tmp_path / "results", "bench", "--quick", "--commit", "abc1234")
     assert status == 0, printed[-3000:]
     lines = schema.read(tmp_path / "results" / "cpu.jsonl")
@@ -65,17 +93,8 @@ def test_the_quick_run_measures_everything_and_gives_a_report(tmp_path):
     check_host(by_bench["host"])
     assert "N single passes" in printed and "yojo_isolated reference forward" in printed
 
-    readme = tmp_path / "README.md"
-    readme.write_text("# A project\n\n<!-- benchmarks -->\n<!-- /benchmarks -->\n")
-    places = ["--results", str(tmp_path / "results"), "--docs", str(tmp_path / "docs"), "--readme", str(readme)]
-    assert report.main(places) == 0
-    assert report.main([*places, "--check"]) == 0
-    text = (tmp_path / "docs" / "benchmarks.md").read_text()
     (isolated,) = [line for line in by_bench["score"] if line["variant"] == "yojo_isolated" and line["responses"] == 4]
-    assert points.seconds(isolated["seconds"]) in text and "YOJO isolated" in readme.read_text()
-    assert "abc1234" in text and text.count("not measured") >= sum(not goal.anywhere for goal in goals.GOALS)
-    for picture in re.findall(r"\((benchmarks/[^)]+)\)", text):
-        assert (tmp_path / "docs" / picture).read_bytes().startswith(b"\x89PNG")
+    check_report(tmp_path, isolated)
 
 
 def check_attention(lines):

@@ -315,6 +315,7 @@ def test_compiled_in_one_graph(family):
 
 
 @torch.no_grad()
+@pytest.mark.soak
 def test_compiled_with_images():
     model, collator, _ = isolated("qwen3_vl")
     batch = collator.pack([collator.from_processed(*samples_of("qwen3_vl")["image"])])

@@ -46,7 +46,13 @@ def graphs(monkeypatch, reference_attention):
 # ---- scores and gradients ----
 
 
-@pytest.mark.parametrize("family", list(tiny.FAMILIES))
+# Of the others, those that differ in their decoders' modules; all of them soak.
+KINDS_OF_DECODERS = ("qwen3_vl", "molmo2", "gemma3", "llama")
+
+
+@pytest.mark.parametrize(
+    "family", [f if f in KINDS_OF_DECODERS else pytest.param(f, marks=pytest.mark.soak) for f in tiny.FAMILIES]
+)
 def test_compiled_layers_score_and_train_as_they_are(family, graphs):
     model, plain, collator = pair(family, "compile")
     batches = batches_of(family, collator)
@@ -57,7 +63,7 @@ def test_compiled_layers_score_and_train_as_they_are(family, graphs):
     assert len(graphs) == (1 + (family in SLIDING)) * (1 + (family in BLOCKS))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.soak)])
 def test_with_true_compilers(backend, monkeypatch):
     counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
     monkeypatch.setattr(fuse, "BACKEND", counter)
