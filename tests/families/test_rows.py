@@ -1,4 +1,4 @@
-"""Each family's row says all that is asked of it, a row is all it takes, and the tables of the documents are current."""
+"""Each family's row says all that is asked of it, a row is all it takes, and the documents' tables are current."""
 
 import dataclasses
 import importlib.util

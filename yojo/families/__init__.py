@@ -1,8 +1,7 @@
 """The families of backbones, each in a file of its own that says all that differs between it and the others.
 
-To add one, write such a file and name it in `_FILES`; a family that is like another but for its `model_type` is one more
-row in the other's file. Nothing else needs to know of it; a family is tested once it has a tiny model and prompts in
-`tests/tiny.py`.
+To add one, write such a file and name it in `_FILES`; a family that is like another is a row more in the other's file.
+Nothing else needs to know of it. It is tested once it has a tiny model and prompts in `tests/tiny.py`.
 """
 
 from yojo import former

@@ -25,10 +25,10 @@ class Blocks:
 
     Attributes:
         says: what the table of families says of it.
-        ids: function of a processed prompt (dict of tensors) -> [P] block ids, -1 = none; None for a prompt that has none.
+        ids: function of a processed prompt (dict of tensors) -> [P] block ids, -1 = none; None where it has no block.
         sizes: function (tokens of the prompt, list of the tokens of each image) -> tuple of the blocks' sizes.
-        whole_prompt: the prompt is one block to its last token. Such a model declares its layers bidirectional and restores
-            causality behind the prompt with its mask, and lets a prompt see itself beyond its sliding window.
+        whole_prompt: the prompt is one block to its last token. Such a model declares its layers bidirectional and
+            restores causality behind the prompt with its mask, and lets a prompt see itself beyond its sliding window.
     """
 
     says: str
@@ -53,10 +53,11 @@ class Tower:
         in_one_row: all images stand in one sequence, kept apart by a mask.
         tables: names of tensors [tokens, patches], the patches that are gathered for each token.
         members: patches that are gathered for a token where there is no such table; 0 for a tower that gathers none.
-        windows: function (vision config, height, width) -> list of the windows' sizes in a frame of so many patches; None
-            where no layer sees windows.
+        windows: function (vision config, height, width) -> list of the windows' sizes in a frame of so many patches;
+            None where no layer sees windows.
         whole_layers: the vision config's name for the layers that see whole frames, where there are windows.
-        also: the `config.model_type` values of other models with this tower. They are counted, and no family for it.
+        also: the `config.model_type` values of other models with this tower: their images are counted, but they are no
+            listed family for it.
     """
 
     grids: typing.Callable
@@ -80,12 +81,13 @@ class Decoder:
         model_type: the text config's.
         norms: class names of its RMSNorms.
         mlps: class names of its MLPs that compute down_proj(act_fn(gate_proj(x)) * up_proj(x)).
-        attentions: class names of attention that calls `apply_rotary_pos_emb` of its module, which rotates halves: M-RoPE
-            has then joined its axes.
-        norm: of its RMSNorms, what is added to the weight, and Liger's name for when the weight comes in, after rounding to
+        attentions: class names of attention that calls `apply_rotary_pos_emb` of its module, which rotates halves:
+            M-RoPE has then joined its axes.
+        norm: what its RMSNorms add to the weight, and Liger's name for when the weight comes in, after rounding to
             the input's dtype ("llama") or before ("gemma").
-        token_wise: its layers treat every token alone but for their attention, and its final norm does, so that the last
-            layer can be computed for the rows that are read alone (see `yojo.patching.last_layer`).
+        token_wise: its layers treat every token alone but for their attention, and its final norm does, so that the
+            last layer can be computed for the rows that are read alone (see `yojo.patching.last_layer`). To be tested
+            for each.
     """
 
     model_type: str
@@ -117,12 +119,12 @@ class Family:
         features: whether vision features replace the embeddings of their placeholders ("replaced") or are added to
             them ("added"); None: the model's own forward does it, and waits for the device (see `yojo.patching.media`).
         video_token: the config's name for the id of a video's placeholders.
-        count: function (processed prompt, model config) -> dict "image" or "video" -> how many features its pixels make;
-            a ValueError for pixels that the model cannot take. None: the model says it, and fails on the whole row.
+        count: function (processed prompt, model config) -> dict "image" or "video" -> how many features its pixels
+            make; a ValueError for pixels that the model cannot take. None: the model says it, for a row as a whole.
         uncounted: why `count` is None, for a family that takes images.
         sizes: names of vision tensors that the model asks for their values; they are kept on the CPU for it.
-        indices: function (vision config, a `..._grid_thw`) -> dict of the keyword arguments that let the vision tower do
-            without the grid on the device; None for a family without grids.
+        indices: function (vision config, a `..._grid_thw`) -> dict of the keyword arguments that let the vision tower
+            do without the grid on the device; None for a family without grids.
         tower: its `Tower`; None for a family without one.
     """
 

@@ -77,8 +77,8 @@ REMOTE_LAYER = re.compile(
     r"model\.transformer\.blocks\.(\d+)\.(self_attn\.att_proj|self_attn\.attn_out|mlp\.ff_proj|mlp\.ff_out)"
 )
 REMOTE_EMBEDDINGS = ("model.transformer.wte.embedding", "model.transformer.wte.new_embedding")
-# Fused module of the remote code -> transformers' modules, in the order of the fused rows. ff_proj computes (x, gate) and
-# then act(gate) * x, so the gate's rows are the second half.
+# Fused module of the remote code -> transformers' modules, in the order of the fused rows. ff_proj computes (x, gate)
+# and then act(gate) * x, so the gate's rows are the second half.
 REMOTE_PARTS = {
     "self_attn.att_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "self_attn.attn_out": ("self_attn.o_proj",),

@@ -1,4 +1,4 @@
-"""The softmax attention of a model's text decoder, module by module, or why multi-response attention cannot serve it."""
+"""The attention modules of a model's text decoder, or why multi-response attention cannot serve it."""
 
 import inspect
 import sys
