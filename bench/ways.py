@@ -21,9 +21,11 @@ from bench.sweeps import Point
 from bench.timing import give_back, is_out_of_memory
 from yojo.costs.flops import batch_flops
 from yojo.costs.profiling import IdsOnly
+from yojo.families import TOKEN_TYPES
 from yojo.inputs.packing import orders
-from yojo.patching import families
+from yojo.patching.decoders import attention_modules
 from yojo.patching.fuse import liger_forward, liger_on
+from yojo.patching.joining import join_vision
 from yojo.patching.state import unwrap
 from yojo_kernels import AttentionCall, choose_attention
 
@@ -138,7 +140,7 @@ class Scene:
             del module.forward
         self.fused = []
         # Not through `set_attn_implementation`: transformers refuses FlexAttention to families that can run it.
-        for module in families.attention_modules(self.base):
+        for module in attention_modules(self.base):
             module.config._attn_implementation = attention
         return self.base.base_model
 
@@ -234,10 +236,10 @@ def repeated(inputs, count, family):
     for name in _BY_TOKEN & set(inputs):
         dim = inputs[name].ndim - 2  # positions of M-RoPE are [3, B, T]
         rows[name] = inputs[name].repeat_interleave(count, dim)
-    return rows | families.join_vision([vision] * count, family)
+    return rows | join_vision([vision] * count, family)
 
 
-_BY_TOKEN = {"input_ids", "position_ids", "attention_mask", *families.TOKEN_TYPES}
+_BY_TOKEN = {"input_ids", "position_ids", "attention_mask", *TOKEN_TYPES}
 
 
 def joined(encoded, order):

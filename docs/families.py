@@ -1,7 +1,13 @@
-"""Write docs/families.md, how far each family's scores are from the stock model's own passes: python docs/families.py"""
+"""Write docs/families.md, how far each family's scores are from the stock model's own passes: python docs/families.py
 
+`python docs/families.py --table` measures nothing: it writes what the rows of `yojo/families/` say between the marks of
+every file that has them.
+"""
+
+import argparse
 import datetime
 import importlib.metadata
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,11 +21,32 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
 import real_processors  # noqa: E402  beside the tests, which hold each figure to its bound
 
+from yojo import families  # noqa: E402
+
 COLUMNS = ("image", "two images", "video file", "frames", "video + image", "text")
 MORE = ("wide image", "tall image", "small image", "images in turns", "several turns", "system turn")
 MORE += ("video file, 2 fps", "two videos", "frames + image")
 
+ROOT = HERE.parent
+BEGIN, END = "<!-- families -->", "<!-- /families -->"
+SAID = (
+    "family",
+    "`model_type`",
+    "images",
+    "videos",
+    "tokens that see each other in both directions",
+    "image features",
+    "text decoder tested",
+    "last layer for the rows that are read",
+    "fused by Liger-Kernel",
+)
+FEATURES = {"replaced": "replace placeholders", "added": "are added to placeholders", None: "placed by the model"}
+
 HEAD = """# Families
+
+What `yojo/families/` says of each:
+
+{table}
 
 How far the scores of `yojo.RewardModel` are from those of the stock model, which sees one response in a pass of its own
 (isolated) or all of them one after the other (comparative), on inputs made with the family's processor alone: the
@@ -33,6 +60,45 @@ Released weights were not used. A video file has {frames} frames, 4 in a second;
 
 Made by `python docs/families.py` on {date}, commit {commit}: {versions}; on the CPU.
 """
+
+
+def rows_table():
+    """What the rows of `yojo.families` say, as a markdown table between its marks."""
+    lines = [f"| {' | '.join(SAID)} |", "| --- " * len(SAID) + "|"]
+    for family in families.FAMILIES:
+        decoders = [decoder for decoder in families.DECODERS if decoder.model_type in family.decoders]
+        cells = (
+            family.name,
+            _names(family.model_types),
+            _yes("image" in family.takes),
+            _yes("video" in family.takes),
+            "none" if family.blocks is None else family.blocks.says,
+            FEATURES[family.features] if family.takes else "",
+            _names(family.decoders),
+            _yes(all(decoder.token_wise for decoder in decoders)),
+            _yes(all(decoder.norms and decoder.mlps and decoder.attentions for decoder in decoders)),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([BEGIN, *lines, END])
+
+
+def _names(names):
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _yes(holds):
+    return "yes" if holds else "no"
+
+
+def marked_files():
+    """The markdown files of the repository that have the marks."""
+    files = (*sorted(ROOT.glob("*.md")), *sorted(HERE.glob("*.md")))
+    return [path for path in files if BEGIN in path.read_text()]
+
+
+def with_table(text):
+    """A file's text with the table as it is now between its marks."""
+    return re.sub(f"{BEGIN}.*?{END}", lambda found: rows_table(), text, flags=re.DOTALL)
 
 
 def measured(family, prompt, refused):
@@ -87,6 +153,16 @@ def commit():
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--table", action="store_true", help="measure nothing, write what the rows say")
+    if not parser.parse_args().table:
+        return measure()
+    for path in marked_files():
+        path.write_text(with_table(path.read_text()))
+
+
+def measure():
+    """Write the whole file."""
     transformers.utils.logging.set_verbosity_error()
     refused = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +171,7 @@ def main():
         second, more_wrong = table(MORE, prompts, refused)
     ids = f", but for {wrong + more_wrong} responses" if wrong + more_wrong else ""
     today = datetime.datetime.now(datetime.UTC).date()
-    head = HEAD.format(ids=ids, frames=16, date=today, commit=commit(), versions=versions())
+    head = HEAD.format(table=rows_table(), ids=ids, frames=16, date=today, commit=commit(), versions=versions())
     reasons = [f"{number}. {reason}" for reason, number in refused.items()]
     parts = [head, "\n".join(first), "\nThe other inputs of the tests:\n", "\n".join(second)]
     parts += ["\n## What is refused, and why\n", "\n".join(reasons)]

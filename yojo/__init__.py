@@ -40,7 +40,7 @@ _MOVED = {
     "curves": ("training.curves",),
     "dates": ("patching.dates",),
     "export": ("converting.export",),
-    "families": ("patching.families",),
+    "families": ("families.family", "patching.decoders", "patching.joining", "patching.positions"),
     "fingerprints": ("patching.fingerprints",),
     "flops": ("costs.flops",),
     "fuse": ("patching.fuse", "patching.layers"),
@@ -88,16 +88,21 @@ def __dir__():
     return sorted({*globals(), *_HOMES})
 
 
+def former(module, name):
+    """What a module of before had under a name; a room of the same name asks for what has moved out of it."""
+    # What asks a module what it is (inspect, pickle, doctest) must not load it for that.
+    for home in () if name.startswith("__") else _MOVED[module.partition(".")[2]]:
+        found = importlib.import_module(f"yojo.{home}")
+        if hasattr(found, name):
+            return getattr(found, name)
+    raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+
 class _Moved(types.ModuleType):
     """A module of before: has what its successors have."""
 
     def __getattr__(self, name):
-        # What asks a module what it is (inspect, pickle, doctest) must not load it for that.
-        for home in () if name.startswith("__") else _MOVED[self.__name__.partition(".")[2]]:
-            module = importlib.import_module(f"yojo.{home}")
-            if hasattr(module, name):
-                return getattr(module, name)
-        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return former(self.__name__, name)
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

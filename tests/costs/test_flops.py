@@ -8,8 +8,8 @@ from family_cases import continued, parametrize_families, patched, rows_of, samp
 from torch.utils.flop_counter import FlopCounterMode
 
 import yojo
-from yojo.costs import vision
 from yojo.costs.flops import Flops, batch_flops, scoring_flops
+from yojo.families.family import PIXELS
 from yojo.patching import last_layer
 from yojo_kernels import Layout
 from yojo_kernels.layout import count_visible
@@ -55,7 +55,7 @@ def test_single_passes(family):
         expected = counted(lambda: run_singly(model, collator, prompt, responses, family))  # noqa: B023 - called here
         got = batch_flops(model, batch, single=True, dense=True)
         assert got.total == pytest.approx(expected, rel=EXACT), name
-        assert (got.vision > 0) == any(key in prompt for key in vision.PIXELS)
+        assert (got.vision > 0) == any(key in prompt for key in PIXELS.values())
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))

@@ -111,6 +111,7 @@ def test_a_prompt_of_other_pixels_is_refused(cases):
 
 def test_the_table_of_the_docs_has_every_family_and_input():
     text = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    text = text.partition("<!-- /families -->")[2]  # what stands before is no measurement
     found = {}
     for block in re.findall(r"((?:^\|.*\n)+)", text, re.MULTILINE):
         names, _, *rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in block.splitlines()]

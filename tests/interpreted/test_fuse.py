@@ -23,6 +23,7 @@ from bench import models, ways
 from bench.sweeps import Point
 from yojo.patching import attention as patched_attention
 from yojo.patching import fuse, last_layer
+from yojo.patching.layers import NORMS
 from yojo_kernels import multi_response_attention
 
 pytest.importorskip("liger_kernel")
@@ -92,7 +93,7 @@ def calls(monkeypatch):
 def expected_calls(model, passes=1):
     """What a pass of the model must call: every norm of its layers, and one rotary embedding and MLP a layer."""
     layers = model.yojo.fusion.layers
-    norms = sum(type(module).__name__ in layers.NORMS for layer in layers for module in layer.modules())
+    norms = sum(type(module).__name__ in NORMS for layer in layers for module in layer.modules())
     counts = {"LigerRMSNormFunction": norms, "LigerRopeFunction": len(layers), "gated": len(layers)}
     return {name: count * passes for name, count in counts.items()}
 

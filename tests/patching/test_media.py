@@ -10,7 +10,8 @@ import torch
 from family_cases import FAMILIES, batch_of, gradients, patched, rows_of, samples_of
 
 import yojo
-from yojo.patching import families, media
+from yojo.families import Family
+from yojo.patching import media
 from yojo.patching.media import Placeholders
 
 WITH_IMAGES = [family for family in FAMILIES if family in tiny.LACKING or "image" in tiny.prompts(family)]
@@ -217,7 +218,7 @@ def test_hooks_on_the_backbone_see_images(monkeypatch):
 def test_a_family_that_is_not_listed_places_its_features_itself():
     model, collator = patched("qwen3_vl")
     assert media.can_place(model, collator.family)
-    assert not media.can_place(model, families.Family("other", ("other",)))
+    assert not media.can_place(model, Family("other", ("other",)))
 
 
 def test_unpatch_gives_the_decoder_its_method_back():

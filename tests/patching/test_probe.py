@@ -11,7 +11,7 @@ from family_cases import spread
 
 import yojo
 from yojo.patching import attention as patched_attention
-from yojo.patching import families, probe, ropes
+from yojo.patching import decoders, positions, probe, ropes
 from yojo.patching.attention import packed_attention
 from yojo.patching.state import is_patched
 
@@ -29,7 +29,7 @@ def build(name, dtype=torch.float32, **settings):
 
 
 def measured(model):
-    modules = families.attention_modules(model)
+    modules = decoders.attention_modules(model)
     return probe.measure(model, modules, ropes.switch_of(model), lambda: packed_attention(model, modules))
 
 
@@ -98,7 +98,7 @@ def test_other_faults_are_found(monkeypatch, fault):
 
     if fault == "position":
         monkeypatch.setattr(
-            families.PromptPositions, "__call__", lambda self, p: (torch.arange(p["input_ids"].shape[1])[None], 0)
+            positions.PromptPositions, "__call__", lambda self, p: (torch.arange(p["input_ids"].shape[1])[None], 0)
         )
     else:
         monkeypatch.setattr(module, "multi_response_attention", faulty)

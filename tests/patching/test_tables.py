@@ -10,7 +10,7 @@ from family_cases import batch_of, parametrize_families, patched, samples_of
 
 import yojo
 from yojo.patching import attention as patched_attention
-from yojo.patching import families, graphs, tables
+from yojo.patching import decoders, graphs, tables
 from yojo_kernels import Layout, tuning
 from yojo_kernels.tables import tables_for
 
@@ -179,7 +179,7 @@ def test_a_forked_worker_does_not_ask_the_device(on_hopper):
 def test_every_family_says_whether_it_slides():
     """`asking` reads the window where the attention module has it."""
     model, _ = patched("gemma3")
-    windows = {tables.asking(module).window for module in families.attention_modules(model)}
+    windows = {tables.asking(module).window for module in decoders.attention_modules(model)}
     assert None in windows and len(windows) == 2
 
 

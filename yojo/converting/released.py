@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from yojo.config import CHOICES
+from yojo.families.molmo2 import REMOTE_EMBEDDINGS, REMOTE_LAYER, REMOTE_PARTS
 from yojo.files.folders import replaced_folder
 from yojo.files.saved import local_folder
 from yojo.inputs.processors import load_processor, save_processor
@@ -37,18 +38,6 @@ HEADS = {
 POOLINGS = tuple(name for name in CHOICES["pooling"] if name != "separator")
 
 _PREFIX = "base_model.model."
-_REMOTE_LAYER = re.compile(
-    r"model\.transformer\.blocks\.(\d+)\.(self_attn\.att_proj|self_attn\.attn_out|mlp\.ff_proj|mlp\.ff_out)"
-)
-_REMOTE_EMBEDDINGS = ("model.transformer.wte.embedding", "model.transformer.wte.new_embedding")
-# Fused module of Molmo2's remote code -> transformers' modules, in the order of the fused rows. ff_proj computes
-# (x, gate) and then act(gate) * x, so the gate's rows are the second half.
-_PARTS = {
-    "self_attn.att_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "self_attn.attn_out": ("self_attn.o_proj",),
-    "mlp.ff_proj": ("mlp.up_proj", "mlp.gate_proj"),
-    "mlp.ff_out": ("mlp.down_proj",),
-}
 
 
 def import_mr2rm(path, out=None, *, base_model=None, scale_scores=True, dtype=None):
@@ -242,7 +231,7 @@ def _take_embeddings(adapter, model, separator_id, path):
     """
     weight = model.get_input_embeddings().weight
     name = _embedding_name(model)
-    found = [adapter.pop(_PREFIX + key) for key in _REMOTE_EMBEDDINGS if _PREFIX + key in adapter]
+    found = [adapter.pop(_PREFIX + key) for key in REMOTE_EMBEDDINGS if _PREFIX + key in adapter]
     for key in (f"{name}.weight", f"{name}.base_layer.weight"):
         if _PREFIX + key in adapter:
             found = [adapter.pop(_PREFIX + key)]
@@ -292,7 +281,7 @@ def _separator_row(model, separator_id, rows, path):
 def _converted(adapter, settings, model):
     """An adapter of Molmo2's remote code for transformers' own: fused rows of lora_B are split, lora_A is shared."""
     names = [name.removeprefix(_PREFIX) for name in adapter]
-    if not any(_REMOTE_LAYER.match(name) for name in names):
+    if not any(REMOTE_LAYER.match(name) for name in names):
         return adapter, settings
     for option in ("rank_pattern", "alpha_pattern", "modules_to_save", "layers_pattern", "target_parameters"):
         if settings.get(option):
@@ -301,12 +290,12 @@ def _converted(adapter, settings, model):
         raise ValueError("adapters with DoRA or trained biases on Molmo2's remote code are not converted")
     made, unknown, targets = {}, [], set()
     for key, tensor in adapter.items():
-        match = re.fullmatch(re.escape(_PREFIX) + _REMOTE_LAYER.pattern + r"\.lora_(A|B)(?:\.default)?\.weight", key)
+        match = re.fullmatch(re.escape(_PREFIX) + REMOTE_LAYER.pattern + r"\.lora_(A|B)(?:\.default)?\.weight", key)
         if match is None:
             unknown.append(key)
             continue
         layer, fused, side = match.groups()
-        parts = [f"model.language_model.layers.{layer}.{part}" for part in _PARTS[fused]]
+        parts = [f"model.language_model.layers.{layer}.{part}" for part in REMOTE_PARTS[fused]]
         targets.update(parts)
         if side == "A":
             pieces = [tensor] * len(parts)
@@ -420,7 +409,7 @@ def _write_adapter(adapter, base, embedding, staging):
     if base.config.model_type == "molmo2":
         state, settings = _fused(state, settings)
         vocabulary = base.config.get_text_config().vocab_size
-        tables = zip(_REMOTE_EMBEDDINGS, (embedding[:vocabulary], embedding[vocabulary:]), strict=True)
+        tables = zip(REMOTE_EMBEDDINGS, (embedding[:vocabulary], embedding[vocabulary:]), strict=True)
     else:
         tables = [(f"{_embedding_name(base)}.weight", embedding)]
     state |= {_PREFIX + name: tensor for name, tensor in tables}
@@ -436,7 +425,7 @@ def _fused(state, settings):
         match = re.fullmatch(re.escape(_PREFIX) + r"model\.language_model\.layers\.(\d+)\..*", name)
         layers[match.group(1) if match else None] = True
     for layer in layers:
-        for fused, parts in _PARTS.items():
+        for fused, parts in REMOTE_PARTS.items():
             names = [f"{_PREFIX}model.language_model.layers.{layer}.{part}.lora_" for part in parts]
             if not any(f"{name}A.weight" in state for name in names):
                 continue

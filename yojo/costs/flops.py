@@ -5,10 +5,11 @@ import dataclasses
 
 import torch
 
+from yojo import families
 from yojo.config import YojoConfig
 from yojo.costs import vision
 from yojo.inputs.packing import orders
-from yojo.patching import families, last_layer, pooling
+from yojo.patching import decoders, last_layer, pooling
 from yojo.patching.state import is_patched, unwrap
 from yojo_kernels.layout import count_visible
 
@@ -64,7 +65,7 @@ def batch_flops(model, batch, *, single=False, dense=False, training=False):
         `Flops`.
 
     Raises:
-        ValueError: vision tensors of a family whose tower is not known to `yojo.costs.vision`; single passes of several
+        ValueError: vision tensors of a family whose tower is not known to `yojo.families`; single passes of several
             examples with images, as a joined batch does not say whose image is whose.
 
     Example:
@@ -116,7 +117,7 @@ def scoring_flops(
 
     Raises:
         ValueError: no or negative tokens, an unknown mode, more image tokens than the prompt has, images of a family
-            whose vision tower is not known to `yojo.costs.vision`.
+            whose vision tower is not known to `yojo.families`.
 
     Example:
         >>> counts = [scoring_flops(model, 2000, [100] * 16, mode=mode).total for mode in ("single", "isolated")]
@@ -137,7 +138,8 @@ def scoring_flops(
     tokens = [vision.rows_of_grids(base.config, [grid]).merged for grid in images]
     if sum(tokens) > prompt:
         raise ValueError(f"the images take {sum(tokens)} tokens, but prompt_tokens is {prompt}: it counts them too")
-    blocks = _blocks(families.family_of(base.config), prompt, tokens)
+    family = families.family_of(base.config)
+    blocks = () if family.blocks is None else family.blocks.sizes(prompt, tokens)
     if mode == "single":
         samples = [(prompt, [length], blocks) for length in lengths]
         return _count(model, samples, len(lengths), rows, len(lengths), dense, training)
@@ -198,14 +200,6 @@ def _places_in_samples(layout, rows):
         start, s, before = segments[bisect.bisect_right(starts, row) - 1]
         places.append((s, before + row - start))
     return places
-
-
-def _blocks(family, prompt, image_tokens):
-    if family.blocks is families.whole_prompt_block:
-        return (prompt,)
-    if family.blocks is families.one_image_block:
-        return (sum(image_tokens),)
-    return tuple(image_tokens) if family.blocks is families.image_blocks else ()
 
 
 def _tokens(value, name, least):
@@ -333,7 +327,7 @@ def _lowest_trained(base, layers):
 def _decoder(base):
     text_config = base.config.get_text_config()
     decoder = base.get_decoder()
-    attention_modules = set(families.attention_modules(base))
+    attention_modules = set(decoders.attention_modules(base))
     attention = {name: module for name, module in decoder.named_modules() if module in attention_modules}
     prefixes = tuple(f"{name}." for name in attention)
     products = []
@@ -366,7 +360,7 @@ def _window(module, config):
 
 def _tower(base):
     """Everything of the backbone that is not its decoder."""
-    facts = vision.vision_of(base.config)
+    facts = vision.tower_of(base.config)
     decoder = base.get_decoder()
     backbone = base.base_model
     inside = next(name for name, module in backbone.named_modules() if module is decoder)

@@ -15,12 +15,13 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from yojo import __version__
 from yojo.costs.flops import batch_flops
 from yojo.costs.trace import PREFIX, seconds_by_part
+from yojo.families import TOKEN_TYPES
 from yojo.files.saved import CONFIG_FILE, local_folder
 from yojo.inputs.example import Example
 from yojo.inputs.packing import Collator
 from yojo.inputs.processors import load_processor
 from yojo.inputs.prompts import PromptEncoder
-from yojo.patching import families, recorded
+from yojo.patching import decoders, recorded
 from yojo.patching.patch import patch
 from yojo.patching.state import is_patched, unwrap
 from yojo.reward_model import RewardModel
@@ -247,7 +248,7 @@ def _with_images(collator, prompt_tokens, images, words, generator):
         )
     more = prompt_tokens - taken
     prompt["input_ids"] = torch.cat([prompt["input_ids"], words(more)[None]], dim=1)
-    for name in (*families.TOKEN_TYPES, "attention_mask"):
+    for name in (*TOKEN_TYPES, "attention_mask"):
         if name in prompt:
             filling = prompt[name].new_full((1, more), int(name == "attention_mask"))
             prompt[name] = torch.cat([prompt[name], filling], dim=1)
@@ -387,7 +388,7 @@ def modules_of_parts(base):
     """
     decoder = base.get_decoder()
     found = [("vision", module) for module in _outside(base.base_model, decoder)]
-    attention = set(families.attention_modules(base))
+    attention = set(decoders.attention_modules(base))
     for layer in decoder.modules():
         own = [child for child in layer.children() if child in attention]
         if not own:
@@ -435,7 +436,7 @@ def ranges(base):
     """While open, every part of a patched model runs in a profiler range of its name."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    name = families.attention_modules(base)[0].config._attn_implementation
+    name = decoders.attention_modules(base)[0].config._attn_implementation
     attend = ALL_ATTENTION_FUNCTIONS[name]
 
     def attend_in_range(*arguments, **keywords):

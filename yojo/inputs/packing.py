@@ -5,13 +5,18 @@ import random
 
 import torch
 
+from yojo import families
+from yojo.families import TOKEN_TYPES
+from yojo.families.family import PIXELS
 from yojo.inputs import features
 from yojo.inputs.example import Example
 from yojo.inputs.mr2rm import ConversationEncoder
 from yojo.inputs.plain import forbidden_ids, known_state
 from yojo.inputs.prompts import NOT_FOR_THE_MODEL, PromptEncoder, bad_record
 from yojo.inputs.turns import TurnEncoder
-from yojo.patching import dates, families, media, tables
+from yojo.patching import dates, media, tables
+from yojo.patching.joining import CannotJoin, join_vision
+from yojo.patching.positions import PromptPositions
 from yojo.patching.readings import Separators
 from yojo.patching.state import patched_base, separator_id_of, tokenizer_of
 from yojo_kernels import Layout
@@ -86,9 +91,9 @@ class Collator:
         self.family = families.family_of(base.config)
         self.model_config = base.config
         self.places_features = media.can_place(base, self.family)
-        self.positions = families.PromptPositions(base)
+        self.positions = PromptPositions(base)
         self.max_length = max_length
-        self.window = _shortest_window(base) if self.family.blocks is families.whole_prompt_block else None
+        self.window = _shortest_window(base) if self.family.has_prefix else None
         self.rope = base.yojo.rope
         self.separator_id = separator_id_of(self.tokenizer, self.config.separator)
         if self.separator_id is None:
@@ -187,7 +192,7 @@ class Collator:
                 f"{name}: the prompt has {len(prompt_ids)} tokens, the model's sliding window {self.window}: "
                 f"{self.family.name} lets a prompt see itself beyond its window, which is not supported"
             )
-        if self.family.one_kind and all(kind in prompt for kind in families.KINDS):
+        if self.family.one_kind and all(kind in prompt for kind in PIXELS.values()):
             raise ValueError(
                 f"{name}: the prompt has images and videos, and {self.family.name} takes either in one pass: leave the "
                 "images or the videos out"
@@ -202,12 +207,10 @@ class Collator:
             prompt_ids=prompt_ids,
             positions=positions,
             next_position=next_position,
-            blocks=None if self.family.blocks is None else self.family.blocks(prompt),
-            token_types={key: prompt[key][0] for key in families.TOKEN_TYPES if key in prompt},
+            blocks=None if self.family.blocks is None else self.family.blocks.ids(prompt),
+            token_types={key: prompt[key][0] for key in TOKEN_TYPES if key in prompt},
             vision={
-                key: value
-                for key, value in prompt.items()
-                if key not in NOT_FOR_THE_MODEL and key not in families.TOKEN_TYPES
+                key: value for key, value in prompt.items() if key not in NOT_FOR_THE_MODEL and key not in TOKEN_TYPES
             },
             responses=responses,
             leads=[0] * len(responses) if leads is None else list(leads),
@@ -236,7 +239,7 @@ class Collator:
             pad_to_multiple_of: instead of the collator's own.
 
         Raises:
-            ValueError: no examples. `yojo.patching.families.CannotJoin`, which is one: vision tensors that cannot stand in one
+            ValueError: no examples. `yojo.patching.joining.CannotJoin`, which is one: vision tensors that cannot stand in one
                 row, or rankings that some have and others lack; see `pack_in_parts`.
         """
         if not encoded:
@@ -276,7 +279,7 @@ class Collator:
             prompt_lengths.append(filling)
             branch_lengths.append([])
         position_ids = torch.cat(positions, dim=1)
-        pixels = families.join_vision([item.vision for item in encoded], self.family)
+        pixels = join_vision([item.vision for item in encoded], self.family)
         batch = {
             "input_ids": torch.cat(ids)[None],
             "position_ids": position_ids if position_ids.shape[0] == 1 else position_ids[:, None],
@@ -292,7 +295,7 @@ class Collator:
         ranked = [item.rankings is not None for item in encoded]
         if any(ranked):
             if not all(ranked):
-                raise families.CannotJoin(
+                raise CannotJoin(
                     f"{encoded[ranked.index(False)].name} has no rankings while others of the batch have: rank all "
                     "or none"
                 )
@@ -317,7 +320,7 @@ def pack_in_parts(pack, items):
     """Pack items in one row, or in several where they cannot stand in one: training and scoring split rows alike.
 
     Args:
-        pack: function of a list of items -> batch, that raises `yojo.patching.families.CannotJoin` where they do not fit together.
+        pack: function of a list of items -> batch, that raises `yojo.patching.joining.CannotJoin` where they do not fit together.
         items: list, not empty.
 
     Returns:
@@ -325,7 +328,7 @@ def pack_in_parts(pack, items):
     """
     try:
         return [(items, pack(items))]
-    except families.CannotJoin:
+    except CannotJoin:
         if len(items) == 1:
             raise
     half = -(-len(items) // 2)

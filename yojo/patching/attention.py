@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from yojo.patching import families, last_layer
+from yojo.patching import decoders, last_layer
 from yojo_kernels import multi_response_attention
 
 PREFIX = "yojo_"  # registered under the stock implementation's own name behind it: code that looks for "flash" finds it
@@ -47,7 +47,7 @@ def attend(module, query, key, value, attention_mask, *, stock, layout=None, **k
         name = "s_aux" if given("s_aux") is not None else "position_bias"
         raise ValueError(f"{type(module).__name__} uses {name} in its attention, which is not supported")
     window = given("sliding_window")
-    if window is None and getattr(module, families.SLIDES, False):
+    if window is None and getattr(module, decoders.SLIDES, False):
         raise RuntimeError(f"{type(module).__name__}, layer {module.layer_idx}, slides but did not say its window")
     if torch.is_autocast_enabled(query.device.type):
         # Norms and rotary embeddings leave queries and keys in float32; stock attention casts them just so.
@@ -152,11 +152,11 @@ def packed_attention(base, modules):
     finally:
         set_implementation(base, modules, stock)
         for module in modules:
-            module.__dict__.pop(families.SLIDES, None)
+            module.__dict__.pop(decoders.SLIDES, None)
 
 
 def mark_sliding(base, modules):
     # `attend` must not look it up by the layer's index: each layer would be compiled anew.
     layer_types = getattr(base.config.get_text_config(), "layer_types", None)
     for module in modules:
-        setattr(module, families.SLIDES, bool(layer_types) and layer_types[module.layer_idx] == "sliding_attention")
+        setattr(module, decoders.SLIDES, bool(layer_types) and layer_types[module.layer_idx] == "sliding_attention")

@@ -8,7 +8,8 @@ import types
 import torch
 from transformers.utils import ModelOutput
 
-from yojo.patching import families, last_layer, media, methods, separator
+from yojo import families
+from yojo.patching import last_layer, media, methods, separator
 from yojo.patching import pooling as poolings
 from yojo.patching.readings import Separators
 from yojo_kernels import listwise_loss

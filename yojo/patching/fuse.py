@@ -13,7 +13,7 @@ import weakref
 import torch
 
 from yojo.patching import methods
-from yojo.patching.families import SLIDES
+from yojo.patching.decoders import SLIDES
 from yojo.patching.graphs import RowGraphs
 from yojo.patching.layers import ACTIVATIONS, ATTENTIONS, MLPS, NORMS
 from yojo_kernels import Layout

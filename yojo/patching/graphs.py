@@ -25,7 +25,7 @@ import threading
 import torch
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from yojo.patching import families, tables
+from yojo.patching import decoders, tables
 from yojo_kernels import Layout
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class RowGraphs:
             return ()
         seen = layout.device, _autocast_dtype(layout.device) or weight.dtype
         if self.facts is None or self.facts[0] != seen:
-            modules = [module for layer in self.layers for module in families.attentions_in(layer)]
+            modules = [module for layer in self.layers for module in decoders.attentions_in(layer)]
             self.facts = seen, tables.facts_of(modules, *seen)
         facts = self.facts[1]
         return () if facts is None else tuple(facts.keys(layout))

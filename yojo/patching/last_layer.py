@@ -11,23 +11,9 @@ import functools
 
 import torch
 
+from yojo import families
 from yojo.patching import fuse, graphs, methods
 from yojo_kernels import Layout
-
-# Decoders whose layers treat every token alone but for their attention, and whose final norm does: tested one by one.
-DECODERS = (
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "llama",
-    "mistral",
-    "molmo2_text",
-    "qwen2",
-    "qwen2_5_vl_text",
-    "qwen2_vl_text",
-    "qwen3",
-    "qwen3_vl_text",
-)
 
 # More rows than this share of the row, and queries without a kernel of their own cost more than the layer saves.
 LARGEST_SHARE = 1 / 4
@@ -99,9 +85,8 @@ def install(base):
         None, or why it cannot be done, in which case nothing is changed.
     """
     decoder = base.get_decoder()
-    name = decoder.config.model_type
-    if name not in DECODERS:
-        return f"{name} decoders are not known to treat every token of a layer alone but for its attention"
+    if not _is_token_wise(decoder):
+        return f"{decoder.config.model_type} decoders are not known to treat every token of a layer alone but for its attention"
     layer = last_layer(base)
     if methods.on(layer) not in (None, fuse.layer_forward):
         return "something else has replaced the forward of the last layer"
@@ -114,10 +99,15 @@ def install(base):
 
 def remove(base):
     """Undo `install`, where it did anything."""
-    if base.get_decoder().config.model_type in DECODERS:
+    if _is_token_wise(base.get_decoder()):
         layer = last_layer(base)
         if methods.on(layer) is forward:
             del layer.forward  # `yojo.fuse` puts its own back where it is to stay
+
+
+def _is_token_wise(decoder):
+    known = families.decoder_of(decoder.config)
+    return known is not None and known.token_wise
 
 
 def last_layer(base):

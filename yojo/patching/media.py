@@ -11,9 +11,8 @@ import inspect
 
 import torch
 
+from yojo.families.family import PIXELS
 from yojo.patching import methods
-
-MODALITIES = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,22 +60,22 @@ def placeholders(prompts, starts, tensors, family, config):
         prompts: list of [P] int64, the ids of every prompt.
         starts: the row each of them starts at.
         tensors: dict name -> tensor, the joined vision tensors of the row.
-        family: their `yojo.patching.families.Family`.
+        family: their `yojo.families.Family`.
         config: the model's.
 
     Returns:
         `Placeholders`.
     """
-    kinds = [kind for kind, pixels in MODALITIES.items() if pixels in tensors]
+    kinds = [kind for kind, pixels in PIXELS.items() if pixels in tensors]
     rows, indices, sizes = {}, {}, {}
     for kind in kinds:
         token = getattr(config, family.video_token if kind == "video" else "image_token_id")
         rows[kind] = torch.cat(
             [(ids == token).nonzero()[:, 0] + start for ids, start in zip(prompts, starts, strict=True)]
         )
-    if family.vision_indices is not None:
+    if family.indices is not None:
         for kind in kinds:
-            for name, value in family.vision_indices(config.vision_config, tensors[f"{kind}_grid_thw"]).items():
+            for name, value in family.indices(config.vision_config, tensors[f"{kind}_grid_thw"]).items():
                 # Boundaries and numbers are asked for; a flash attention wants the boundaries on the device, see `embed`.
                 asked = not isinstance(value, torch.Tensor) or name.startswith("cu_")
                 (sizes if asked else indices)[f"{kind}_{name}"] = value
@@ -144,7 +143,7 @@ def embed(base, inputs, found, family):
         embeddings = place(1, rows, values)
         if (stack := getattr(features, "deepstack_features", None)) is not None:
             deepstack.append([torch.cat(list(layer)) for layer in stack])
-    for kind in MODALITIES:
+    for kind in PIXELS:
         for name in _parameters(type(backbone), f"get_{kind}_features"):
             inputs.pop(name, None)
     inputs["inputs_embeds"] = embeddings
@@ -162,7 +161,7 @@ def _features(backbone, kind, inputs, found):
     own |= {name: found.sizes[name] for name in names if name in found.sizes}
     offsets = [name for name in own if name.startswith(f"{kind}_cu_")]
     if offsets and _is_flash(backbone.config.vision_config):
-        own |= {name: own[name].to(inputs[MODALITIES[kind]].device, non_blocking=True) for name in offsets}
+        own |= {name: own[name].to(inputs[PIXELS[kind]].device, non_blocking=True) for name in offsets}
     return method(**{name: inputs[name] for name in names} | own, return_dict=True)
 
 

@@ -5,8 +5,9 @@ import logging
 
 import torch
 
+from yojo import families
 from yojo.config import YojoConfig
-from yojo.patching import dates, devices, families, fingerprints, forward, last_layer, media, recorded, ropes
+from yojo.patching import dates, decoders, devices, fingerprints, forward, last_layer, media, recorded, ropes
 from yojo.patching import fuse as fusing
 from yojo.patching import graphs as row_graphs
 from yojo.patching import probe as probing
@@ -58,7 +59,7 @@ def patch(model, processor=None, *, fuse=None, graphs=None, probe=True, **option
             captured. Layers with adapters that are not merged, with hooks or in training mode run as they are, and so
             does a row whose capture fails (a warning says why); where "auto" would compile, rows that graphs take are
             replayed instead. Like fuse it is not saved.
-        probe: a model whose family is not listed in `yojo.patching.families` is tried first: a packed row of a few random tokens
+        probe: a model whose family is not listed in `yojo.families` is tried first: a packed row of a few random tokens
             must give what the model's own forward gives, or the model is refused. It costs about one short forward and
             leaves no trace. False skips it.
         **options: fields of `YojoConfig`.
@@ -162,13 +163,13 @@ def unpatch(model):
     if not is_patched(base):
         return model
     state = base.yojo
-    set_implementation(base, families.attention_modules(base), state.stock_attention)
+    set_implementation(base, decoders.attention_modules(base), state.stock_attention)
     last_layer.remove(base)
     media.remove(base)
     separators.remove(base)
     state.fusion.remove()
-    for module in families.attention_modules(base):
-        module.__dict__.pop(families.SLIDES, None)
+    for module in decoders.attention_modules(base):
+        module.__dict__.pop(decoders.SLIDES, None)
     if state.stock_row is not None:
         with torch.no_grad():
             base.get_input_embeddings().weight[state.separator_id] = state.stock_row
@@ -186,7 +187,7 @@ def unpatch(model):
 def _replan_layers(base, fuse, graphs):
     last_layer.remove(base)
     try:
-        fusion = fusing.plan(base, families.attention_modules(base), fuse, graphs)
+        fusion = fusing.plan(base, decoders.attention_modules(base), fuse, graphs)
         base.yojo.fusion.remove()
         base.yojo.fusion = fusion
     finally:
@@ -273,7 +274,7 @@ def _check_model(base):
     name = type(base).__name__
     if hasattr(base, "score"):
         raise ValueError(f"{name} has a submodule named `score` already; load the class with a language-model head")
-    modules = families.attention_modules(base)
+    modules = decoders.attention_modules(base)
     if base.base_model is base or base.get_output_embeddings() is None:
         raise ValueError(
             f"{name} has no language-model head: load the model with AutoModelForImageTextToText, or with "

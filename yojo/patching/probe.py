@@ -10,8 +10,10 @@ import logging
 
 import torch
 
-from yojo.patching import devices, families, last_layer
+from yojo import families
+from yojo.patching import devices
 from yojo.patching.eval_mode import EvalMode
+from yojo.patching.positions import PromptPositions
 from yojo_kernels import Layout
 
 logger = logging.getLogger(__name__)
@@ -30,12 +32,11 @@ LARGEST_NOISE = 0.5  # where rounding explains as much as this, the probe cannot
 
 def is_needed(base):
     """Whether the family of a model is not listed, or that of its text decoder (a vision tower's facts go with any)."""
-    family = families.family_of(base.config)
     if not families.is_known(base.config):
         return True
-    decoder = base.config.get_text_config().model_type
-    listed = {model_type for family in families.FAMILIES for model_type in family.model_types}
-    return decoder not in listed.union(last_layer.DECODERS) and family.blocks is not families.whole_prompt_block
+    text_config = base.config.get_text_config()
+    is_listed = families.is_known(text_config) or families.decoder_of(text_config) is not None
+    return not is_listed and not families.family_of(base.config).has_prefix
 
 
 def check(base, attentions, rope, replaced):
@@ -72,7 +73,7 @@ def _likely(base):
     window = getattr(base.config.get_text_config(), "sliding_window", None)
     if window:
         return f"most likely the model puts its sliding window ({window}) into its mask, and its attention does not hand it on"
-    return "its attention depends on more than which tokens it may see, and on what is not known to yojo/patching/families.py"
+    return "its attention depends on more than which tokens it may see, and on what is not known to yojo/families/"
 
 
 @torch.no_grad()
@@ -180,7 +181,7 @@ def _unit(base, tensor):
 
 def _packed_pass(base, samples):
     """Hidden states of every branch, from one packed row."""
-    positions = families.PromptPositions(base)
+    positions = PromptPositions(base)
     ids, places, spans, row = [], [], [], 0
     for prompt, branches in samples:
         own, after = positions({"input_ids": prompt[None]})

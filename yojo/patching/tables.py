@@ -11,7 +11,7 @@ import weakref
 
 import torch
 
-from yojo.patching import devices, families
+from yojo.patching import decoders, devices
 from yojo_kernels import AttentionCall, choose_attention
 
 SMALL_HEAD_DIM = 64  # one that kernels take wherever they run
@@ -71,7 +71,7 @@ def facts_of(attentions, device, dtype, trains=False):
     """The `Facts` of a decoder's attention modules; None where they do not run in the kernels.
 
     Args:
-        attentions: the modules, see `yojo.patching.families.attention_modules`; or a function that finds them.
+        attentions: the modules, see `yojo.patching.decoders.attention_modules`; or a function that finds them.
         device: what they run on.
         dtype: of queries, keys and values.
         trains: whether any weight asks for gradients.
@@ -142,7 +142,7 @@ class Tables:
         base = self._base() if self._process == os.getpid() else None
         if base is not None and (seen := self._runs_in(base)) != self._seen:
             trains = any(parameter.requires_grad for parameter in base.parameters())
-            self.facts, self._seen = facts_of(lambda: families.attention_modules(base), *seen, trains), seen
+            self.facts, self._seen = facts_of(lambda: decoders.attention_modules(base), *seen, trains), seen
 
     def _runs_in(self, base):
         """(device, dtype) of the model's attention."""

@@ -1,0 +1,173 @@
+"""Each family's row says all that is asked of it, a row is all it takes, and the documents' tables are current."""
+
+import dataclasses
+import importlib.util
+import pickle
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from family_cases import parametrize_families, patched, rows_of, samples_of, score
+
+from yojo import families
+from yojo.costs import vision
+from yojo.costs.flops import batch_flops
+from yojo.families.family import PIXELS
+from yojo.inputs import features
+from yojo.patching import probe
+from yojo.patching.layers import ACTIVATIONS, ATTENTIONS, MLPS, NORMS
+
+ROOT = Path(__file__).parents[2]
+WITH_IMAGES = [
+    family for family in tiny.FAMILIES if family not in ("llama", "qwen3", "gemma2", "gemma3_text", "mistral")
+]
+
+
+@pytest.fixture(scope="module")
+def docs():
+    """The module docs/families.py."""
+    spec = importlib.util.spec_from_file_location("docs_families", ROOT / "docs" / "families.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- every row ----
+
+
+@parametrize_families
+def test_the_row_is_complete(family):
+    model = tiny.build(family)
+    config, decoder = model.config, model.get_decoder()
+    assert families.decoder_of(decoder.config) is not None
+    row = families.family_of(config)
+    if not families.is_known(config):
+        assert (
+            family == "mistral"
+        )  # probed as any text model is: the tests of probing need one that is tested and unlisted
+        return
+    assert decoder.config.model_type in row.decoders
+    assert ("image" in row.takes) == (row.tower is not None) == (row.features is not None) == (family in WITH_IMAGES)
+    assert (row.count is not None) != bool(row.uncounted) if row.takes else row.count is None
+    if row.blocks is not None:
+        assert row.blocks.says
+    assert pickle.loads(pickle.dumps(row)) == row
+
+
+@pytest.mark.parametrize("family", WITH_IMAGES)
+def test_its_images_are_counted(family):
+    config = tiny.build(family).config
+    row = families.family_of(config)
+    for name, prompt in tiny.prompts(family).items():
+        rows, has_pixels = vision.rows_of_tensors(config, prompt), any(key in prompt for key in PIXELS.values())
+        assert (rows is not None) == has_pixels
+        if not has_pixels:
+            continue
+        assert min(rows.pixels, rows.patches, rows.merged, rows.frame_pairs) > 0
+        assert (rows.window_pairs > 0) == (row.tower.windows is not None)
+        features.check(prompt, row, config)
+        if row.count is not None:
+            made = row.count(prompt, config)
+            assert sum(made.values()) > 0 and set(made) <= {"image", "video"}, name
+            less = prompt | {"input_ids": torch.full_like(prompt["input_ids"], tiny.BOS)}
+            with pytest.raises(ValueError, match="places for vision features"):
+                features.check(less, row, config)
+
+
+@parametrize_families
+def test_its_blocks_have_the_sizes_that_are_counted(family):
+    row = families.family_of(tiny.build(family).config)
+    for prompt in tiny.prompts(family).values() if row.blocks is not None else ():
+        ids = row.blocks.ids(prompt)
+        counts = ids[ids >= 0].unique(return_counts=True)[1].tolist()
+        length = prompt["input_ids"].shape[1]
+        sizes = row.blocks.sizes(length, counts)
+        assert list(sizes) == (counts if counts or row.blocks.whole_prompt else list(row.blocks.sizes(length, [])))
+
+
+@parametrize_families
+def test_its_layers_are_made_of_what_its_decoder_names(family):
+    for layer in tiny.build(family).get_decoder().layers:
+        names = {type(module).__name__ for module in layer.modules()}
+        norms, attentions = ({n for n in names if n.endswith(end)} for end in ("Norm", "Attention"))
+        assert norms <= NORMS.keys() and attentions <= ATTENTIONS
+        assert type(layer.mlp).__name__ in MLPS and type(layer.mlp.act_fn).__name__ in ACTIVATIONS
+
+
+def test_every_file_is_listed_and_no_model_type_twice():
+    files = {info.name for info in pkgutil.iter_modules(families.__path__)} - {"family"}
+    assert {file.__name__.rpartition(".")[2] for file in families._FILES} == files
+    types = [name for family in families.FAMILIES for name in family.model_types]
+    decoders = [decoder.model_type for decoder in families.DECODERS]
+    assert len(set(types)) == len(types) and len(set(decoders)) == len(decoders)
+    assert {name for family in families.FAMILIES for name in family.decoders} <= set(decoders)
+    towers = [name for family in families.FAMILIES if family.tower for name in family.tower.also]
+    assert not set(towers) & set(types)
+
+
+def test_a_model_with_a_tower_that_is_described_is_no_family_for_it():
+    config = type("Config", (), {"model_type": "qwen3_vl_moe"})
+    assert families.tower_of(config) is families.FAMILIES[2].tower and not families.is_known(config)
+    assert families.family_of(config) == families.Family("qwen3_vl_moe", ("qwen3_vl_moe",))
+
+
+# ---- a row is all it takes ----
+
+
+@pytest.mark.parametrize("family", WITH_IMAGES)
+@torch.no_grad()
+def test_a_made_up_family(family, monkeypatch):
+    """The family's models under a name that nothing knows: with a row of its own, everything is as it was."""
+    model, collator = patched(family, mode="isolated")
+    samples = [samples_of(family)[name] for name in rows_of(family)[0]]
+    expected = score(model, collator, samples)
+    batch = collator.pack([collator.from_processed(*sample) for sample in samples])
+    flops = batch_flops(model, batch)
+    row = dataclasses.replace(families.family_of(model.config), name="Made up", model_types=("made_up",))
+
+    tiny.build(family)  # with its own name; what follows copies it
+    monkeypatch.setattr(type(model.config), "model_type", "made_up")
+    monkeypatch.setattr(probe, "check", lambda *args: pytest.fail("probed"))
+    with pytest.raises(
+        (ValueError, pytest.fail.Exception), match="probed|is not known to yojo/families/|both directions"
+    ):
+        patched(family, mode="isolated")
+    with pytest.raises(ValueError, match=r"'made_up' sees is not known to yojo/families/ \(it knows qwen2_vl, "):
+        batch_flops(model, batch)
+
+    monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, row))
+    model, collator = patched(family, mode="isolated")
+    assert collator.family is row and model.yojo.whole_last_layer is None
+    for scores, own in zip(score(model, collator, samples), expected, strict=True):
+        assert torch.equal(scores, own)
+    assert batch_flops(model, batch) == flops
+    pickle.loads(pickle.dumps(collator.family))
+
+
+# ---- the documents ----
+
+
+def test_tables_are_current(docs):
+    files = docs.marked_files()
+    assert ROOT / "docs" / "families.md" in files
+    for path in files:
+        assert docs.with_table(path.read_text()) == path.read_text(), "python docs/families.py --table writes it anew"
+
+
+def test_the_table_agrees_with_what_was_measured():
+    text = (ROOT / "docs" / "families.md").read_text()
+    measured = text.partition("<!-- /families -->")[2]
+    rows = {family.name: family for family in families.FAMILIES}
+    _, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", measured, re.M)
+    ]
+    seen = set()
+    for name, image, _, video, *_ in lines[: len(lines) // 2]:
+        if name in rows:
+            seen.add(name)
+            assert ("image" in rows[name].takes) == (not image.startswith("refused"))
+            assert ("video" in rows[name].takes) == (not video.startswith("refused"))
+    assert seen == {family.name for family in families.FAMILIES if family.takes}
