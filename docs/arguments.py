@@ -9,6 +9,7 @@ Files are read, nothing is imported.
 """
 
 import ast
+import functools
 import re
 import sys
 from pathlib import Path
@@ -50,6 +51,7 @@ def section(docstring, title):
 # ---- what the code has ----
 
 
+@functools.cache
 def modules(root=ROOT):
     """dict: name -> syntax tree of every module of both packages."""
     found = {}
