@@ -127,7 +127,15 @@ def _page_of(app, env, node, content, found):
     return None
 
 
+def short_signature(app, what, name, object_, options, signature, returns):
+    """No signature for what is not made by it (a private field), or that nobody can read (transformers' arguments)."""
+    if what == "class" and signature and (", _" in signature or signature.count(",") > 60):
+        return "", returns
+    return None
+
+
 def setup(app):
+    app.connect("autodoc-process-signature", short_signature)
     app.connect("source-read", read_elsewhere)
     app.connect("autodoc-process-docstring", one_by_one, priority=100)  # before napoleon
     app.connect("autodoc-process-docstring", as_rst, priority=900)  # behind it

@@ -116,7 +116,8 @@ def cli():
     """The text of docs/cli.md."""
     lines = []
     for name, command in commands():
-        lines += [f"## yojo {name}\n", _text(command.help), "", "```", EXAMPLES[name], "```\n"]
+        about = _text(command.help).partition(": yojo ")[0].rstrip(".")
+        lines += [f"## yojo {name}\n", f"{about}.", "", "```", EXAMPLES[name], "```\n"]
         lines += [TRAIN, *_train()] if name == "train" else _options(command)
         lines.append("")
     return GENERATED + CLI + "\n".join(lines).rstrip() + "\n"
