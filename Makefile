@@ -7,7 +7,7 @@ WORKERS ?= 8
 SETUP := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/ready)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: demo test test-quick soak setup lint bench bench-compare bench-report kernels gpu-test gpu-bench gpu-day clean
+.PHONY: demo test test-quick soak setup docs lint bench bench-compare bench-report kernels gpu-test gpu-bench gpu-day clean
 
 demo: $(SETUP)
 	$(PYTHON) -m yojo.cli demo $(ARGS)
@@ -32,6 +32,17 @@ soak: $(SETUP)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/interpreted -m soak -n auto --dist worksteal $(ARGS)
 
 setup: .venv/ready
+
+# The site, in build/docs. Whatever Sphinx warns of is an error; it is installed on first use, and no test needs it.
+docs: $(if $(SETUP),.venv/docs)
+	$(PYTHON) docs/arguments.py
+	$(PYTHON) docs/pages.py --check
+	$(PYTHON) -m sphinx -W --keep-going -n -q docs build/docs
+	@echo build/docs/index.html
+
+.venv/docs: .venv/ready
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 .venv/ready: pyproject.toml constraints.txt
 	$(BOOTSTRAP) -m venv .venv

@@ -109,7 +109,17 @@ class YojoConfig:
 
     @classmethod
     def from_dict(cls, options):
-        """Make a config from a dict; an unknown name is a ValueError that lists the known ones."""
+        """Make a config from a dict.
+
+        Args:
+            options: dict, field -> value; what is left out has its default.
+
+        Returns:
+            `YojoConfig`.
+
+        Raises:
+            ValueError: an unknown name (the known ones are listed), or a value that does not fit.
+        """
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(options) - set(known))
         if unknown:
@@ -118,7 +128,14 @@ class YojoConfig:
 
     @classmethod
     def from_saved(cls, options):
-        """The config of a saved model, from the dict in its description; what was not saved then has the meaning it had."""
+        """The config of a saved model; what was not saved then has the meaning it had.
+
+        Args:
+            options: dict in the model's description, yojo_config.json.
+
+        Returns:
+            `YojoConfig`.
+        """
         if "turn" not in options and options.get("format", "yojo") == "yojo":
             options = {**options, "turn": "generation_prompt"}
         return cls.from_dict(options)

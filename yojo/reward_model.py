@@ -157,14 +157,41 @@ class RewardModel:
         return lambda: _named_scores(encoded, scores(), base.dtype)
 
     def save_pretrained(self, path, **options):
-        """Write everything that changes a score into a folder; see `yojo.saving.save.save_pretrained`."""
+        """Write everything that changes a score into a folder, whole or not at all.
+
+        Args:
+            path: folder, made if it is missing.
+            **options: as for `yojo.saving.save.save_pretrained`: state_dict, card, provenance.
+        """
         save_pretrained(self, path, **options)
 
     def push_to_hub(self, repo_id, private=None, token=None, commit_message=None, **options):
-        """Save and upload to the hub; see `yojo.saving.save.push_to_hub`."""
+        """Save and upload to the hub; the repository is made if it is missing.
+
+        Args:
+            repo_id: "name/repository".
+            private: whether a new repository is private; the account's default by default.
+            token: a hub token; the one that is logged in by default.
+            commit_message: of the upload.
+            **options: as for `save_pretrained`.
+
+        Returns:
+            What `huggingface_hub.HfApi.upload_folder` returns.
+        """
         return push_to_hub(self, repo_id, private=private, token=token, commit_message=commit_message, **options)
 
     @classmethod
     def from_pretrained(cls, path, **kwargs):
-        """Load what `save_pretrained` wrote; see `yojo.saving.load.load_pretrained` for the arguments."""
+        """Load what `save_pretrained` wrote, or a checkpoint of transformers' own Trainer with a patched model.
+
+        Args:
+            path: folder, or a hub name.
+            **kwargs: as for `yojo.saving.load.load_pretrained`: base_model, dtype, device, fuse, trainable, check_base, ...
+
+        Returns:
+            `RewardModel`, in eval mode.
+
+        Raises:
+            ValueError: something is missing, damaged, or of another save; nothing is ever filled with random weights.
+        """
         return cls(*load_pretrained(path, **kwargs))

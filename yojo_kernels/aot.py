@@ -76,9 +76,11 @@ class Report:
             attention kernel runs more than that.
         shared: bytes of shared memory of a program.
         narrow: loads and stores of 8 or 16 bits, where neighbours could be moved at once.
-        wgmma: warp-group matrix instructions (Hopper); mma: all other tensor-core instructions.
-        waits: waits for warp-group matrix instructions; waits_wanted: those that the kernel asks for. Where ptxas does
-            not follow which registers are in use, it adds more, and the instructions run one at a time.
+        wgmma: warp-group matrix instructions (Hopper).
+        mma: all other tensor-core instructions.
+        waits: waits for warp-group matrix instructions.
+        waits_wanted: those that the kernel asks for. Where ptxas does not follow which registers are in use, it adds more,
+            and the instructions run one at a time.
         late: exponentials in inner loops behind their last wait, which no matrix instruction of the group overlaps; where
             loads have warps of their own.
     """

@@ -206,6 +206,13 @@ class Layout:
 
         Asked again, it gives the same object: where the layers of a model are spread over devices, each of them has the
         layout moved to its own, and all layers of a device share what it was moved for and the tables made there.
+
+        Args:
+            device: a torch device, or its name.
+            non_blocking: do not wait for the copies, as for `torch.Tensor.to`.
+
+        Returns:
+            `Layout`.
         """
         device = torch.device(device)
         if self.device == device:

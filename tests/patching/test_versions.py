@@ -65,13 +65,15 @@ def test_a_peer_that_nothing_installed_computes_is_skipped_by_name(monkeypatch):
 
 
 def test_the_ranges_begin_at_versions_that_are_stated():
-    """pyproject.toml, `yojo.patching.versions` and the README name the same oldest versions."""
+    """pyproject.toml, `yojo.patching.versions`, README.md and docs/versions.md name the same oldest versions."""
     text = (ROOT / "pyproject.toml").read_text()
+    page = (ROOT / "docs" / "versions.md").read_text()
     readme = (ROOT / "README.md").read_text()
     for name, oldest in versions.OLDEST.items():
         (line,) = re.findall(rf'^    "({name}>=[^"]*)"', text, re.MULTILINE)
         assert str(Requirement(line).specifier) == f">={oldest}"
-        assert re.search(rf"{name} {re.escape(oldest)}\b", readme, re.IGNORECASE), name
+        for said in (page, readme):
+            assert re.search(rf"{name} {re.escape(oldest)}\b", said, re.IGNORECASE), name
 
 
 @pytest.mark.parametrize("name", private_names())

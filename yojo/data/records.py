@@ -159,12 +159,26 @@ class Records:
         return self._readers[shard], index - (self._ends[shard - 1] if shard else 0)
 
     def raw(self, index):
-        """Record `index` as it stands in the file: dict."""
+        """A record as it stands in the file.
+
+        Args:
+            index: its number, from 0; negative ones count from the end.
+
+        Returns:
+            dict.
+        """
         reader, at = self._locate(index)
         return reader.read(at)
 
     def where(self, index):
-        """(file, line) of a record: its path or name, and the line (JSONL) or record number, from 1."""
+        """Where a record stands.
+
+        Args:
+            index: its number, from 0.
+
+        Returns:
+            (file, line): path or name of the file, and the line (JSONL) or record number, from 1.
+        """
         reader, at = self._locate(index)
         return str(reader.file or reader.name), reader.line(at)
 
@@ -194,6 +208,9 @@ class Records:
 
     def read(self, index):
         """As `records[index]`, with what is left out of it.
+
+        Args:
+            index: number of the record, from 0.
 
         Returns:
             (`Example`, dict column -> why it may be left out, or None where nobody knows it).
@@ -305,7 +322,8 @@ def check_ranks(rankings, count, *, close_gaps=False):
     Dense ranks (1, 1, 2) and competition ranks (1, 1, 3) pass as they are.
 
     Args:
-        rankings: list of `count` ranks.
+        rankings: list of ranks.
+        count: how many there must be.
         close_gaps: turn any others into dense ranks.
 
     Returns:
@@ -445,7 +463,17 @@ class Mixture:
         return self.datasets[source][at]
 
     def locate(self, index):
-        """(number of the dataset, index in it) of a global index."""
+        """Which record a global index means.
+
+        Args:
+            index: at least 0 and below `total`.
+
+        Returns:
+            (number of the dataset, index in it).
+
+        Raises:
+            IndexError: there is no such record.
+        """
         if not 0 <= index < self._ends[-1]:
             raise IndexError(f"record {index} of {self._ends[-1]}")
         source = bisect.bisect_right(self._ends, index)
@@ -517,6 +545,13 @@ def take_responses(example, places):
     """The same example with its responses, and their ranks, at these places, in this order.
 
     Of fewer responses, ranks are closed up ([1, 3] becomes [1, 2]) and targets made to sum to 1 again.
+
+    Args:
+        example: `Example`.
+        places: places in `example.responses`, as `draw_responses` gives them.
+
+    Returns:
+        `Example`.
     """
     rankings = example.rankings
     if rankings is not None:

@@ -104,7 +104,11 @@ def greedy_captions(model, processor, images, question=digits.PROMPT, batch_size
     """Greedy answers to one question about each image.
 
     Args:
+        model: the backbone.
+        processor: its processor.
         images: list of B PIL images.
+        question: the prompt's text.
+        batch_size: images of one call.
 
     Returns:
         list of B strings.

@@ -23,6 +23,10 @@ def best_of_n(scores, rankings):
 def pairs(scores, rankings):
     """Pairs of responses that are ranked differently.
 
+    Args:
+        scores: [N] floats, higher is better.
+        rankings: [N] numbers, 1 = best.
+
     Returns:
         (right, tied, count): floats; of `count` pairs, `right` have the higher score on the better response, and `tied`
         have equal scores.
@@ -34,7 +38,15 @@ def pairs(scores, rankings):
 
 
 def kendall_tau(scores, rankings):
-    """Kendall's tau-b of scores against ranks: 1 for the same order, -1 for the reverse; NaN where either is all tied."""
+    """Kendall's tau-b of scores against ranks.
+
+    Args:
+        scores: [N] floats, higher is better.
+        rankings: [N] numbers, 1 = best.
+
+    Returns:
+        float: 1 for the same order, -1 for the reverse; NaN where either is all tied.
+    """
     scores, rankings = np.asarray(scores, dtype=np.float64), np.asarray(rankings, dtype=np.float64)
     above = np.triu_indices(len(scores), 1)
     by_score = np.sign(scores[:, None] - scores[None, :])[above]
@@ -50,7 +62,8 @@ def ranking_metrics(samples):
         samples: list of (scores, rankings) of one sample each, N >= 1 responses in the order they stood in the row.
 
     Returns:
-        dict of floats; nothing that cannot be computed is in it:
+        dict of floats; nothing that cannot be computed is in it.
+
         best_of_n: mean of `best_of_n` over samples whose responses are not all tied.
         pairwise: share of right pairs over all pairs ranked differently, equal scores counting half.
         kendall_tau: mean over the samples that have one.

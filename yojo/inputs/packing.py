@@ -53,7 +53,14 @@ class Encoded:
     open_end: bool = False
 
     def num_tokens(self, config):
-        """Tokens this example takes in a packed row."""
+        """Tokens this example takes in a packed row.
+
+        Args:
+            config: `YojoConfig` of the model.
+
+        Returns:
+            int.
+        """
         branches = len(orders(len(self.responses), config)) if config.mode == "comparative" else 1
         return len(self.prompt_ids) + branches * sum(map(len, self.responses))
 
@@ -126,7 +133,10 @@ class Collator:
         return self.turns.forbidden
 
     def __call__(self, examples):
-        """Encode and pack a list of `Example`.
+        """Encode and pack examples.
+
+        Args:
+            examples: list of `Example`.
 
         Returns:
             dict: input_ids [1, T] int64; position_ids [1, T], or [3, 1, T] for M-RoPE; layout (`Layout`); separators

@@ -20,7 +20,8 @@ def attend(module, query, key, value, attention_mask, *, stock, layout=None, **k
 
     Args:
         module: the model's attention module.
-        query: [B, Hq, T, D]; key and value: [B, Hkv, T, D]. B is 1 with a layout.
+        query: [B, Hq, T, D]. B is 1 with a layout.
+        key, value: [B, Hkv, T, D].
         attention_mask: whatever the model made; ignored with a layout.
         stock: name of the implementation that runs when there is no layout.
         layout: `Layout` of the packed row, or what stands for it in the last layer (see `yojo.patching.last_layer`), or None

@@ -32,6 +32,7 @@ def scoring_forward(self, *args, layout=None, separators=None, placeholders=None
     """The forward of a patched model.
 
     Args:
+        *args: the model's own inputs by position.
         layout: `Layout` of a packed row, from `yojo.Collator`; None for ordinary inputs.
         separators: `Separators` of the packed row, from `yojo.Collator`.
         placeholders: `Placeholders` of a packed row with images, from `yojo.Collator`; without them the model finds

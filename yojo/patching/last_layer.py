@@ -147,6 +147,7 @@ def forward(self, hidden_states, *args, read_rows=None, **kwargs):
 
     Args:
         hidden_states: [1, T, H].
+        *args: what the decoder hands its layers by position.
         read_rows: `ReadRows`, or None for all rows.
         **kwargs: what the decoder hands its layers, `layout` among it.
 

@@ -61,7 +61,14 @@ def lora_config(model, *, r=128, alpha=16, dropout=0.05, targets=None):
 
 
 def check_config(config):
-    """Refuse a PEFT config that would leave the value head untrained, or unsaved."""
+    """Refuse a PEFT config that would leave the value head untrained, or unsaved.
+
+    Args:
+        config: a PEFT config.
+
+    Raises:
+        ValueError: its modules_to_save lack "score".
+    """
     if "score" not in (getattr(config, "modules_to_save", None) or ()):
         raise ValueError(
             "the PEFT config does not train the value head: add modules_to_save=['score'], or take "
@@ -116,7 +123,14 @@ def choose_trained(model, tune):
 
 
 def trained_summary(model):
-    """One line: how many weights are trained, of how many."""
+    """One line: how many weights are trained, of how many.
+
+    Args:
+        model: any torch module.
+
+    Returns:
+        str.
+    """
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     trained, total = sum(n for n, grad in counts if grad), sum(n for n, _ in counts)
     return f"{trained:,} of {total:,} weights ({trained / total:.2%})"

@@ -34,7 +34,7 @@ class RewardTrainingArguments(RewardOptions, TrainingArguments):
     into as many rows of at most row_tokens tokens as it takes, one forward and backward after the other: memory depends on
     row_tokens, not on the batch size.
 
-    Attributes: those of `yojo.training.options.RewardOptions`, and transformers'.
+    Its fields are those of `yojo.training.options.RewardOptions`, and transformers'.
     """
 
     def __post_init__(self):

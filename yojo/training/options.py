@@ -97,6 +97,14 @@ class RewardOptions:
     """What `RewardTrainingArguments` adds to transformers' `TrainingArguments`, and where its defaults differ.
 
     Attributes:
+        learning_rate: the highest one of the schedule.
+        logging_steps: steps between two lines of the log.
+        bf16: bfloat16 mixed precision. None: on GPUs that have it.
+        gradient_checkpointing: compute activations again in the backward, to save memory. None: yes.
+        logging_nan_inf_filter: leave NaN and infinite losses out of the logged mean.
+        dataloader_num_workers: processes that read, encode and pack examples ahead of the training loop.
+        ddp_find_unused_parameters: let DDP look for parameters without gradients, of which the defaults have none.
+        remove_unused_columns: must be False: examples have no columns.
         global_batch_size: examples of an optimizer step over all processes and accumulation steps;
             per_device_train_batch_size then follows from it. None: the other way round.
         row_tokens: token budget of a packed row; a single example may be longer.
