@@ -15,7 +15,6 @@ import torch
 import transformers
 from PIL import Image
 from real_tokenizers import (
-    CONTENT,
     GEMMA3,
     IDEFICS3,
     LLAVA_ONEVISION,
@@ -35,9 +34,6 @@ import yojo
 
 
 # ---- templates ----
-
-CONTENT += "{%- for part in content -%}{%- if part.type == 'image' -%}IMAGE{%- elif part.type == 'video' -%}VIDEO"
-CONTENT += "{%- else -%}{{ part.text }}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
 
 
 # ---- families ----

@@ -62,6 +62,8 @@ def _fast(backend, special, named, **options):
 
 
 CONTENT = "{%- macro parts(content) -%}{%- if content is string -%}{{ content }}{%- else -%}"
+CONTENT += "{%- for part in content -%}{%- if part.type == 'image' -%}IMAGE{%- elif part.type == 'video' -%}VIDEO"
+CONTENT += "{%- else -%}{{ part.text }}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
 
 
 def chatml(image, video, system=None):

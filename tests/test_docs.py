@@ -298,7 +298,7 @@ def test_quick_commands_run(here):
             done[line] = CliRunner().invoke(app, words[1:])
             assert done[line].exit_code == 0, f"{where}: {line}: {done[line].output}"
     assert len(done) >= len(wanted)
-    scores = next(result.output for line, result in done.items() if line.startswith("yojo score"))
+    scores = next(result.stdout for line, result in done.items() if line.startswith("yojo score"))
     assert scores.count("\n") == 2 and "It is a 3." in scores
     assert sum(1 for _ in open("digits/train.jsonl")) > 100
 
@@ -347,7 +347,8 @@ def test_modules_that_are_named_have_that():
 
     for path in RUN:
         for name in re.findall(r"`((?:yojo|yojo_kernels)(?:\.\w+)+)[`(]", path.read_text()):
-            assert name.split(".")[1] not in yojo._MOVED, f"{SHOWN[path]}: {name} stands elsewhere now"
+            moved = not (ROOT / "yojo" / name.split(".")[1]).is_dir() and name.split(".")[1] in yojo._MOVED
+            assert not moved, f"{SHOWN[path]}: {name} stands elsewhere now"
             pkgutil.resolve_name(name)
 
 
