@@ -58,7 +58,7 @@ def blocks():
 
 
 BLOCKS = list(blocks())
-LANGUAGES = {"python", "json", "yaml", "", "bash", "text"}
+LANGUAGES = {"python", "json", "yaml", "", "bash", "text", "diff"}
 
 
 def of(*languages):
@@ -69,6 +69,36 @@ def test_blocks_name_a_language_that_is_tested():
     names = {block.language for block in BLOCKS}
     assert {name for name in names if not name.startswith("{")} <= LANGUAGES
     assert {name for name in names if name.startswith("{")} <= {"{toctree}"}
+
+
+def added_rows():
+    """The rows that diffs add to files of `yojo/families/`, evaluated there."""
+    for block in of("diff"):
+        module, lines = None, []
+        for line in [*block.text.splitlines(), "@@"]:
+            if line.startswith("+"):
+                lines.append(line[1:])
+            elif line.startswith(("@@", "---")):
+                if module is not None and lines:
+                    yield from eval(f"({chr(10).join(lines)})", dict(vars(module)))
+                lines = []
+                if line.startswith("---"):
+                    path = line.removeprefix("--- a/").removesuffix(".py")
+                    named = path.startswith("yojo/families/")
+                    module = importlib.import_module(path.replace("/", ".")) if named else None
+
+
+def test_the_rows_of_a_family_in_a_diff_are_its_rows():
+    from yojo import families
+
+    rows = list(added_rows())
+    assert [row.name for row in rows if isinstance(row, families.Family)] == ["Qwen2", "Qwen3-VL"]
+    for row in rows:
+        if isinstance(row, families.Decoder):
+            assert row in families.DECODERS
+        elif row.name != "Qwen2":
+            (known,) = [family for family in families.FAMILIES if family.name == row.name]
+            assert row == dataclasses.replace(known, tower=dataclasses.replace(known.tower, also=()))
 
 
 # ---- Python ----
