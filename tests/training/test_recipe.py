@@ -142,19 +142,19 @@ def run(folder, *arguments):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
 
 
-def test_digits_are_learned_from_files_as_the_demonstration_learns_them(tmp_path):
+# 99.2 % in the demonstration; 360 images, one is 0.3 %. A few steps learn nothing, and leave everything that a run leaves.
+@pytest.mark.parametrize("steps, least", [(12, 0.0), pytest.param(450, 0.97, marks=pytest.mark.soak)])
+def test_digits_are_learned_from_files_as_the_demonstration_learns_them(tmp_path, steps, least):
     made = run(tmp_path, "demo", "--data", "digits")
     assert made.returncode == 0 and "digits/train.jsonl: 4311 records" in made.stdout
     backbone = EXAMPLES.parent / "yojo" / "demo" / "backbone"
-    trained = run(tmp_path, "train", "--config", EXAMPLES / "digits.yaml", "--model", backbone)
+    trained = run(tmp_path, "train", "--config", EXAMPLES / "digits.yaml", "--model", backbone, "--max_steps", steps)
     assert trained.returncode == 0, trained.stderr[-2000:]
     assert "4,311 examples to train on, 360 to evaluate on" in trained.stderr  # what was set is shown
     folder = tmp_path / "digits" / "reward-model"
     state = json.loads((folder / "trainer_state.json").read_text())
     (*_, last) = [line for line in state["log_history"] if "eval_best_of_n" in line]
-    assert (
-        last["step"] == 450 and last["eval_best_of_n"] >= 0.97
-    )  # 99.2 % in the demonstration; 360 images, one is 0.3 %
+    assert last["step"] == steps and last["eval_best_of_n"] >= least
     assert (folder / "training.png").stat().st_size > 20_000
     card = (folder / "README.md").read_text()
     assert f"eval_best_of_n | {last['eval_best_of_n']}" in card and "train.jsonl" in card and "seed" in card
@@ -163,7 +163,7 @@ def test_digits_are_learned_from_files_as_the_demonstration_learns_them(tmp_path
     image = Path("digits") / record["image"]
     scored = run(tmp_path, "score", image, "--model", folder, "--prompt", record["prompt"], *responses, "--json")
     scores = [line["score"] for line in json.loads(scored.stdout)["scores"]]
-    assert record["rankings"][scores.index(max(scores))] == 1
+    assert not least or record["rankings"][scores.index(max(scores))] == 1
 
 
 def test_mistakes_are_one_line_and_exit_2(tmp_path, monkeypatch):
