@@ -178,7 +178,7 @@ def test_compiles_once_for_all_lengths():
     assert len(compiled) == 1
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_layers_share_their_tables_under_a_compiler(training):
     graphs = []
 
