@@ -94,8 +94,8 @@ class Twin:
             found = {f"yojo_{mode}": batch_flops(self.model, batch).total for mode, batch in batches.items()}
             found["single"] = found["single_batch"] = batch_flops(self.model, batches["isolated"], single=True).total
             # With YOJO's fused layers: their last layer for the rows that are read, as in all of its passes.
-            alone = [alone_with(encoded, [n]) for n in range(point.count)]
-            alone = sum(batch_flops(self.model, self.collators["isolated"].pack([one])).total for one in alone)
+            alone = self.collators["isolated"].pack([alone_with(encoded, [0])])  # all responses of a point are as long
+            alone = point.count * batch_flops(self.model, alone).total
             found["single, fused"] = found["single_batch, fused"] = alone
             with self.whole_last_layer():
                 found["prefix_cache"] = found["flex"] = batch_flops(self.model, batches["isolated"]).total
