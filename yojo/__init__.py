@@ -35,6 +35,7 @@ _MOVED = {
         "converting.merge",
         "converting.released",
         "files.saved",
+        "files.folders",
     ),
     "columns": ("data.columns",),
     "curves": ("training.curves",),

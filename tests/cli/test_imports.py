@@ -60,7 +60,7 @@ def test_modules_of_before_are_found(name):
 
 def test_documented_paths_of_before():
     from yojo.adapters import lora_targets  # noqa: F401
-    from yojo.checkpoint import import_mr2rm, load_pretrained, merge, push_to_hub, save_pretrained  # noqa: F401
+    from yojo.checkpoint import import_mr2rm, load_pretrained, merge, push_to_hub, replaced_folder, save_pretrained  # noqa: F401
     from yojo.flops import batch_flops, scoring_flops  # noqa: F401
     from yojo.processors import load_processor  # noqa: F401
     from yojo.prompts import unseen  # noqa: F401

@@ -8,6 +8,7 @@ from family_cases import patched, samples_of
 from pretend import Pretend
 
 import yojo
+from yojo import reward_model as reward_models
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +56,7 @@ def test_a_row_is_waited_for_behind_the_next(reward_model, monkeypatch):
 def test_on_a_cpu_a_row_is_done_before_the_next(reward_model, monkeypatch):
     items, order = encoded(reward_model, 3), []
     monkeypatch.setattr(reward_model.collator, "encode", lambda example, place, rankings: order.append(place) or items[place])  # fmt: skip
-    monkeypatch.setattr(yojo.model, "_named_scores", lambda *some: order.append("done") or [torch.zeros(1)])
+    monkeypatch.setattr(reward_models, "_named_scores", lambda *some: order.append("done") or [torch.zeros(1)])
     assert len(reward_model.score_many(range(3), token_budget=1)) == 3
     assert order == [0, 1, "done", 2, "done", "done"]
 

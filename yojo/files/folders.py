@@ -37,7 +37,7 @@ def replaced_folder(path, *, owned=None, mark=None):
         OSError: what the file system says.
 
     Example:
-        >>> with yojo.checkpoint.replaced_folder("runs/checkpoint-100") as staging:
+        >>> with yojo.files.folders.replaced_folder("runs/checkpoint-100") as staging:
         ...     (staging / "state.json").write_text("{}")
     """
     path = Path(os.path.realpath(path))
