@@ -17,6 +17,8 @@ warnings.warn("a library's future", FutureWarning)
 for name in ("peft.tuners", "accelerate", "transformers.trainer", "torch.distributed"):
     logging.getLogger(name).warning("a library's line")
 logging.getLogger("yojo.inputs.prompts").warning("our line")
+for name in ("accelerate", "transformers.trainer"):
+    logging.getLogger(name).error("an error in " + name)
 from transformers import Trainer
 assert transformers.utils.logging.get_logger("transformers.trainer").getEffectiveLevel() <= logging.WARNING
 """
@@ -27,8 +29,8 @@ def said(*options, **environment):
     return subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment).stderr
 
 
-def test_only_our_lines_are_shown():
-    assert said() == "our line\n"
+def test_our_lines_are_shown_and_errors():
+    assert said().splitlines() == ["our line", "an error in accelerate", "an error in transformers.trainer"]
 
 
 @pytest.mark.parametrize("options, environment", [(["-W", "default"], {}), ([], {"PYTHONWARNINGS": "default"})])

@@ -2,4 +2,5 @@
 
 from yojo.cli import main
 
-main()
+if __name__ == "__main__":  # which a process that only looks at its modules is not
+    main()

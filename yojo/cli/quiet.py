@@ -1,4 +1,4 @@
-"""Our own commands show what we have to say, and what libraries say to their callers stays with us, who call them."""
+"""Our own commands show what we have to say; what libraries warn their callers of stays with us, who call them."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ _OURS = ("yojo", "yojo_kernels", "__main__")
 
 
 def be_quiet():
-    """Keep warnings and log lines of libraries from the screen, for this process and those it starts.
+    """Keep warnings of libraries from the screen, logged ones, too, for this process and those it starts; errors pass.
 
     `python -W ...` or PYTHONWARNINGS shows Python's warnings all the same.
     """
@@ -27,7 +27,7 @@ def be_quiet():
     if not logging.getLogger().handlers:
         handler = logging.StreamHandler()
         handler.setLevel(logging.WARNING)
-        handler.addFilter(_is_ours)
+        handler.addFilter(_is_shown)
         logging.getLogger().addHandler(handler)
 
 
@@ -40,7 +40,7 @@ def quiet_transformers():
 
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         transformers.utils.logging.disable_default_handler()
-        logging.getLogger("transformers").addHandler(logging.NullHandler())  # or Python's last resort speaks up
+        transformers.utils.logging.enable_propagation()  # to the root's handler, which picks
     transformers.utils.logging.disable_progress_bar()
     return transformers
 
@@ -49,5 +49,5 @@ def _nothing(*args, **kwargs):
     """Stands for `warnings.showwarning`."""
 
 
-def _is_ours(record):
-    return record.name.partition(".")[0] in _OURS
+def _is_shown(record):
+    return record.levelno >= logging.ERROR or record.name.partition(".")[0] in _OURS

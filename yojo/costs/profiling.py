@@ -127,7 +127,7 @@ def load(path, *, mode=None, device="cpu", dtype=None, processor=False):
     Args:
         path: a folder that `yojo.RewardModel.save_pretrained` wrote; a folder (or hub name) of a Hugging Face model,
             which gets a random value head; a folder with a `config.json` and no weights, which gets random weights;
-            or a `yojo.RewardModel`.
+            or a `yojo.RewardModel`, which is moved, cast and given the mode in place.
         mode: "comparative" or "isolated"; the reward model's own, or "comparative", by default.
         device: where the model goes.
         dtype: torch dtype of the backbone.
