@@ -15,11 +15,22 @@ def demo(
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each mode.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, data and order.")] = 0,
     save: Annotated[Path | None, typer.Option(help="Folder for the trained comparative reward model.")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, max=360, help="Held-out images to score; all 360 by default.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Times each pass is timed; the median is shown.")] = 9,
     data: Annotated[
         Path | None, typer.Option(help="Write the digits as preference files into this folder, and train nothing.")
     ] = None,
 ):
     """Train a tiny reward model on handwritten digits and show what one pass saves (CPU, minutes)."""
+    if data is None:
+        from yojo.demo.progress import machine, say
+
+        say(machine())
+        expected = "about 2 to 3 minutes on two cores" if steps is None else f"twice {steps} steps of training"
+        say(f"expected time: {expected}")
+        say("loading torch, transformers, peft and scikit-learn")
     try:
         import matplotlib  # noqa: F401
         import peft  # noqa: F401
@@ -35,4 +46,4 @@ def demo(
     quiet_transformers()
     from yojo.demo.run import run
 
-    run(out=out, json_file=json_file, steps=steps, seed=seed, save=save)
+    run(out=out, json_file=json_file, steps=steps, seed=seed, save=save, images=images, rounds=rounds)
