@@ -59,7 +59,8 @@ class Progress:
         """Count: `done` of `total` things of the kind `what` are done; with a loss, they are steps of training."""
         now = time.perf_counter()
         if what != self.what:
-            self.what, self.start, self.first, self.last = what, now, done, -self.every
+            self.what, self.start, self.first = what, now, done
+            self.last = now + min(1.0, self.every) - self.every  # the first line comes after a second
         if done == self.first or (now - self.last < self.every and done < total):
             return
         self.last = now
