@@ -34,12 +34,9 @@ def cpu_cores():
 
 def machine():
     """The machine and the libraries in a line; loads none of them."""
-    threads = os.environ.get("OMP_NUM_THREADS")
+    threads = os.environ.get("OMP_NUM_THREADS", "not set")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers"))
-    return (
-        f"{cpu_model()}, {cpu_cores()} cores, "
-        f"{f'OMP_NUM_THREADS={threads}' if threads else 'as many threads as torch likes'}; {versions}"
-    )
+    return f"{cpu_model()}; cores: {cpu_cores()}; OMP_NUM_THREADS: {threads}; {versions}"
 
 
 class Progress:

@@ -91,7 +91,7 @@ def encode(collator, samples, examples, known=None, log=None):
     for done, place in enumerate(places):
         known[place] = collator.encode(yojo.Example(digits.PROMPT, ["0"], images=[samples[place][0]]))
         if log is not None:
-            log("image", done + 1, len(places))
+            log("preparing image", done + 1, len(places))
     answers = sorted({text for example in examples for text in example.responses} - known.keys())
     if answers:
         found = collator.encode(yojo.Example(digits.PROMPT, answers, images=[samples[0][0]]))

@@ -43,7 +43,7 @@ def run(*, out="demo-out", json_file=None, steps=None, seed=0, save=None, images
     transformers.utils.logging.disable_progress_bar()
     console = Console()
     start = time.perf_counter()
-    say(f"torch computes on {torch.get_num_threads()} threads; data: scikit-learn's handwritten digits")
+    say(f"torch's threads: {torch.get_num_threads()}; data: scikit-learn's handwritten digits")
     _, held_out = digits.load_digits_split()
     examples = reward.make_examples(held_out, len(held_out) if images is None else images, seed + 1)
     models, scores, accuracy, trained, known = {}, {}, {}, {}, {}
@@ -68,7 +68,7 @@ def run(*, out="demo-out", json_file=None, steps=None, seed=0, save=None, images
     progress, single = Progress("single"), []
     for done, example in enumerate(some):
         single.append(score_singly(models["isolated"], example))
-        progress("image", done + 1, len(some))
+        progress("scoring image", done + 1, len(some))
     accuracy["single"] = reward.best_of_n(single, some)
     at_once = reward.best_of_n(scores["isolated"][: len(some)], some)
     difference = max(float((a - b).abs().max()) for a, b in zip(single, scores["isolated"], strict=False))
