@@ -1,5 +1,6 @@
 """`yojo demo`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,8 @@ def demo(
         expected = "about 2 to 3 minutes on two cores" if steps is None else f"twice {steps} steps of training"
         say(f"expected time: {expected}")
         say("loading torch, transformers, peft and scikit-learn")
+        # Read when torch is loaded. Threads that wait spinning take the cores from each other where others compute, too.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import matplotlib  # noqa: F401
         import peft  # noqa: F401
