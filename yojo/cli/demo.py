@@ -1,5 +1,6 @@
 """`yojo demo`."""
 
+import importlib
 import os
 from pathlib import Path
 from typing import Annotated
@@ -31,15 +32,15 @@ def demo(
         say(machine())
         expected = "about 2 to 3 minutes on two cores" if steps is None else f"twice {steps} steps of training"
         say(f"expected time: {expected}")
-        say("loading torch, transformers, peft and scikit-learn")
         # Read when torch is loaded. Threads that wait spinning take the cores from each other where others compute, too.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        import matplotlib  # noqa: F401
-        import peft  # noqa: F401
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        fail(f"the demonstration needs {error.name}: pip install 'yojo[demo]'")
+    for name in ("torch", "transformers", "peft", "sklearn", "matplotlib"):
+        if data is None:
+            say(f"loading {name}")
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            fail(f"the demonstration needs {error.name}: pip install 'yojo[demo]'")
     if data is not None:
         from yojo.demo.reward import write_files
 
