@@ -18,6 +18,7 @@ from yojo.costs.flops import batch_flops
 from yojo.families.family import PIXELS
 from yojo.inputs import features
 from yojo.patching import probe
+from yojo.patching.joining import join_vision
 from yojo.patching.layers import ACTIVATIONS, ATTENTIONS, MLPS, NORMS
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,23 @@ def test_the_row_is_complete(family):
     if row.blocks is not None:
         assert row.blocks.says
     assert pickle.loads(pickle.dumps(row)) == row
+
+
+# Shapes of two prompts' tensors as their processors make them, and of what stands in one row.
+FILLED = {
+    "mistral3": {"pixel_values": ((1, 3, 56, 28), (2, 3, 28, 84), (3, 3, 56, 84))},
+    "llava_onevision": {"pixel_values": ((1, 3, 3, 14, 14), (1, 5, 3, 14, 14), (2, 5, 3, 14, 14))},
+}
+
+
+def test_images_of_other_sizes_stand_in_one_row():
+    rows = {row.model_types[0]: row for row in families.FAMILIES if row.padded}
+    assert {name: row.padded.keys() for name, row in rows.items()} == {n: shapes.keys() for n, shapes in FILLED.items()}
+    for name, row in rows.items():
+        for tensor, (first, second, both) in FILLED[name].items():
+            joined = join_vision([{tensor: torch.ones(first)}, {tensor: torch.ones(second)}], row)[tensor]
+            assert joined.shape == both and joined.sum() == torch.ones(first).sum() + torch.ones(second).sum()
+            assert joined[0][tuple(slice(size) for size in first[1:])].all()  # what is filled up lies behind
 
 
 @pytest.mark.parametrize("family", WITH_IMAGES)

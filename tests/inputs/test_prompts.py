@@ -60,6 +60,30 @@ def test_tools_and_calls_reach_the_template(caplog):
     assert prompts.unseen(text_only(TOOLS)) == {}
 
 
+def test_what_was_left_out_of_one_prompt_is_not_said_of_the_next():
+    tokenizer = text_only(TOOLS)
+    encoder = PromptEncoder(tokenizer, tokenizer, "example 'x'")
+    encoder(yojo.Example(WEATHER, ["warm"], tools=SCHEMA))
+    assert encoder.unseen == ["the field 'name' of tool turns"]
+    encoder(yojo.Example("Hi", ["hello"]))
+    assert encoder.unseen == []
+
+
+def test_without_a_template_tools_and_fields_are_left_out():
+    tokenizer = text_only(None)
+    encoder = PromptEncoder(tokenizer, tokenizer, "example 'x'")
+    encoder.messages(yojo.Example([user("Hi") | {"name": "Ann"}], ["hello"], tools=SCHEMA))
+    assert encoder.unseen == ["tools", "the field 'name' of user turns"]
+
+
+def test_a_template_that_refuses_other_texts_leaves_nothing_out():
+    """Texts are looked for with others in their place, which this one does not take."""
+    refuses = "{% if m.content not in ('Hi', 'Hello', 'So?') %}{{ raise_exception('another text') }}{% endif %}"
+    tokenizer = text_only(PLAIN.replace("{{ m.content }}", refuses + "{{ m.content }}"))
+    encoder, outputs = encode(tokenizer, [user("Hi"), {"role": "assistant", "content": "Hello"}, user("So?")])
+    assert encoder.unseen == [] and "Hello" in tokenizer.decode(outputs["input_ids"][0])
+
+
 DUMPED = "{{ c.function | tojson }}"
 ARGUMENTS = {  # how templates write the arguments of a call -> whether they take JSON text as it is
     DUMPED: False,

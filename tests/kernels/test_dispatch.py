@@ -1,12 +1,15 @@
 """What impl="auto" picks, and that the kernels of others, where it picks them, get what they need."""
 
+import ast
 import logging
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 
+import yojo_kernels
 from yojo_kernels import (
     AttentionCall,
     Layout,
@@ -212,3 +215,12 @@ def test_varlen_gets_the_samples(monkeypatch, on_cpu):
     monkeypatch.setitem(tuning.CAUSAL, (90, 16), "varlen")
     layout, inputs = case([30, 4], [[12], [5]])
     check(multi_response_attention(*inputs, layout), inputs, layout)
+
+
+@pytest.mark.parametrize("path", sorted(Path(yojo_kernels.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_mask_hides_is_read_as_a_number(path):
+    """Without `other` it is whatever the register holds: 0 in the interpreter, and anything on a GPU."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.load":
+            names = {keyword.arg for keyword in node.keywords}
+            assert ("mask" in names) == ("other" in names), f"{path.name}:{node.lineno}"

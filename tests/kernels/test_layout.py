@@ -69,6 +69,33 @@ def test_a_window_below_one_is_refused():
         Layout.build([2], [[1]]).visible(0)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_spans_of_blocks_are_those_found_by_looking(seed):
+    """First and last row of the tokens with a token's segment and block, and of the run of such that it stands in."""
+    rng = random.Random(seed)
+    prompts = [rng.randint(0, 9) for _ in range(3)]
+    branches = [[rng.randint(1, 7) for _ in range(rng.randint(1, 3))] for _ in prompts]
+    size = sum(prompts) + sum(map(sum, branches))
+    block = [rng.choice([-1, 0, 1, 7]) for _ in range(size)] if seed % 2 else [rng.choice([2, 4])] * size
+    row = Layout.build(prompts, branches, bidirectional=block)
+    segment = list(zip(row.sample.tolist(), row.branch.tolist(), strict=True))
+    for token, spans in enumerate(row.block_span.T.tolist()):
+        like = [n for n in range(size) if n == token or (segment[n], block[n]) == (segment[token], block[token])]
+        if block[token] < 0:
+            like = [token]
+        first = last = token
+        while first - 1 in like:
+            first -= 1
+        while last + 1 in like:
+            last += 1
+        assert spans == [min(like), max(like), first, last]
+
+
+def test_the_largest_positions_differ_by_what_32_bits_hold():
+    row = Layout.build([1], [[2]], positions=[-(2**30), 0, 2**30])
+    assert row.position.tolist() == [-(2**30), 0, 2**30] and row.position.dtype == torch.int32
+
+
 def test_given_positions_decide_the_window():
     positions = [0, 10, 11, 30]
     layout = Layout.build([2], [[2]], positions=positions)
@@ -138,6 +165,8 @@ def _flat(tables):
         (([1], [[2]]), {"bidirectional": [0, -2, -1]}, ValueError, "bidirectional must lie between -1 and .*, got -2"),
         (([1], [[2]]), {"bidirectional": [0, 2**31, -1]}, ValueError, "bidirectional must lie between -1 and"),
         (([1], [[2]]), {"positions": [0, 1, 2**32]}, ValueError, "positions must lie between .*, got 4294967296"),
+        (([1], [[2]]), {"positions": [0, 1, 2**30 + 1]}, ValueError, "positions must lie between"),
+        (([1], [[2]]), {"positions": [-(2**30) - 1, 0, 1]}, ValueError, "positions must lie between"),
         (([1], [[2]]), {"positions": [None] * 3}, TypeError, "positions must hold integers"),
         (([1], [[2]]), {"positions": [1j] * 3}, TypeError, "positions must hold integers"),
         (([1.5], [[2]]), {}, TypeError, "prompt_lengths must hold integers, got 1.5"),

@@ -396,3 +396,47 @@ def test_heads_first_is_refused_what_tokens_first_is(changes, error, message):
     arguments |= {name: torch.zeros(1, 2, 13, 16) for name in ("key", "value")} | changes
     with pytest.raises(error, match=message):
         multi_response_attention(**arguments, heads_first=True)
+
+
+# ---- plans: bounds of memory and time, which no result shows ----
+
+
+def plan_of(prompts, branches, width=64):
+    ((_, calls),) = segments._plan(Layout.build(prompts, branches), None, torch.float32, width, 512)
+    return [(len(call.runs), call.mask is not None) for call in calls]
+
+
+def test_calls_of_their_own_are_made_where_they_spare_something(monkeypatch):
+    assert plan_of([8], [[3, 3]]) == [(1, True)]  # the whole sample, masked
+    assert plan_of([1000], [[300] * 4]) == [(1, False), (4, True)]  # its prompt, and all branches at once
+    monkeypatch.setattr(segments, "SPARED", float("-inf"))
+    assert plan_of([8], [[3, 3]]) == [(1, False), (2, True)]
+
+
+def test_masks_are_kept_while_there_is_room(monkeypatch):
+    monkeypatch.setattr(segments, "SPARED", float("-inf"))
+    monkeypatch.setattr(segments, "MASK_BYTES", 2 * 3 * 11 * 4)
+    assert plan_of([8], [[3, 3]]) == [(1, False), (2, True)]
+    monkeypatch.setattr(segments, "MASK_BYTES", 3 * 11 * 4 - 1)
+    assert plan_of([8], [[3, 3]]) == [(1, False), (2, False)]
+
+
+def test_branches_of_a_call_are_at_most_twice_as_long_as_each_other(monkeypatch):
+    def groups(*lengths):
+        ends = [sum(lengths[:n]) for n in range(len(lengths) + 1)]
+        return list(segments._groups([slice(*pair) for pair in zip(ends, ends[1:], strict=False)], 5, 10))
+
+    assert groups(8, 4, 8) == [[0, 2, 1]] and groups(9, 4, 9) == [[0, 2], [1]]
+    monkeypatch.setattr(segments, "GATHER_BYTES", 2 * (5 + 8) * 10)
+    assert groups(8, 8, 8, 4) == [[0, 1], [2, 3]]
+
+
+def test_rows_whose_mask_is_too_large_are_left_to_the_reference(monkeypatch):
+    row = Layout.build([12], [[8]])
+    monkeypatch.setattr(segments, "MASK_BYTES", 4 * 3 * 20)
+    monkeypatch.setattr(reference, "attention_of_rows", lambda *args, **options: "the reference")
+    inputs = [torch.randn(rows, 1, 4) for rows in (3, 20, 20)]
+    few = segments.attention_of_rows(*inputs, row, torch.tensor([1, 5, 19]), [3], scale=0.5)
+    assert few[0].shape == (3, 1, 4)
+    inputs[0] = torch.randn(4, 1, 4)
+    assert segments.attention_of_rows(*inputs, row, torch.tensor([1, 5, 19, 2]), [4], scale=0.5) == "the reference"

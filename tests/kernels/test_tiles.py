@@ -94,8 +94,25 @@ def extreme_cases():
             }
 
 
+def block_cases():
+    """A block that ends, or begins, at every place within a tile; steps of 1 to 8 keys."""
+    for length in range(1, 19):
+        blocks = [-1] * 3 + [0] * length + [-1] * (length + 14)
+        for block_n in (1, 2, 8):
+            yield {
+                "layout": Layout.build([length + 9], [[3, length + 5]], bidirectional=blocks),
+                "window": None,
+                "block_m": 16 if block_n == 8 else 4,
+                "block_n": block_n,
+                "extra": 2,
+                "shortest": 1,
+                "group": 1,
+            }
+
+
 CASES = {f"random-{seed}": (lambda seed=seed: random_case(seed)) for seed in range(400)}
 CASES |= {f"extreme-{n}": (lambda case=case: case) for n, case in enumerate(extreme_cases())}
+CASES |= {f"block-{n}": (lambda case=case: case) for n, case in enumerate(block_cases())}
 
 
 # ---- the kernels' walk ----

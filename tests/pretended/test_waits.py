@@ -13,7 +13,7 @@ from pretend import OnDevice, Pretend
 
 from yojo.config import CHOICES
 from yojo.patching import last_layer, versions
-from yojo_kernels import multi_response_attention, tiles
+from yojo_kernels import Layout, multi_response_attention, tiles
 
 IDEFICS = {
     ("index", "get_image_features"): 2,  # takes out images that are padding
@@ -262,6 +262,15 @@ def test_waits_are_noted(name, device):
 def test_nothing_else_is_noted(name, device):
     FREE[name](*tensors(device))
     assert not device.waits
+
+
+def test_a_layout_waits_when_it_is_moved_and_not_when_it_need_not():
+    row = Layout.build([5], [[3, 4]], bidirectional=[0] * 5 + [-1] * 7)
+    for non_blocking in (True, False):
+        with Pretend() as device:
+            device.waits.clear()
+            assert row.to(device.name, non_blocking=non_blocking).num_tokens == row.num_tokens
+            assert bool(device.waits) != non_blocking
 
 
 def test_devices_do_not_mix(device):
