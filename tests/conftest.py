@@ -59,10 +59,14 @@ def backbone():
 
 @pytest.fixture(scope="session")
 def make_reward_model(backbone):
-    """Function options -> `RewardModel` on a copy of the backbone, with scores of a few tenths."""
+    """Function options -> `RewardModel` on a copy of the backbone, or of its first layers, with scores of a few tenths."""
 
-    def make(**options):
+    def make(layers=None, **options):
         model, processor = copy.deepcopy(backbone)
+        if layers is not None:
+            text = model.config.get_text_config()
+            text.num_hidden_layers = layers
+            model.get_decoder().layers = model.get_decoder().layers[:layers]
         model = yojo.patch(model.eval(), processor, **options)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():

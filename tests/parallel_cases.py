@@ -1,6 +1,7 @@
 """What `test_parallel` runs in one process and in two, and compares: short trainings of the demonstration's backbone.
 
-As a script, under `accelerate launch`: python tests/parallel_cases.py FOLDER; the first process writes FOLDER/results.pt.
+As a script, under `accelerate launch`: python tests/parallel_cases.py FOLDER [NAME...]; the first process writes
+FOLDER/results.pt.
 """
 
 import functools
@@ -142,11 +143,16 @@ def outcome(trainer, record):
     }
 
 
-def run_cases(world, folder, **options):
-    """dict of name -> `outcome`, by all processes together."""
+MORE = ("idle", "head", "skips", "whole lora", "whole full", "bf16")
+
+
+def run_cases(world, folder, names=(*CASES, *MORE), **options):
+    """dict of name -> `outcome` of the named cases, by all processes together; "resumed" comes with "whole"."""
     results = {}
     examples, held_out = mixed_examples(22), held_out_examples()
     for name, (tune, mode, accumulation) in CASES.items():
+        if name not in names:
+            continue
         trainer, record = make_trainer(
             folder / "run",
             examples,
@@ -170,44 +176,46 @@ def run_cases(world, folder, **options):
             trainer.save_model(results[name]["saved"])
     # Two examples a batch, but for the last one: a second process has nothing to do there. Of the two that share a batch
     # one has an image and one has none, and so have the two processes.
-    some = [examples[n] for n in (1, 5, 0)]
-    trainer, record = make_trainer(folder / "run", some, world=world, batch=2, max_steps=2, **options)
-    trainer.train()
-    results["idle"] = outcome(trainer, record)
+    if "idle" in names:
+        some = [examples[n] for n in (1, 5, 0)]
+        trainer, record = make_trainer(folder / "run", some, world=world, batch=2, max_steps=2, **options)
+        trainer.train()
+        results["idle"] = outcome(trainer, record)
     # The head alone, with an optimizer that was made elsewhere, and evaluated before it is trained.
-    trainer, record = make_trainer(
-        folder / "run",
-        examples,
-        held_out,
-        world=world,
-        batch=4,
-        tune="head",
-        optimizer=torch.optim.SGD,
-        max_steps=2,
-        **options,
-    )
-    trainer.evaluate()
-    trainer.train()
-    results["head"] = outcome(trainer, record)
+    if "head" in names:
+        own = {"tune": "head", "optimizer": torch.optim.SGD, "max_steps": 2}
+        trainer, record = make_trainer(folder / "run", examples, held_out, world=world, batch=4, **own, **options)
+        trainer.evaluate()
+        trainer.train()
+        results["head"] = outcome(trainer, record)
     # Records that are bad: one that is longer than may be, the dearest, and one whose image is none, the next but one. With
     # two processes they are not the same one's.
-    bad = [long_example(40), long_example(25), long_example(24, images=[b"no image"])]
-    skips = folder / f"skips-{world}"
-    trainer, record = make_trainer(
-        skips, [*examples[:5], *bad], world=world, max_steps=2, max_length=180, skip_bad=True, **options
-    )
-    trainer.train()
-    results["skips"] = outcome(trainer, record)
-    results["skips"]["skipped"] = (skips / "skipped.jsonl").read_text().splitlines()
+    if "skips" in names:
+        bad = [long_example(40), long_example(25), long_example(24, images=[b"no image"])]
+        skips = folder / f"skips-{world}"
+        trainer, record = make_trainer(
+            skips, [*examples[:5], *bad], world=world, max_steps=2, max_length=180, skip_bad=True, **options
+        )
+        trainer.train()
+        results["skips"] = outcome(trainer, record)
+        results["skips"]["skipped"] = (skips / "skipped.jsonl").read_text().splitlines()
     # Stopped after a step, and gone on from the checkpoint, with dropout.
     for tune in ("lora", "full"):
+        if f"whole {tune}" not in names:
+            continue
         run = folder / f"resumed-{tune}-{world}"
         saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "lora_dropout": 0.2, "tune": tune}
         for name, checkpoint in (("whole", None), ("resumed", str(run / "checkpoint-1"))):
             trainer, record = make_trainer(run, examples, world=world, **saving, **options)
             trainer.train(resume_from_checkpoint=checkpoint)
             results[f"{name} {tune}"] = outcome(trainer, record)
-    # Mixed precision.
+    if "bf16" in names:
+        results["bf16"] = mixed_precision(world, folder, examples, **options)
+    return results
+
+
+def mixed_precision(world, folder, examples, **options):
+    """`outcome` of a step, and the types of loss, scores and head in it."""
     trainer, record = make_trainer(folder / "run", examples, world=world, max_steps=1, bf16=True, **options)
     types = set()
     compute_loss = trainer.compute_loss
@@ -220,8 +228,7 @@ def run_cases(world, folder, **options):
 
     trainer.compute_loss = watched
     trainer.train()
-    results["bf16"] = outcome(trainer, record) | {"types": types}
-    return results
+    return outcome(trainer, record) | {"types": types}
 
 
 def long_example(words, images=()):
@@ -245,7 +252,7 @@ def allow_fsdp_on_cpus():
     PartialState.__init__ = started
 
 
-def main(folder):
+def main(folder, *names):
     """Run everything and keep it; `accelerate launch` has said how the processes work together."""
     torch.set_num_threads(1)
     from accelerate import PartialState
@@ -253,7 +260,7 @@ def main(folder):
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         allow_fsdp_on_cpus()
     state = PartialState(cpu=True)
-    results = run_cases(state.num_processes, folder)
+    results = run_cases(state.num_processes, folder, names)
     if state.is_main_process:
         torch.save(results, folder / "results.pt")
     state.wait_for_everyone()
@@ -265,4 +272,4 @@ def losses(trainer):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

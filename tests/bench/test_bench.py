@@ -185,8 +185,8 @@ def check_training(lines):
             ["--model-shape", "large"],
             "--model-shape large: on cpu there are small, small-molmo2, small-qwen2.5-vl, and all",
         ),
-        (["--model-shape", "qwen3-vl-4b"], "on cpu there are small"),
-        (["--quick", "--full"], "--quick and --full exclude each other"),
+        pytest.param(["--model-shape", "qwen3-vl-4b"], "on cpu there are small", marks=pytest.mark.soak),
+        pytest.param(["--quick", "--full"], "--quick and --full exclude each other", marks=pytest.mark.soak),
     ],
 )
 def test_wrong_options_are_errors(tmp_path, options, problem):
@@ -215,7 +215,10 @@ def test_prompts_have_the_tokens_that_are_asked_for(device, name):
     assert 1 < short["single"] / short["yojo_isolated"] < 1.5
 
 
-@pytest.mark.parametrize("name", list(models.SHAPES["cuda"]))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.soak] * (name != "molmo2-4b")) for name in models.SHAPES["cuda"]],
+)
 @torch.inference_mode()
 def test_the_real_shapes_run(name, monkeypatch):
     """At their own widths, with few layers and words."""
@@ -240,8 +243,15 @@ def test_the_real_shapes_run(name, monkeypatch):
     assert (ways.WAYS["yojo_isolated"](scene, point, "none")() - expected).abs().max() <= 1e-4 * expected.std()
 
 
-@pytest.mark.parametrize("name", ["small-molmo2", "small-qwen2.5-vl"])
-@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("small-molmo2", "video"),
+        ("small-qwen2.5-vl", "image"),
+        pytest.param("small-molmo2", "image", marks=pytest.mark.soak),
+        pytest.param("small-qwen2.5-vl", "video", marks=pytest.mark.soak),
+    ],
+)
 def test_every_way_scores_alike(name, kind):
     """On the families that the quick run does not measure; FlexAttention apart, which takes long to compile."""
     scene = ways.Scene(name, torch.device("cpu"))

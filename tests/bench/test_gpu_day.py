@@ -122,7 +122,7 @@ def test_a_check_that_hangs_has_failed_and_costs_no_call(day, tmp_path, monkeypa
     assert "slow" in (tmp_path / "day/summary.md").read_text()
 
 
-@pytest.mark.parametrize("workers", [True, False])
+@pytest.mark.parametrize("workers", [pytest.param(True, marks=pytest.mark.soak), False])
 def test_a_test_that_hangs_has_failed_and_the_others_run(day, tmp_path, monkeypatch, workers):
     monkeypatch.setenv("SLOW", str(tmp_path / "running"))
     monkeypatch.setattr(gpu_day, "has", lambda module: module != "xdist" or workers)
@@ -132,7 +132,7 @@ def test_a_test_that_hangs_has_failed_and_the_others_run(day, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("how", ["CRASH", "UNUSABLE"])
-@pytest.mark.parametrize("workers", [True, False])
+@pytest.mark.parametrize("workers", [pytest.param(True, marks=pytest.mark.soak), False])
 def test_what_ends_the_process_ends_one_test(day, tmp_path, monkeypatch, workers, how):
     monkeypatch.setattr(gpu_day, "has", lambda module: module != "xdist" or workers)
     monkeypatch.setenv(how, "1")
@@ -196,8 +196,11 @@ def test_the_real_steps_collect_what_they_name():
         assert all(f"{path}: " in done.stdout or f"{path}::" in done.stdout for path in files)
 
 
-def test_a_dry_run_goes_through_the_steps_on_the_pretended_driver(tmp_path, capsys):
-    folder, names = tmp_path / "day", ["smoke", "suite head", "host", "tune 64"]
+@pytest.mark.parametrize(
+    "names", [["suite head", "host"], pytest.param(["smoke", "suite head", "host", "tune 64"], marks=pytest.mark.soak)]
+)
+def test_a_dry_run_goes_through_the_steps_on_the_pretended_driver(tmp_path, capsys, names):
+    folder = tmp_path / "day"
     command = [sys.executable, "-m", "bench.gpu_day", "--dry-run", "--minutes", "9", "--folder", str(folder)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
@@ -206,8 +209,9 @@ def test_a_dry_run_goes_through_the_steps_on_the_pretended_driver(tmp_path, caps
     )  # fmt: skip
     log = (folder / "log.txt").read_text()
     assert done.returncode == 0, done.stdout + done.stderr + log
-    assert all(line["ok"] for line in smoke.read(folder / "smoke.jsonl").values()) and "FAIL" not in log
-    assert [line["head_dim"] for line in tiles.read(folder / "tiles.jsonl")] == [64]
+    checks = smoke.read(folder / "smoke.jsonl").values()
+    assert bool(checks) == ("smoke" in names) and all(line["ok"] for line in checks) and "FAIL" not in log
+    assert [line["head_dim"] for line in tiles.read(folder / "tiles.jsonl")] == [64] * ("tune 64" in names)
     assert "tests/gpu/test_head_loss.py" in log and "bench/test_host.py" in log
     assert gpu_day.main(["--list", "--folder", str(folder)]) == 0
     page = capsys.readouterr().out

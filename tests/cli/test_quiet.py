@@ -33,7 +33,10 @@ def test_our_lines_are_shown_and_errors():
     assert said().splitlines() == ["our line", "an error in accelerate", "an error in transformers.trainer"]
 
 
-@pytest.mark.parametrize("options, environment", [(["-W", "default"], {}), ([], {"PYTHONWARNINGS": "default"})])
+@pytest.mark.parametrize(
+    "options, environment",
+    [(["-W", "default"], {}), pytest.param([], {"PYTHONWARNINGS": "default"}, marks=pytest.mark.soak)],
+)
 def test_whoever_asks_for_warnings_gets_them(options, environment):
     text = said(*options, **environment)
     assert "a library's warning" in text and "our line" in text

@@ -36,7 +36,8 @@ def in_threads(function, cases, count):
         return [f.result() for f in [pool.submit(function, cases[i % len(cases)]) for i in range(count)]]
 
 
-def test_two_thousand_requests_from_eight_threads(make_reward_model, samples, busy_threads):
+@pytest.mark.parametrize("requests", [400, pytest.param(2000, marks=pytest.mark.soak)])
+def test_requests_from_eight_threads(make_reward_model, samples, busy_threads, requests):
     """Prompts with and without images, short and long, forged responses: ids to the bit, scores as one thread's."""
     reward_model = make_reward_model(mode="isolated")
     cases = [
@@ -53,10 +54,10 @@ def test_two_thousand_requests_from_eight_threads(make_reward_model, samples, bu
         return [item.prompt_ids.tolist(), item.responses]
 
     expected = [ids(case) for case in cases]
-    for i, found in enumerate(in_threads(ids, cases, 2000)):
+    for i, found in enumerate(in_threads(ids, cases, requests)):
         assert found == expected[i % len(cases)]
     scores = [reward_model.score_many([case])[0] for case in cases]
-    for i, found in enumerate(in_threads(lambda case: reward_model.score_many([case])[0], cases, 200)):
+    for i, found in enumerate(in_threads(lambda case: reward_model.score_many([case])[0], cases, requests // 10)):
         assert (found - scores[i % len(cases)]).abs().max() <= 2e-6
 
 

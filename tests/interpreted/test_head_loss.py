@@ -198,8 +198,9 @@ def test_losses_of_large_samples(kind, most):
 
 
 def test_many_samples_are_summed_once_each():
-    scores, rankings = torch.randn(1500), torch.randint(1, 3, (1500,))
-    offsets = torch.arange(0, 1501, 3)  # 500 samples: the last program adds them in several steps
+    count = loss.SUM_BLOCK + 20  # the last program adds them in several steps
+    scores, rankings = torch.randn(2 * count), torch.randint(1, 3, (2 * count,))
+    offsets = torch.arange(0, 2 * count + 1, 2)
     check_loss(loss.listwise_loss, scores, rankings, offsets, "best", "sum")
     check_loss(loss.listwise_loss, scores, rankings, offsets, "best", "mean")
 

@@ -19,7 +19,7 @@ def test_a_patched_model_scores_and_trains_as_with_the_reference(make_reward_mod
         yojo.Example(prompt, ["one", "it is a two", "3"][: 3 - i], images=[samples[i][0]], rankings=[2, 1, 3][: 3 - i])
         for i, prompt in enumerate(prompts)
     ]
-    model = make_reward_model(**options)
+    model = make_reward_model(layers=2, **options)
     model.model.yojo.whole_last_layer = "all layers run in the kernels"
     batch = model.collator(examples)
     results = []
@@ -61,7 +61,7 @@ def test_flops_of_a_pass_through_the_kernels(make_reward_model, samples, monkeyp
         functools.partial(multi_response_attention, impl="triton"),
     )
     assert attention and launch.INTERPRETED  # formulas are known before the counter is made, which copies them
-    model = make_reward_model(**options)
+    model = make_reward_model(layers=2, **options)
     model.model.yojo.whole_last_layer = "all layers run in the kernels"
     example = yojo.Example("Which digit?", ["one", "it is a two", "3"], images=[samples[0][0]])
     batch = model.collator([example, yojo.Example("And here?", ["a", "it is a b"])])

@@ -29,8 +29,15 @@ def _named_configurations():
         yield kernel, chip, str(dtype).removeprefix("torch."), head_dim, features
 
 
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
-@pytest.mark.parametrize("chip", tuning.CHIPS)
+# On the other chips, the head dim that most models have; the others soak.
+@pytest.mark.parametrize(
+    "chip, head_dim",
+    [
+        pytest.param(chip, head_dim, marks=[pytest.mark.soak] * (chip != 90 and head_dim != 128))
+        for chip in tuning.CHIPS
+        for head_dim in (64, 128, 256)
+    ],
+)
 @pytest.mark.parametrize("kernel", ["forward", "query_grad", "key_grad", "value_grad"])
 def test_a_16_bit_kernel_stays_in_registers(kernel, chip, head_dim):
     wanted = None if chip == 90 else ("all",)
@@ -54,7 +61,9 @@ def test_other_dtypes_and_head_dims_do_too(kernel, chip, dtype, head_dim):
     assert aot.compile_kernel(kernel, chip, dtype, head_dim).problems(RECORDED) == []
 
 
-@pytest.mark.parametrize("chip", tuning.CHIPS)
+@pytest.mark.parametrize(
+    "chip", [pytest.param(chip, marks=[pytest.mark.soak] * (chip in (80, 100))) for chip in tuning.CHIPS]
+)
 @pytest.mark.parametrize("kernel", ["head_forward", "head_backward"])
 def test_the_value_head_stays_in_registers(kernel, chip):
     for features in ("silu-16", "gelu-64", "gelu-512"):

@@ -300,7 +300,10 @@ def test_a_deep_copy_scores_alike_and_is_independent(family):
     assert duplicate.forward.__self__ is duplicate
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "mistral", "qwen3_vl"])
+@pytest.mark.parametrize(
+    "family",
+    ["gemma3_text", "qwen3_vl", *(pytest.param(f, marks=pytest.mark.soak) for f in ("llama", "gemma2", "mistral"))],
+)
 @torch.no_grad()
 def test_compiled_in_one_graph(family):
     """Text rows; vision towers ask for sizes on the way and break the graph in the stock model too."""

@@ -74,6 +74,7 @@ def test_with_true_compilers(backend, monkeypatch):
     assert counter.frame_count == 1
 
 
+@pytest.mark.soak
 def test_bfloat16_is_as_exact_as_unfused():
     model, plain, collator = pair("llama", "compile")
     batches = [text_row(collator, [30 + i, 9], [[4, 9, 3 + i], [2, 5, 5]]) for i in range(6)]

@@ -15,6 +15,25 @@ import yojo
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "accelerate"
 EXACT = (*parallel_cases.CASES, "idle", "head", "skips")
+# What two processes run, by how they work together: of what needs no sharding to go wrong a part, and all of it soaks.
+RUNS = {
+    "fsdp2": (*parallel_cases.CASES, *parallel_cases.MORE),
+    "ddp": ("lora isolated 2", "full isolated 1", "idle", "skips", "whole lora"),
+    "ddp, all": (*parallel_cases.CASES, *parallel_cases.MORE),
+}
+
+
+def each(*names, of="case"):
+    """Every run that has all of the names; with each of them as the argument `of`, unless that is None."""
+    pairs = [
+        (run, name) for run, has in RUNS.items() for name in names if (name in has if of else set(names) <= set(has))
+    ]
+    marks = {run: [pytest.mark.soak] * (run == "ddp, all") for run in RUNS}
+    if of is None:
+        runs = [pytest.param(run, marks=marks[run]) for run in dict.fromkeys(run for run, _ in pairs)]
+        return pytest.mark.parametrize("together", runs, indirect=True)
+    params = [pytest.param(run, name, id=f"{run}-{name}", marks=marks[run]) for run, name in pairs]
+    return pytest.mark.parametrize(f"together, {of}", params, indirect=["together"])
 
 
 @pytest.fixture(scope="module")
@@ -25,27 +44,27 @@ def alone(tmp_path_factory):
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
+@pytest.fixture(scope="module")
 def together(request, tmp_path_factory):
     """What two processes found, started by `accelerate launch` with the configuration that is shipped."""
-    folder = tmp_path_factory.mktemp(request.param)
+    folder, kind = tmp_path_factory.mktemp("together"), request.param.partition(",")[0]
     command = "launch --num_processes 2 --mixed_precision no --main_process_port 0 --config_file".split()
-    arguments = [str(CONFIGS / f"{request.param}.yaml"), str(ROOT / "tests" / "parallel_cases.py"), str(folder)]
+    arguments = [str(CONFIGS / f"{kind}.yaml"), str(ROOT / "tests" / "parallel_cases.py"), str(folder)]
     subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command, *arguments],
+        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command, *arguments, *RUNS[request.param]],
         check=True,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         timeout=300,
     )
     found = torch.load(folder / "results.pt", weights_only=False)
-    sharded = {"FSDPEmbedding", "FSDPQwen3VLTextDecoderLayer"} if request.param == "fsdp2" else set()
+    sharded = {"FSDPEmbedding", "FSDPQwen3VLTextDecoderLayer"} if kind == "fsdp2" else set()
     for result in found.values():  # that it was FSDP, and that the vision tower's layers are no units
         assert result["units"] >= sharded and bool(result["units"]) == bool(sharded)
         assert not any("Vision" in name for name in result["units"])
     return found
 
 
-@pytest.mark.parametrize("case", EXACT)
+@each(*EXACT)
 def test_losses_gradients_and_weights_are_those_of_one_process(alone, together, case):
     one, two = alone[case], together[case]
     assert two["losses"] == pytest.approx(one["losses"], rel=2e-6)
@@ -60,7 +79,7 @@ def test_losses_gradients_and_weights_are_those_of_one_process(alone, together, 
         assert (two["weights"][name] - weight).abs().max() <= 2e-6, name
 
 
-@pytest.mark.parametrize("case", EXACT)
+@each(*EXACT)
 def test_metrics_and_predictions_are_those_of_one_process(alone, together, case):
     one, two = alone[case], together[case]
     assert len(one["metrics"]) == len(two["metrics"]) >= 2
@@ -72,7 +91,7 @@ def test_metrics_and_predictions_are_those_of_one_process(alone, together, case)
         torch.testing.assert_close(two["predictions"], one["predictions"], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("case", ["lora isolated 2", "full isolated 1"])
+@each("lora isolated 2", "full isolated 1")
 def test_what_two_processes_save_scores_as_it_did(together, case):
     loaded = yojo.RewardModel.from_pretrained(together[case]["saved"])
     found = loaded.score_many(parallel_cases.held_out_examples())
@@ -81,6 +100,7 @@ def test_what_two_processes_save_scores_as_it_did(together, case):
         assert expected[len(scores) :].isneginf().all()
 
 
+@each(*parallel_cases.CASES, "idle", of=None)
 def test_shares_were_as_unequal_as_they_can_be(alone, together):
     """Otherwise the tests above would show little."""
     batches = [pair for case in parallel_cases.CASES for pair in zip(*together[case]["shares"], strict=True)]
@@ -91,6 +111,7 @@ def test_shares_were_as_unequal_as_they_can_be(alone, together):
     assert {share[1] for shares in alone["idle"]["shares"] for share in shares} == {1, 2}
 
 
+@each("skips", of=None)
 def test_bad_records_are_counted_and_listed_by_whichever_process_has_them(alone, together):
     for result in (alone["skips"], together["skips"]):
         lines = [json.loads(line) for line in result["skipped"]]
@@ -102,15 +123,16 @@ def test_bad_records_are_counted_and_listed_by_whichever_process_has_them(alone,
     assert [sum(pair) for pair in zip(*samples, strict=True)] == [6, 6]
 
 
+@each("bf16", "lora comparative 1", of=None)
 def test_head_scores_and_losses_are_float32_in_mixed_precision(alone, together):
     assert together["bf16"]["types"] == {(torch.float32,) * 4}
     assert together["bf16"]["losses"] == pytest.approx(alone["bf16"]["losses"], rel=2e-2)
     assert together["bf16"]["losses"] == pytest.approx(together["lora comparative 1"]["losses"][:1], rel=2e-2)
 
 
-@pytest.mark.parametrize("tune", ["lora", "full"])
-def test_a_resumed_run_is_the_uninterrupted_one(together, tune):
-    whole, resumed = together[f"whole {tune}"], together[f"resumed {tune}"]
+@each("whole lora", "whole full")
+def test_a_resumed_run_is_the_uninterrupted_one(together, case):
+    whole, resumed = together[case], together[case.replace("whole", "resumed")]
     assert resumed["losses"] == whole["losses"] and len(whole["losses"]) == 2
     assert whole["weights"].keys() == resumed["weights"].keys()
     for name, weight in whole["weights"].items():

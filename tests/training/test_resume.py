@@ -12,8 +12,10 @@ import time
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import yojo
+from yojo.cli import app
 from yojo.demo import digits
 from yojo.demo.backbone import BACKBONE
 from yojo.demo.reward import make_examples, write_files
@@ -70,14 +72,18 @@ def weights(trainer):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"tune": "full", "mode": "isolated", "loss": "bradley_terry"}, {"eval_strategy": "steps", "eval_steps": 3}],
+    "options, steps",
+    [
+        ({}, (2, 4)),
+        ({"tune": "full", "mode": "isolated", "loss": "bradley_terry"}, (4,)),
+        ({"eval_strategy": "steps", "eval_steps": 3}, (4,)),
+    ],
     ids=["lora", "full", "with evaluation"],
 )
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(make_trainer, tmp_path, options):
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(make_trainer, tmp_path, options, steps):
     whole = make_trainer("whole", **options)
     whole.train()
-    for step in (2, 4):
+    for step in steps:
         resumed = make_trainer("whole", **options)
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         assert lines(resumed) == lines(whole) and len(lines(whole)) >= 6
@@ -250,13 +256,19 @@ def test_the_hub_gets_the_head_with_every_checkpoint(make_trainer, tmp_path, mon
 # ---- kill -9 ----
 
 
+def arguments(folder, data):
+    flags = ["train", "--model", str(BACKBONE), "--train_data", str(data), "--output_dir", str(folder)]
+    flags += ["--max_steps", "5", "--save_steps", "1", "--logging_steps", "1", "--use_cpu", "true", "--plots", "false"]
+    flags += ["--per_device_train_batch_size", "4", "--lora_r", "4", "--dataloader_num_workers", "1"]
+    return [*flags, "--disable_tqdm", "true"]
+
+
 def start(folder, data, *flags):
-    command = [sys.executable, "-m", "yojo.cli", "train", "--model", str(BACKBONE), "--train_data", str(data)]
-    command += ["--output_dir", str(folder), "--max_steps", "5", "--save_steps", "1", "--logging_steps", "1"]
-    command += ["--per_device_train_batch_size", "4", "--lora_r", "4", "--dataloader_num_workers", "1", "--use_cpu"]
-    command += ["true", "--plots", "false", "--disable_tqdm", "true", *flags]
     return subprocess.Popen(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [sys.executable, "-m", "yojo.cli", *arguments(folder, data), *flags],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -289,8 +301,9 @@ def test_kill_9_while_a_checkpoint_is_written(tmp_path):
     for name in found:
         yojo.RewardModel.from_pretrained(run / name)
     again = start(run, data, "--resume_from_checkpoint", "last")
-    refused = start(tmp_path / "whole", data)  # a folder with checkpoints is not trained over
     finish(again)
     assert losses(run) == losses(tmp_path / "whole") and len(losses(run)) == 5
-    _, errors = refused.communicate(timeout=300)
-    assert refused.returncode == 2 and b"holds checkpoint-5 of another run: pass --resume_from_checkpoint" in errors
+    # A folder with checkpoints is not trained over.
+    refused = CliRunner().invoke(app, arguments(tmp_path / "whole", data))
+    assert refused.exit_code == 2
+    assert "holds checkpoint-5 of another run: pass --resume_from_checkpoint" in " ".join(refused.output.split())
