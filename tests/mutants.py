@@ -211,6 +211,8 @@ AREAS = {
             "tests/patching/test_devices.py",
             "tests/patching/test_last_layer.py",
             "tests/patching/test_versions.py",
+            "tests/patching/test_probe.py",
+            "tests/patching/test_fuse.py",
             "tests/test_reward_model.py",
             "tests/saving/test_checkpoint.py",
             "tests/training/test_training.py",
