@@ -213,6 +213,7 @@ AREAS = {
             "tests/patching/test_versions.py",
             "tests/patching/test_probe.py",
             "tests/patching/test_fuse.py",
+            "tests/converting/test_export.py",
             "tests/test_reward_model.py",
             "tests/saving/test_checkpoint.py",
             "tests/training/test_training.py",

@@ -249,6 +249,15 @@ def plain_batch(reward_model, texts, rankings=None):
     return dict(batch) | ({} if rankings is None else {"rankings": torch.tensor(rankings)})
 
 
+def test_a_pass_leaves_the_separators_hook_in_its_place(make_reward_model):
+    """It is put back where it is missing, and nowhere else: hooks run in the order in which they were registered."""
+    model = make_reward_model().model
+    embedding = model.get_input_embeddings()
+    before = dict(embedding._forward_hooks)
+    model(input_ids=torch.tensor([[5, 6, model.yojo.separator_id]]))
+    assert len(before) == 1 and list(embedding._forward_hooks.items()) == list(before.items())
+
+
 TEXTS = ["which digit is this ? seven <|resp_sep|> two <|resp_sep|>", "a digit ? one <|resp_sep|>"]
 
 
