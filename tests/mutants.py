@@ -225,10 +225,10 @@ AREAS = {
         (
             "tests/training/test_batches.py",
             "tests/training/test_trainer.py",
-            "tests/training/test_recipe.py",
-            "tests/training/test_resume.py",
             "tests/training/test_bad_records.py",
             "tests/training/test_training.py",
+            "tests/training/test_resume.py",
+            "tests/training/test_recipe.py",
         ),
     ),
     "resume": Area(
