@@ -135,6 +135,29 @@ def test_a_full_disk_leaves_the_last_checkpoint(make_trainer, tmp_path, monkeypa
     assert lines(again) == lines(whole)
 
 
+def test_processes_meet_around_what_one_of_them_does_to_folders(make_trainer, tmp_path, monkeypatch):
+    """Before anyone writes, before the checkpoint is moved to its place, and behind that."""
+    trainer = make_trainer(max_steps=2)
+    run, seen = tmp_path / "run", []
+    staging = run / resume.STAGING
+    staging.mkdir(parents=True)
+    (staging / "of a run that was killed").touch()
+    save = trainer._save_checkpoint
+
+    def saved(*arguments):
+        folders = staging, staging / "checkpoint-2" / "score_head.safetensors", run / "checkpoint-2"
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                trainer.accelerator, "wait_for_everyone", lambda: seen.append([path.exists() for path in folders])
+            )
+            save(*arguments)
+
+    monkeypatch.setattr(trainer, "_save_checkpoint", saved)
+    trainer.train()
+    meetings = [state for n, state in enumerate(seen) if not n or state != seen[n - 1]]
+    assert meetings == [[False, False, False], [True, True, False], [False, False, True]]
+
+
 def test_old_checkpoints_go_and_the_best_one_stays(make_trainer, tmp_path, data):
     trainer = make_trainer(
         save_total_limit=2,
