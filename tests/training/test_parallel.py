@@ -9,6 +9,7 @@ from pathlib import Path
 import parallel_cases
 import pytest
 import torch
+from filelock import FileLock
 
 import yojo
 
@@ -36,27 +37,52 @@ def each(*names, of="case"):
     return pytest.mark.parametrize(f"together, {of}", params, indirect=["together"])
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield parallel_cases.run_cases(1, tmp_path_factory.mktemp("alone"))
-    torch.set_num_threads(threads)
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """Function (name, make) -> what `make(folder)` leaves in its results.pt, made once for all workers and all tests."""
+    base, loaded = tmp_path_factory.getbasetemp(), {}
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def load(name, make):
+        folder = shared / f"parallel {name}"
+        if name not in loaded:
+            with FileLock(f"{folder}.lock"):
+                if not (folder / "results.pt").is_file():
+                    folder.mkdir(exist_ok=True)
+                    make(folder)
+            loaded[name] = torch.load(folder / "results.pt", weights_only=False)
+        return loaded[name]
+
+    return load
 
 
-@pytest.fixture(scope="module")
-def together(request, tmp_path_factory):
+@pytest.fixture()
+def alone(once):
+    def make(folder):
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        torch.save(parallel_cases.run_cases(1, folder), folder / "results.pt")
+        torch.set_num_threads(threads)
+
+    return once("one", make)
+
+
+@pytest.fixture()
+def together(request, once):
     """What two processes found, started by `accelerate launch` with the configuration that is shipped."""
-    folder, kind = tmp_path_factory.mktemp("together"), request.param.partition(",")[0]
-    command = "launch --num_processes 2 --mixed_precision no --main_process_port 0 --config_file".split()
-    arguments = [str(CONFIGS / f"{kind}.yaml"), str(ROOT / "tests" / "parallel_cases.py"), str(folder)]
-    subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command, *arguments, *RUNS[request.param]],
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    found = torch.load(folder / "results.pt", weights_only=False)
+    kind = request.param.partition(",")[0]
+
+    def make(folder):
+        command = "launch --num_processes 2 --mixed_precision no --main_process_port 0 --config_file".split()
+        arguments = [str(CONFIGS / f"{kind}.yaml"), str(ROOT / "tests" / "parallel_cases.py"), str(folder)]
+        subprocess.run(
+            [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command, *arguments, *RUNS[request.param]],
+            check=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            timeout=300,
+        )
+
+    found = once(request.param, make)
     sharded = {"FSDPEmbedding", "FSDPQwen3VLTextDecoderLayer"} if kind == "fsdp2" else set()
     for result in found.values():  # that it was FSDP, and that the vision tower's layers are no units
         assert result["units"] >= sharded and bool(result["units"]) == bool(sharded)
