@@ -6,6 +6,8 @@
     python tests/mutants.py run --out s.jsonl --also tests/training/test_parallel.py --among results.jsonl
     python tests/mutants.py report results.jsonl          the share that is caught, by area
 
+`tests/mutants.jsonl` has the results of the last run, `tests/mutants.json` the reasons of those that no test can see.
+
 Faults are those that people make: a bound off by one, a comparison that lets equals through, a condition turned round, a sign,
 a statement or a keyword left out, nothing returned. From all of an area's the ones with the smallest hashes are taken, so that
 the choice is nobody's, and the same wherever the code is the same. A fault counts as caught if a test fails, cannot be
