@@ -250,16 +250,19 @@ REASONS = json.loads((Path(__file__).parent / "mutants.json").read_text())
 LEFT_OUT = {"yojo_kernels/layout.py": ("Layout.__repr__", "Layout.plot")}
 
 
+def sources_of(area):
+    """dict: file of an area, as a path from the root -> its bytes."""
+    files = {path.relative_to(ROOT).as_posix() for glob in AREAS[area].files for path in ROOT.glob(glob)}
+    return {file: (ROOT / file).read_bytes() for file in sorted(files)}
+
+
 def chosen(area):
     """The faults that are tried in an area: list of `Fault`, in the files' order."""
-    spec = AREAS[area]
-    files = sorted({path.relative_to(ROOT).as_posix() for glob in spec.files for path in ROOT.glob(glob)})
-    sources = {file: (ROOT / file).read_bytes() for file in files}
-    faults = [
-        f for file in files for f in faults_of(area, file, sources[file]) if f.function not in LEFT_OUT.get(file, ())
-    ]
+    sources = sources_of(area)
+    found = (fault for file, source in sources.items() for fault in faults_of(area, file, source))
+    faults = [f for f in found if f.function not in LEFT_OUT.get(f.file, ())]
     compiled = (f.number for f in sorted(faults, key=lambda f: f.number) if compiles(f, sources[f.file]))
-    taken = set(itertools.islice(compiled, spec.count))
+    taken = set(itertools.islice(compiled, AREAS[area].count))
     return [f for f in faults if f.number in taken]
 
 
