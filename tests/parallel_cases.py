@@ -260,7 +260,7 @@ def main(folder, *names):
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         allow_fsdp_on_cpus()
     state = PartialState(cpu=True)
-    results = run_cases(state.num_processes, folder, names)
+    results = run_cases(state.num_processes, folder, names or (*CASES, *MORE))
     if state.is_main_process:
         torch.save(results, folder / "results.pt")
     state.wait_for_everyone()

@@ -80,7 +80,7 @@ def test_spans_of_blocks_are_those_found_by_looking(seed):
     row = Layout.build(prompts, branches, bidirectional=block)
     segment = list(zip(row.sample.tolist(), row.branch.tolist(), strict=True))
     for token, spans in enumerate(row.block_span.T.tolist()):
-        like = [n for n in range(size) if n == token or (segment[n], block[n]) == (segment[token], block[token])]
+        like = [n for n in range(size) if (segment[n], block[n]) == (segment[token], block[token])]
         if block[token] < 0:
             like = [token]
         first = last = token

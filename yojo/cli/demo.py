@@ -1,7 +1,6 @@
 """`yojo demo`."""
 
 import importlib
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -32,8 +31,6 @@ def demo(
         say(machine())
         expected = "about 2 to 3 minutes on two cores" if steps is None else f"twice {steps} steps of training"
         say(f"expected time: {expected}")
-        # Read when torch is loaded. Threads that wait spinning take the cores from each other where others compute, too.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in ("torch", "transformers", "peft", "sklearn", "matplotlib"):
         if data is None:
             say(f"loading {name}")
