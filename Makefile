@@ -29,7 +29,7 @@ test-quick: $(SETUP)
 # What takes longer than it is worth in every run: whole benchmarks, true compilers, many more random rows.
 soak: $(SETUP)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests --ignore=tests/gpu --ignore=tests/interpreted --ignore=tests/pretended -m soak -n auto --dist worksteal $(ARGS)
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/interpreted -m soak -n auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 STOCK_INTERPRETER=1 $(PYTHON) -m pytest tests/interpreted -m soak -n auto --dist worksteal $(ARGS)
 
 setup: .venv/ready
 

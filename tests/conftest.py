@@ -1,6 +1,7 @@
 """Fixtures shared by the tests: the demonstration's backbone, patched in every mode."""
 
 import copy
+import gc
 import importlib.util
 import os
 import random
@@ -18,6 +19,25 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # Suites with a process of their own, named on the command line: see the Makefile.
 collect_ignore = ["gpu", "interpreted", "pretended"]
+
+
+def pytest_collection_modifyitems(items):
+    """What takes a minute comes first, or one worker of several has it before it when the others have ended."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.path.name != "test_parallel.py")
+
+
+def pytest_collection_finish():
+    """What is loaded by now stays: half a million objects that each full collection of garbage would go through."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def loaded_stays_loaded():
+    """What the modules before have loaded besides, too: compilers have as much again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture()

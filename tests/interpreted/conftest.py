@@ -1,5 +1,6 @@
 """Kernels on the CPU under Triton's interpreter, which has to be asked for before Triton is imported."""
 
+import functools
 import importlib.metadata
 import os
 import sys
@@ -19,6 +20,51 @@ def refused(triton, numpy):
     if Version(triton) < Version("3.7") and Version(numpy) >= Version("2.4"):
         return f"the interpreter of Triton {triton} does not run with numpy {numpy}: numpy below 2.4, or Triton 3.7"
     return None
+
+
+def patch_once():
+    """The language is made over when a kernel begins, and not again in each function that it calls: a third of the time.
+
+    Triton's interpreter goes through all names of `triton.language` in every such call, and changes none that it has
+    changed for the kernel. `STOCK_INTERPRETER=1` leaves it as it is, as `make soak` does.
+    """
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    if not hasattr(interpreter, "_LangPatchScope"):  # another Triton does it in another way
+        return
+    patch, call = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    made_over = None  # modules of the language, while a kernel runs
+
+    @functools.cache
+    def seen_by(function):
+        found = function.__globals__.values()
+        langs = ("tl", tl), ("core", tl.core)
+        return frozenset(name for name, lang in langs if any(value is lang for value in found))
+
+    def run_kernel(self, *args, **kwargs):
+        nonlocal made_over
+        kept, made_over = made_over, frozenset()
+        try:
+            return call(self, *args, **kwargs)
+        finally:
+            made_over = kept
+
+    def patch_lang(function):
+        nonlocal made_over
+        seen = seen_by(function)
+        if made_over is not None and seen and seen <= made_over:
+            return interpreter._LangPatchScope()  # with nothing to put back
+        scope = patch(function)
+        if made_over is not None:
+            made_over |= seen
+        return scope
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_lang, run_kernel
+
+
+if os.environ.get("STOCK_INTERPRETER") != "1":
+    patch_once()
 
 
 def pytest_collection_modifyitems(items):
