@@ -237,6 +237,7 @@ AREAS = {
         ("yojo/training/resume.py",),
         (
             "tests/training/test_resume.py",
+            "tests/saving/test_saved_base.py",
             "tests/training/test_recipe.py",
             "tests/training/test_trainer.py",
             "tests/training/test_bad_records.py",

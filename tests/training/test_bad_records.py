@@ -33,6 +33,26 @@ def test_bad_records_stop_training_unless_they_are_skipped(make, tmp_path):
         trainer.train()
 
 
+def test_a_process_that_has_nothing_good_gets_a_row_of_another_to_keep_in_step(make):
+    """The first that can be used, whatever comes behind it."""
+    good = mixed_examples(1)[0]
+    long = yojo.Example("Which?", ["seven " * 300, "two"], rankings=[1, 2], id="long")
+    trainer, _ = make([good], skip_bad=True, max_length=180)
+    collate = trainer.get_train_dataloader().collate_fn
+    drawn = Drawn([good, long])
+    draws = [drawn[0, place] for place in range(2)]
+    shares = []
+    for rank in range(2):
+        collate.rank, collate.world = rank, 2
+        shares.append(collate(draws))
+    assert sorted(share["samples"] for share in shares) == [0, 1]
+    assert [len(share["rows"]) for share in shares] == [1, 1] and [len(share["indices"][0]) for share in shares] == [
+        1,
+        1,
+    ]
+    assert sorted(index for share in shares for index, _ in share["skipped"]) == [1]
+
+
 class Faulty:
     """Examples, and exceptions to raise in place of some."""
 

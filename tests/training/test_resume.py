@@ -205,10 +205,11 @@ def test_another_run_is_refused(make_trainer, tmp_path):
 def test_what_may_change_is_said(make_trainer, tmp_path, caplog):
     make_trainer("run", max_steps=2).train()
     folder = str(tmp_path / "run" / "checkpoint-2")
-    again = make_trainer("run", max_steps=2, center_scores=0.5, lora_dropout=0.2)
+    again = make_trainer("run", max_steps=2, center_scores=0.5, lora_dropout=0.2, lr_scheduler_type="cosine")
     with caplog.at_level("WARNING", logger="yojo.training.resume"):
         again.train(resume_from_checkpoint=folder)
     assert "center_scores 0.0, now 0.5" in caplog.text and "lora_dropout 0.1, now 0.2" in caplog.text
+    assert "lr_scheduler_type 'linear', now 'cosine'" in caplog.text
     with pytest.raises(ValueError, match="saved with another adapter than .*lora_alpha 16, now 32"):
         make_trainer("run", max_steps=2, lora_alpha=32).train(resume_from_checkpoint=folder)
 
@@ -308,7 +309,6 @@ def losses(folder):
 def test_kill_9_while_a_checkpoint_is_written(tmp_path):
     write_files(tmp_path / "digits", count=16)
     data = tmp_path / "digits" / "train.jsonl"
-    whole = start(tmp_path / "whole", data)
     run = tmp_path / "killed"
     process = start(run, data)
     staged = run / resume.STAGING / "checkpoint-3"
@@ -317,14 +317,15 @@ def test_kill_9_while_a_checkpoint_is_written(tmp_path):
         time.sleep(0.0005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    finish(whole)
     assert staged.exists() and process.returncode == -signal.SIGKILL  # it was killed in the middle
     found = [folder.name for folder in resume.checkpoints(run)]
     assert found == ["checkpoint-1", "checkpoint-2"]
     for name in found:
         yojo.RewardModel.from_pretrained(run / name)
     again = start(run, data, "--resume_from_checkpoint", "last")
+    whole = CliRunner().invoke(app, arguments(tmp_path / "whole", data))  # on one thread, too
     finish(again)
+    assert whole.exit_code == 0, (whole.output, whole.exception)
     assert losses(run) == losses(tmp_path / "whole") and len(losses(run)) == 5
     # A folder with checkpoints is not trained over.
     refused = CliRunner().invoke(app, arguments(tmp_path / "whole", data))

@@ -251,6 +251,19 @@ def test_the_cost_of_an_example_follows_its_tokens(make):
     assert estimate(with_image) - estimate(few) == pytest.approx(tokens, abs=4)
 
 
+def test_the_cost_is_the_same_with_a_tokenizer_in_python(make, monkeypatch):
+    """One that has no Rust tokenizer is asked itself; where it raises, characters are counted."""
+    trainer, _ = make(mixed_examples(2))
+    estimate = CostEstimate(trainer.collator, unwrap(trainer.model))
+    example = yojo.Example("Which of them is it?", ["It is a 3, which is more than 2.", "one"])
+    expected = estimate(example)
+    monkeypatch.setattr("yojo.training.batches.private_copy", lambda tokenizer, split_special: None)
+    assert estimate(example) == expected
+    few, many = yojo.Example("Which?", ["one"]), yojo.Example("Which?", ["one" * 40])
+    trainer.collator.tokenizer = lambda text, **options: {}[text]
+    assert estimate(many) - estimate(few) > 117
+
+
 # ---- predictions ----
 
 
