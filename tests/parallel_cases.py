@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
 import yojo
 from yojo.demo import digits
 from yojo.demo.backbone import load_backbone
+from yojo.demo.reward import make_examples
 from yojo.patching.state import unwrap
 from yojo.training.arguments import RewardTrainingArguments
 from yojo.training.trainer import RewardTrainer
@@ -211,7 +213,29 @@ def run_cases(world, folder, names=(*CASES, *MORE), **options):
             results[f"{name} {tune}"] = outcome(trainer, record)
     if "bf16" in names:
         results["bf16"] = mixed_precision(world, folder, examples, **options)
+    if "stock" in names:
+        results["stock"] = stock_gradients(make_examples(all_images(), 8, seed=0))
     return results
+
+
+def stock_gradients(examples):
+    """Gradients of a batch, and of DistributedDataParallel, whose two processes pack a half of it each, without a trainer."""
+    model, processor = load_backbone()
+    yojo.patch(model.eval(), processor)
+    collator = yojo.Collator(processor, model)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.score.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+    model(**collator(examples)).loss.backward()
+    whole = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    parallel = DistributedDataParallel(model, find_unused_parameters=True)
+    same = yojo.patch(parallel) is parallel
+    half, rank = len(examples) // 2, torch.distributed.get_rank()
+    parallel(**collator(examples[half * rank : half * (rank + 1)])).loss.backward()
+    halves = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"whole": whole, "halves": halves, "patched once": same, "units": set()}
 
 
 def mixed_precision(world, folder, examples, **options):

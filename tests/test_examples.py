@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -35,20 +36,41 @@ def preferences(tmp_path_factory):
     return folder / "train.jsonl"
 
 
-@pytest.mark.parametrize("name", ["stock_trainer", "accelerate_loop", "plain_loop"])
-def test_a_script_trains_and_saves_a_reward_model(name, preferences, tmp_path):
+@pytest.fixture()
+def here(accelerate_state, alone, monkeypatch, capsys):
+    """Function (command) -> what the script printed, run as the main program of this very process if that has no GPU."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        runpy.run_path(str(script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return alone if torch.cuda.is_available() else run
+
+
+@pytest.fixture()
+def alone():
+    """Function (command) -> what the script printed, in a process that has loaded nothing else."""
+
+    def run(script, *arguments):
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, script, *arguments]
+        found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert found.returncode == 0, found.stderr
+        return found.stdout
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "name, where", [("stock_trainer", "here"), ("accelerate_loop", "here"), ("plain_loop", "alone")]
+)
+def test_a_script_trains_and_saves_a_reward_model(name, where, preferences, tmp_path, request):
     pytest.importorskip("yojo.data")
     script = EXAMPLES / f"{name}.py"
     assert len(script.read_text().splitlines()) <= 60
-    found = subprocess.run(
-        [sys.executable, script, BACKBONE, preferences, tmp_path, "--steps", "3", "--batch-size", "4"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        timeout=300,
-    )
-    assert found.returncode == 0, found.stderr
-    assert "loss" in found.stdout
+    run = request.getfixturevalue(where)
+    assert "loss" in run(script, BACKBONE, preferences, tmp_path, "--steps", "3", "--batch-size", "4")
     loaded = yojo.RewardModel.from_pretrained(tmp_path)
     fresh = yojo.RewardModel.from_pretrained(tmp_path)
     with torch.no_grad():  # LoRA begins at zero: taking it away leaves what was before it

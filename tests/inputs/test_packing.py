@@ -175,7 +175,7 @@ def test_loader_workers_and_pickling_give_the_same_batches(isolated, examples):
     assert len(pickle.dumps(isolated.collator)) < 1e6  # no weights travel
 
 
-def test_batches_survive_accelerate_and_pinning(isolated, examples, monkeypatch):
+def test_batches_survive_accelerate_and_pinning(accelerate_state, isolated, examples, monkeypatch):
     from accelerate import Accelerator
     from accelerate.utils import send_to_device
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 import yojo
+from yojo.cli import app
 from yojo.training import recipe
 from yojo.training.recipe import parse
 
@@ -144,9 +146,10 @@ def run(folder, *arguments):
 
 # 99.2 % in the demonstration; 360 images, one is 0.3 %. A few steps learn nothing, and leave everything that a run leaves.
 @pytest.mark.parametrize("steps, least", [(4, 0.0), pytest.param(450, 0.97, marks=pytest.mark.soak)])
-def test_digits_are_learned_from_files_as_the_demonstration_learns_them(tmp_path, steps, least):
-    made = run(tmp_path, "demo", "--data", "digits")
-    assert made.returncode == 0 and "digits/train.jsonl: 4311 records" in made.stdout
+def test_digits_are_learned_from_files_as_the_demonstration_learns_them(tmp_path, monkeypatch, steps, least):
+    monkeypatch.chdir(tmp_path)
+    made = CliRunner().invoke(app, ["demo", "--data", "digits"])
+    assert made.exit_code == 0 and "digits/train.jsonl: 4311 records" in made.stdout
     backbone = EXAMPLES.parent / "yojo" / "demo" / "backbone"
     trained = run(tmp_path, "train", "--config", EXAMPLES / "digits.yaml", "--model", backbone, "--max_steps", steps)
     assert trained.returncode == 0, trained.stderr[-2000:]
@@ -161,16 +164,14 @@ def test_digits_are_learned_from_files_as_the_demonstration_learns_them(tmp_path
     record = json.loads((tmp_path / "digits" / "held_out.jsonl").read_text().splitlines()[0])
     responses = [word for response in record["responses"] for word in ("--response", response)]
     image = Path("digits") / record["image"]
-    scored = run(tmp_path, "score", image, "--model", folder, "--prompt", record["prompt"], *responses, "--json")
+    command = ["score", image, "--model", folder, "--prompt", record["prompt"], *responses, "--json"]
+    scored = run(tmp_path, *command)
+    assert scored.returncode == 0, scored.stderr[-2000:]
     scores = [line["score"] for line in json.loads(scored.stdout)["scores"]]
     assert not least or record["rankings"][scores.index(max(scores))] == 1
 
 
 def test_mistakes_are_one_line_and_exit_2(tmp_path, monkeypatch):
-    from typer.testing import CliRunner
-
-    from yojo.cli import app
-
     monkeypatch.chdir(tmp_path)
     for arguments, message in (
         ((), "nothing to train: yojo train --config FILE.yaml"),
