@@ -33,6 +33,7 @@ from faults import Fault, changed, compiles, faults_of
 
 ROOT = Path(__file__).parents[1]
 A_FAULT_S = 900  # the longest run of an area's tests takes a tenth of it
+DID_NOT_RUN = 70
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,6 +293,8 @@ def try_fault(tree, fault, soak, also, ready):
         target.write_bytes(changed(fault, original))
         for kind, files in portions((*AREAS[fault.area].tests, *also)):
             code, by = ready["interpreted" if kind == "interpreted" else "main"].run(files, soak)
+            if code in (DID_NOT_RUN, 4):  # 4: pytest does not know what it is asked for
+                raise RuntimeError(f"the tests of {fault.area} did not run: {Path(f'{tree}.log').read_text()[-2000:]}")
             if code not in (0, 5):
                 result = "timeout" if code == -1 else "caught"
                 break
@@ -317,7 +320,7 @@ def _forked(tree, files, soak):
         log = os.open(f"{tree}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        code = 70
+        code = DID_NOT_RUN
         try:
             os.chdir(tree)
             sys.path[:] = [tree, *(p for p in sys.path if Path(p or ".").resolve() not in (ROOT, ROOT / "tests"))]
