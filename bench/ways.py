@@ -86,13 +86,18 @@ class Twin:
         found = self.flops(point)
         return found.get(f"{variant}, fused", found[variant]) if fuse != "none" else found[variant]
 
+    def flops_of_passes(self, batches):
+        """FLOPs of one pass of each mode and of "single" passes over the batches, dict mode of `MODES` -> batch, of a point."""
+        found = {f"yojo_{mode}": batch_flops(self.model, batch).total for mode, batch in batches.items()}
+        return found | {"single": batch_flops(self.model, batches["isolated"], single=True).total}
+
     def flops(self, point):
         """variant -> FLOPs of one call, counted beforehand by `yojo.costs.flops`: what the mask makes visible, no more."""
         if point not in self.counted:
             encoded = self.encoded(point)
             batches = {mode: self.collators[mode].pack([encoded]) for mode in MODES}
-            found = {f"yojo_{mode}": batch_flops(self.model, batch).total for mode, batch in batches.items()}
-            found["single"] = found["single_batch"] = batch_flops(self.model, batches["isolated"], single=True).total
+            found = self.flops_of_passes(batches)
+            found["single_batch"] = found["single"]
             # With YOJO's fused layers: their last layer for the rows that are read, as in all of its passes.
             alone = self.collators["isolated"].pack([alone_with(encoded, [0])])  # all responses of a point are as long
             alone = point.count * batch_flops(self.model, alone).total
