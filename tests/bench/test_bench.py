@@ -220,7 +220,7 @@ def test_prompts_have_the_tokens_that_are_asked_for(device, name):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.soak] * (name != "molmo2-4b")) for name in models.SHAPES["cuda"]],
+    [pytest.param(name, marks=pytest.mark.soak) for name in models.SHAPES["cuda"]],
 )
 @torch.inference_mode()
 def test_the_real_shapes_run(name, monkeypatch):

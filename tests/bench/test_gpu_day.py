@@ -143,7 +143,7 @@ def test_what_ends_the_process_ends_one_test(day, tmp_path, monkeypatch, workers
         assert ("crashed" if workers else f"ended with status {day_plugin.UNUSABLE}: going on") in log
 
 
-@pytest.mark.parametrize("workers", [True, False])
+@pytest.mark.parametrize("workers", [pytest.param(True, marks=pytest.mark.soak), False])
 def test_no_test_is_begun_behind_the_end(day, tmp_path, monkeypatch, workers):
     """The deadline passes within the first test of each process."""
     monkeypatch.setattr(gpu_day, "has", lambda module: module != "xdist" or workers)
@@ -197,7 +197,7 @@ def test_the_real_steps_collect_what_they_name():
 
 
 @pytest.mark.parametrize(
-    "names", [["suite head", "host"], pytest.param(["smoke", "suite head", "host", "tune 64"], marks=pytest.mark.soak)]
+    "names", [["host"], pytest.param(["smoke", "suite head", "host", "tune 64"], marks=pytest.mark.soak)]
 )
 def test_a_dry_run_goes_through_the_steps_on_the_pretended_driver(tmp_path, capsys, names):
     folder = tmp_path / "day"
@@ -212,7 +212,7 @@ def test_a_dry_run_goes_through_the_steps_on_the_pretended_driver(tmp_path, caps
     checks = smoke.read(folder / "smoke.jsonl").values()
     assert bool(checks) == ("smoke" in names) and all(line["ok"] for line in checks) and "FAIL" not in log
     assert [line["head_dim"] for line in tiles.read(folder / "tiles.jsonl")] == [64] * ("tune 64" in names)
-    assert "tests/gpu/test_head_loss.py" in log and "bench/test_host.py" in log
+    assert ("tests/gpu/test_head_loss.py" in log) == ("suite head" in names) and "bench/test_host.py" in log
     assert gpu_day.main(["--list", "--folder", str(folder)]) == 0
     page = capsys.readouterr().out
     assert (folder / "summary.md").read_text() in page and "Nothing failed" in page

@@ -44,7 +44,11 @@ def test_our_lines_are_shown_and_errors():
 
 @pytest.mark.parametrize(
     "code, options, environment",
-    [(WITH_LIBRARIES, ["-W", "default"], {}), (QUIET + WARNS, [], {"PYTHONWARNINGS": "default"})],
+    [
+        (QUIET + WARNS, ["-W", "default"], {}),
+        (QUIET + WARNS, [], {"PYTHONWARNINGS": "default"}),
+        pytest.param(WITH_LIBRARIES, ["-W", "default"], {}, marks=pytest.mark.soak),
+    ],
 )
 def test_whoever_asks_for_warnings_gets_them(code, options, environment):
     text = said(code, *options, **environment)

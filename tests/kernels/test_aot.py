@@ -52,9 +52,9 @@ def test_a_16_bit_kernel_stays_in_registers(kernel, chip, head_dim, features):
 @pytest.mark.parametrize(
     "chip, dtype, head_dim",
     [
-        (80, torch.bfloat16, 80),
+        pytest.param(80, torch.bfloat16, 80, marks=pytest.mark.soak),
         (90, torch.float16, 96),
-        (120, torch.bfloat16, 32),
+        pytest.param(120, torch.bfloat16, 32, marks=pytest.mark.soak),
         (80, torch.float32, 128),
         (90, torch.float32, 256),
     ],
@@ -65,9 +65,7 @@ def test_other_dtypes_and_head_dims_do_too(kernel, chip, dtype, head_dim):
     assert aot.compile_kernel(kernel, chip, dtype, head_dim).problems(RECORDED) == []
 
 
-@pytest.mark.parametrize(
-    "chip", [pytest.param(chip, marks=[pytest.mark.soak] * (chip in (80, 100))) for chip in tuning.CHIPS]
-)
+@pytest.mark.parametrize("chip", [pytest.param(chip, marks=[pytest.mark.soak] * (chip != 90)) for chip in tuning.CHIPS])
 @pytest.mark.parametrize("kernel", ["head_forward", "head_backward"])
 def test_the_value_head_stays_in_registers(kernel, chip):
     for features in ("silu-16", "gelu-64", "gelu-512"):
@@ -76,7 +74,9 @@ def test_the_value_head_stays_in_registers(kernel, chip):
     assert aot.compile_kernel(kernel, chip, torch.float32, features="silu-64").problems(RECORDED) == []
 
 
-@pytest.mark.parametrize("chip", tuning.CHIPS)
+@pytest.mark.parametrize(
+    "chip", [pytest.param(chip, marks=[pytest.mark.soak] * (chip in (80, 100))) for chip in tuning.CHIPS]
+)
 @pytest.mark.parametrize("kernel", ["head_merge", "linear_forward", "linear_backward", "loss"])
 def test_the_small_kernels_do_too(kernel, chip):
     wanted = ("512", "bradley_terry-64", "plackett_luce-32", "best-512", "soft-16")
@@ -85,7 +85,9 @@ def test_the_small_kernels_do_too(kernel, chip):
         assert report.problems(RECORDED) == [] and report.spills == 0
 
 
-@pytest.mark.parametrize("activation", ["relu", "selu", "tanh"])
+@pytest.mark.parametrize(
+    "activation", [*(pytest.param(name, marks=pytest.mark.soak) for name in ("relu", "tanh")), "selu"]
+)
 def test_the_other_activations_compile(activation):
     for kernel in ("head_forward", "head_backward"):
         report = aot.compile_kernel(kernel, 90, torch.bfloat16, features=f"{activation}-512")

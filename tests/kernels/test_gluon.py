@@ -15,7 +15,7 @@ from yojo_kernels import (
 
 
 @pytest.mark.parametrize("dtype, head_dim", [(torch.bfloat16, 128), (torch.bfloat16, 64), (torch.float16, 128)])
-@pytest.mark.parametrize("features", ["plain", "all"])
+@pytest.mark.parametrize("features", [pytest.param("plain", marks=pytest.mark.soak), "all"])
 def test_the_forward_spills_nothing_and_overlaps(dtype, head_dim, features):
     report = aot.compile_kernel("gluon_forward", 90, dtype, head_dim, features)
     assert report.problems({}) == []
