@@ -7,7 +7,7 @@ from bench import models
 from bench.points import count as number
 from bench.points import times
 from bench.sweeps import COUNTS, LENGTHS, MIDDLE, PROMPTS, Point
-from bench.ways import MODES, Twin
+from bench.ways import Twin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,6 @@ def _name(kind, tokens, length, each):
 
 
 def _cell(twin, point):
-    encoded = twin.encoded(point)
-    flops = twin.flops_of_passes({mode: twin.collators[mode].pack([encoded]) for mode in MODES})
+    flops = twin.flops_of_passes(twin.batches(twin.encoded(point)))
     ratios = [times(flops["single"] / flops[f"yojo_{mode}"]) for mode in ("comparative", "isolated")]
     return ratios[0] if ratios[0] == ratios[1] else " / ".join(ratios)

@@ -86,8 +86,12 @@ class Twin:
         found = self.flops(point)
         return found.get(f"{variant}, fused", found[variant]) if fuse != "none" else found[variant]
 
+    def batches(self, encoded):
+        """dict mode of `MODES` -> a batch of one encoded sample, as a model in that mode takes it."""
+        return {mode: collator.pack([encoded]) for mode, collator in self.collators.items()}
+
     def flops_of_passes(self, batches):
-        """FLOPs of one pass of each mode and of "single" passes over the batches, dict mode of `MODES` -> batch, of a point."""
+        """dict "single", "yojo_" and each mode -> FLOPs over the `batches` of one sample."""
         found = {f"yojo_{mode}": batch_flops(self.model, batch).total for mode, batch in batches.items()}
         return found | {"single": batch_flops(self.model, batches["isolated"], single=True).total}
 
@@ -95,7 +99,7 @@ class Twin:
         """variant -> FLOPs of one call, counted beforehand by `yojo.costs.flops`: what the mask makes visible, no more."""
         if point not in self.counted:
             encoded = self.encoded(point)
-            batches = {mode: self.collators[mode].pack([encoded]) for mode in MODES}
+            batches = self.batches(encoded)
             found = self.flops_of_passes(batches)
             found["single_batch"] = found["single"]
             # With YOJO's fused layers: their last layer for the rows that are read, as in all of its passes.

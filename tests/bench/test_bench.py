@@ -218,10 +218,8 @@ def test_prompts_have_the_tokens_that_are_asked_for(device, name):
     assert 1 < short["single"] / short["yojo_isolated"] < 1.5
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.soak) for name in models.SHAPES["cuda"]],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("name", models.SHAPES["cuda"])
 @torch.inference_mode()
 def test_the_real_shapes_run(name, monkeypatch):
     """At their own widths, with few layers and words."""

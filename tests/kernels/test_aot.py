@@ -44,9 +44,11 @@ ALWAYS = {(80, 128, "all"), (90, 64, "all"), (90, 128, "all"), (90, 128, "others
 )
 @pytest.mark.parametrize("kernel", ["forward", "query_grad", "key_grad", "value_grad"])
 def test_a_16_bit_kernel_stays_in_registers(kernel, chip, head_dim, features):
-    for arguments in aot.configurations((chip,), (torch.bfloat16,), (head_dim,), (kernel,)):
-        if (arguments[-1] == "all") == (features == "all"):
-            assert aot.compile_kernel(*arguments).problems(RECORDED) == []
+    found = aot.configurations((chip,), (torch.bfloat16,), (head_dim,), (kernel,))
+    found = [arguments for arguments in found if (arguments[-1] == "all") == (features == "all")]
+    assert bool(found) == (kernel != "value_grad" or head_dim == 256)  # which key_grad writes where it has room
+    for arguments in found:
+        assert aot.compile_kernel(*arguments).problems(RECORDED) == []
 
 
 @pytest.mark.parametrize(
