@@ -16,7 +16,8 @@ FLOORS = (
     ("yojo.data",),
     ("yojo.saving",),
     ("yojo.reward_model",),
-    ("yojo.converting", "yojo.costs", "yojo.evaluation"),
+    ("yojo.judges",),
+    ("yojo.converting", "yojo.costs", "yojo.evaluation", "yojo.scoring"),
     ("yojo.training", "yojo.demo"),
     ("yojo.cli",),
 )

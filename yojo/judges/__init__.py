@@ -1,0 +1,1 @@
+"""What scores responses: anything with `score_many(examples) -> list of [N]`; reward models, classifiers, baselines."""
