@@ -1,11 +1,16 @@
 """`RewardModel`: a patched model and its processor, ready to score."""
 
+import contextlib
+import dataclasses
+import itertools
 import logging
 
 import torch
 
+from yojo.inputs import windows
 from yojo.inputs.example import Example
-from yojo.inputs.packing import Collator, pack_in_parts
+from yojo.inputs.feeding import fed
+from yojo.inputs.packing import Collator, Encoded, pack_in_parts
 from yojo.patching import devices, graphs
 from yojo.patching.eval_mode import Modules
 from yojo.patching.state import unwrap
@@ -29,6 +34,156 @@ def _named_scores(encoded, scores, dtype):
                 str(dtype).removeprefix("torch."),
             )
     return scores
+
+
+def _sent(batch, device, stream):
+    """A batch on its way to the device; through a stream of its own it is copied beside the pass before."""
+    if stream is None:
+        return {name: devices.sent(value, device) for name, value in batch.items()}
+    with torch.cuda.stream(stream):
+        batch = {name: devices.sent(value, device) for name, value in batch.items()}
+    torch.cuda.current_stream(device).wait_stream(stream)
+    return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """One example, scored.
+
+    Attributes:
+        place: its number in the stream, from 0.
+        encoded: `Encoded`.
+        scores: [N] float32 on the CPU; None where there is an error.
+        error: the exception that says why there are no scores, or None.
+        tokens: of the example in its packed row.
+        filled: tokens that the row's padding adds for it, its share.
+    """
+
+    place: int
+    encoded: Encoded
+    scores: torch.Tensor | None
+    error: Exception | None
+    tokens: int
+    filled: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Numbered:
+    place: int
+    encoded: Encoded
+
+    def size(self, config):
+        return self.encoded.num_tokens(config)
+
+    def bytes(self):
+        return self.encoded.num_bytes()
+
+
+class _Encode:
+    """What a worker does for `score_many`."""
+
+    def __init__(self, collator):
+        self.collator = collator
+
+    def __call__(self, numbered):
+        place, example = numbered
+        return self.collator.encode(example, place, rankings=False)
+
+
+class Run:
+    """Rows on their way through a model: one on the device while the next is packed; halved where memory is short.
+
+    Attributes:
+        budget: tokens in a row, at most; less after it was too much.
+    """
+
+    def __init__(self, reward_model, budget, errors):
+        self.reward_model, self.budget, self.errors = reward_model, budget, errors
+        self.modules, self.under_way = Modules(), []
+        device = devices.input_device(unwrap(reward_model.model))
+        self.ahead = 0 if device.type == "cpu" else 1
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def row(self, items):
+        """Begin a row, then wait for those before but one: a device has work while the next row is encoded."""
+        yield from self._begin(items)
+        yield from self._end(self.ahead)
+
+    def rest(self):
+        """Wait for the rows that are left."""
+        yield from self._end(0)
+
+    def _end(self, all_but):
+        while len(self.under_way) > all_but:
+            items, wait = self.under_way.pop(0)
+            yield from self._named(items, wait())
+
+    def _begin(self, items):
+        found = self._try(items)
+        if _is_memory(found):
+            yield from self._end(0)  # the rows before hold memory, too
+            found = self._try(items)
+        if not isinstance(found, Exception):
+            self.under_way.append((items, found))
+        elif len(items) > 1 and (_is_memory(found) or self.errors == "return"):
+            half = -(-len(items) // 2)
+            if _is_memory(found):
+                tokens = sum(item.size(self.reward_model.config) for item in items)
+                self.budget = max(1, min(self.budget, tokens) // 2)
+                logger.warning("out of memory with %d tokens in a row: %d at most from now on", tokens, self.budget)
+            yield from self._begin(items[:half])
+            yield from self._end(self.ahead)
+            yield from self._begin(items[half:])
+        else:
+            yield from self._failed(items, found)
+
+    def _try(self, items):
+        """A function that waits for the scores; or the exception, if it may be an example's or memory is short."""
+        try:
+            encoded = [item.encoded for item in items]
+            return self.reward_model._begin_row(encoded, self.modules, self.stream)
+        except Exception as error:
+            if _is_memory(error):
+                found = error.with_traceback(None)  # whose frames hold what there is no room for
+                found.__context__ = found.__cause__ = None
+            elif self.errors == "return" and isinstance(error, (TypeError, ValueError)):
+                found = error
+            else:
+                raise
+        if torch.cuda.is_available() and _is_memory(found):
+            torch.cuda.empty_cache()
+        return found
+
+    def _failed(self, items, error):
+        config = self.reward_model.config
+        if _is_memory(error):
+            (item,) = items
+            tokens = item.size(config)
+            text = f"{item.encoded.name}: out of memory with {tokens} tokens in a row of its own: {_first_line(error)}"
+            error = MemoryError(text)
+        if self.errors == "raise":
+            raise error
+        for item in items:
+            yield Scored(item.place, item.encoded, None, error, item.size(config))
+
+    def _named(self, items, scores):
+        config = self.reward_model.config
+        sizes = [item.size(config) for item in items]
+        multiple = self.reward_model._multiple([item.encoded for item in items])
+        filled = (-sum(sizes) % multiple if multiple else 0) / len(items)
+        for item, found, size in zip(items, scores, sizes, strict=True):
+            yield Scored(item.place, item.encoded, found, None, size, filled)
+
+
+def _is_memory(error):
+    """Whether an exception says that memory is short; on the CPU, torch says so in words."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class RewardModel:
@@ -78,83 +233,99 @@ class RewardModel:
         example = Example(prompt, responses, images=images, videos=videos, tools=tools, literal_tags=literal_tags)
         return self.score_many([example])[0]
 
-    def score_many(self, examples, progress=False, token_budget=8192):
+    def score_many(self, examples, progress=False, token_budget=8192, workers=0):
         """Score many examples, several in one forward pass where they fit.
 
-        Rankings are not looked at. A response whose states overflow has a score that is not finite, and changes no other
-        response's but those that see it (later ones, in comparative mode); a warning names it.
+        Examples of like length share rows, within a window of some rows. Which do depends on the examples alone: scores are
+        the same to the bit for any number of workers. Rankings are not looked at. A response whose states overflow has a
+        score that is not finite, and changes no other response's but those that see it (later ones, in comparative mode); a
+        warning names it.
 
         Args:
-            examples: iterable of `yojo.Example`.
+            examples: iterable of `yojo.Example`; it is read some rows ahead.
             progress: show a progress bar.
             token_budget: packed rows are filled up to this many tokens; an example that is longer by itself gets a
-                row of its own.
+                row of its own. Where memory does not suffice for a row it is halved, with the budget of those to come.
+            workers: processes that read images and run processor and tokenizer while the model runs; 0: done in between.
 
         Returns:
             list of [N] float32 tensors on the CPU, in the order of examples.
+
+        Raises:
+            TypeError, ValueError: an example that cannot be scored; the message names it.
+            MemoryError: one that does not fit into memory by itself.
         """
         from tqdm.auto import tqdm
 
+        total = len(examples) if hasattr(examples, "__len__") else None
+        scores = {}
+        encoded = fed(_Encode(self.collator), enumerate(examples), workers)
+        with (
+            contextlib.closing(encoded),
+            tqdm(total=total, disable=not progress, desc="scoring", unit="example") as bar,
+        ):
+            for scored in self.score_encoded(encoded, token_budget):
+                scores[scored.place] = scored.scores
+                bar.update()
+        return [scores[place] for place in range(len(scores))]
+
+    def score_encoded(self, encoded, token_budget=8192, errors="raise"):
+        """Score a stream of encoded examples, row by row, and give the scores as they come.
+
+        Args:
+            encoded: iterable of what `collator.encode` returns.
+            token_budget: as for `score_many`.
+            errors: "raise", or "return": an example that the model refuses, or that does not fit into memory by itself,
+                has an `error` instead of scores, and the others of its row are scored.
+
+        Yields:
+            `Scored`, in the order in which rows are done.
+        """
         if token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, got {token_budget}")
-        total = len(examples) if hasattr(examples, "__len__") else None
-        scores, row, tokens, modules = [], [], 0, Modules()
-        base = unwrap(self.model)
-        ahead = devices.input_device(base).type != "cpu"
-        with tqdm(total=total, disable=not progress, desc="scoring", unit="example") as bar:
-            under_way = []  # functions that wait for the scores of a row
-
-            def begin(row):
-                """Begin a row, then wait for the one before: a device has work while the next row is encoded."""
-                under_way.append(self._begin_row(row, modules))
-                end(all_but=1 if ahead else 0)
-
-            def end(all_but=0):
-                while len(under_way) > all_but:
-                    found = under_way.pop(0)()
-                    scores.extend(found)
-                    bar.update(len(found))
-
-            for place, example in enumerate(examples):
-                encoded = self.collator.encode(example, place, rankings=False)
-                size = encoded.num_tokens(self.config)
-                if row and tokens + size > token_budget:
-                    begin(row)
-                    row, tokens = [], 0
-                row.append(encoded)
-                tokens += size
-            if row:
-                begin(row)
-            end()
-        return scores
+        if errors not in ("raise", "return"):
+            raise ValueError(f"errors must be 'raise' or 'return', got {errors!r}")
+        run = Run(self, token_budget, errors)
+        numbered = map(_Numbered, itertools.count(), encoded)
+        rows = windows.rows(
+            numbered, lambda: run.budget, lambda item: item.size(self.config), lambda item: item.bytes()
+        )
+        for row in rows:
+            yield from run.row(row)
+        yield from run.rest()
 
     def _score_row(self, encoded):
         return self._begin_row(encoded)()
 
-    def _begin_row(self, encoded, modules=None):
+    def _begin_row(self, encoded, modules=None, stream=None):
         """Hand a row to the device, in parts where it must be; returns a function that waits for its scores.
 
-        `modules`: the `Modules` of the rows before.
+        `modules`: the `Modules` of the rows before. `stream`: the CUDA stream that copies go through.
         """
-        parts = [self._score_batch(some, batch, modules) for some, batch in pack_in_parts(self._pack, encoded)]
+        parts = [self._score_batch(some, batch, modules, stream) for some, batch in pack_in_parts(self._pack, encoded)]
         return lambda: [scores for part in parts for scores in part()]
 
     def _pack(self, encoded):
-        base, multiple = unwrap(self.model), None
-        if limit := base.yojo.graphs:
-            tokens = sum(item.num_tokens(self.config) for item in encoded)
-            multiple = graphs.BUCKET if graphs.bucket_of(tokens, limit) else None
-        self.collator.tables.follow(base)
-        return self.collator.pack(encoded, pad_to_multiple_of=multiple)
+        self.collator.tables.follow(unwrap(self.model))
+        return self.collator.pack(encoded, pad_to_multiple_of=self._multiple(encoded))
 
-    def _score_batch(self, encoded, batch, modules=None):
+    def _multiple(self, encoded):
+        """What the length of a row is filled up to a multiple of, or None."""
+        limit = unwrap(self.model).yojo.graphs
+        tokens = sum(item.num_tokens(self.config) for item in encoded) if limit else 0
+        return graphs.BUCKET if limit and graphs.bucket_of(tokens, limit) else None
+
+    def _score_batch(self, encoded, batch, modules=None, stream=None):
         """Begin the pass over a batch; returns a function that waits for its scores, one tensor per example."""
         base = unwrap(self.model)
-        device = devices.input_device(base)
-        batch = {name: devices.sent(value, device) for name, value in batch.items()}
+        batch = _sent(batch, devices.input_device(base), stream)
         with base.yojo.eval_mode.of(self.model, modules), torch.inference_mode():
             scores = devices.fetched(self.model(**batch).scores.float())
-        return lambda: _named_scores(encoded, scores(), base.dtype)
+
+        def wait(batch=batch):  # whose memory another copy may take only when the pass is over
+            return _named_scores(encoded, scores(), base.dtype)
+
+        return wait
 
     def save_pretrained(self, path, **options):
         """Write everything that changes a score into a folder, whole or not at all.

@@ -64,6 +64,10 @@ class Encoded:
         branches = len(orders(len(self.responses), config)) if config.mode == "comparative" else 1
         return len(self.prompt_ids) + branches * sum(map(len, self.responses))
 
+    def num_bytes(self):
+        """Bytes of its vision tensors."""
+        return sum(tensor.nbytes for tensor in self.vision.values())
+
 
 class Collator:
     """Make the batch a patched model takes: `model(**collator(examples))`.

@@ -1,0 +1,167 @@
+"""Work in other processes, ahead of whoever needs it: examples decoded and tokenised while the model runs."""
+
+import io
+import itertools
+import os
+import pickle
+import traceback
+
+import torch
+
+CHUNK = 4  # items a worker takes at a time: neighbours, which often share an image
+AHEAD = 2  # chunks that each worker is ahead
+# Tensors from this size are handed over in shared memory, each with a file of its own; smaller ones through the pipe.
+SHARED = 1 << 20
+_SHARED_MEMORY = "/dev/shm"
+
+
+def fed(function, items, workers=0):
+    """Yield `function(item)` for every item, in the order of the items.
+
+    Args:
+        function: what has to be done; it must pickle where processes are not forked. In a worker
+            torch has one thread.
+        items: iterable; it is read here, a bounded number of items ahead.
+        workers: processes; 0: it is done here, when it is asked for.
+
+    Yields:
+        What the function returns. Tensors in it are its own: they may lie in shared memory.
+
+    Raises:
+        ValueError: a negative number of workers.
+        RuntimeError: a worker has died (killed for memory, say).
+        What the function raises, as it would here, with the worker's traceback as its cause.
+    """
+    if workers < 0:
+        raise ValueError(f"workers must be 0 or more, got {workers}")
+    if not workers:
+        yield from map(function, items)
+        return
+    loader = torch.utils.data.DataLoader(
+        _Calls(function, workers),
+        batch_size=None,
+        sampler=_Chunks(items),
+        num_workers=workers,
+        prefetch_factor=AHEAD,
+        worker_init_fn=_begin_worker,
+        generator=torch.Generator(),  # or a seed would be drawn from everybody's
+    )
+    chunks = iter(loader)
+    try:
+        for payload, tensors in chunks:
+            for result, error, trace in _unpacked(payload, tensors):
+                if error is not None:
+                    raise error from WorkerTraceback(trace)
+                yield result
+    finally:
+        del chunks, loader  # which ends the workers
+
+
+class WorkerTraceback(Exception):
+    """Where in a worker an exception was raised: the cause of the one that is raised here."""
+
+    def __str__(self):
+        return f"\n{self.args[0]}"
+
+
+class _Chunks:
+    """A sampler that gives the items themselves."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        items = iter(self.items)
+        while chunk := list(itertools.islice(items, CHUNK)):
+            yield chunk
+
+
+class _Calls(torch.utils.data.Dataset):
+    """What runs in a worker: a chunk of items -> its results, packed to be handed over."""
+
+    def __init__(self, function, workers):
+        self.function, self.workers = function, workers
+
+    def __getitem__(self, chunk):
+        results = []
+        for item in chunk:
+            try:
+                results.append((self.function(item), None, None))
+            except Exception as error:
+                results.append((None, _that_pickles(error), traceback.format_exc()))
+                break  # nobody will read what is behind it
+        return _packed(results, self.workers)
+
+
+def _begin_worker(number):
+    # Tokenizers were used before the fork, and would warn that they go on with one thread.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _that_pickles(error):
+    try:
+        if str(pickle.loads(pickle.dumps(error))) == str(error):
+            return error
+    except Exception:
+        pass
+    kinds = (TypeError, ValueError, MemoryError, OSError)
+    return next((one for one in kinds if isinstance(error, one)), RuntimeError)(f"{type(error).__name__}: {error}")
+
+
+# ---- results handed over ----
+
+
+class _Pickler(pickle.Pickler):
+    """Large tensors are left out, to go through shared memory; small ones are plain bytes."""
+
+    def __init__(self, file, fits):
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.fits, self.tensors = fits, []
+
+    def persistent_id(self, value):
+        if not isinstance(value, torch.Tensor) or value.nbytes < SHARED or not self.fits(value.nbytes):
+            return None
+        # Here and not when it is sent, in another thread: what fits now may not fit then.
+        self.tensors.append(value.detach().contiguous().clone().share_memory_())
+        return len(self.tensors) - 1
+
+    def reducer_override(self, value):
+        if type(value) is torch.Tensor and value.device.type == "cpu" and value.layout == torch.strided:
+            try:
+                return _tensor, (value.detach().contiguous().numpy(),)
+            except TypeError:  # bfloat16, which numpy lacks
+                pass
+        return NotImplemented
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file, tensors):
+        super().__init__(file)
+        self.tensors = tensors
+
+    def persistent_load(self, place):
+        return self.tensors[place]
+
+
+def _tensor(array):
+    return torch.from_numpy(array.copy() if not array.flags.writeable else array)
+
+
+def _packed(results, workers):
+    file = io.BytesIO()
+    pickler = _Pickler(file, lambda size: _fits(size, workers))
+    pickler.dump(results)
+    return file.getvalue(), pickler.tensors
+
+
+def _unpacked(payload, tensors):
+    return _Unpickler(io.BytesIO(payload), tensors).load()
+
+
+def _fits(size, workers):
+    """Whether so many bytes fit into shared memory, should all workers want as much; beyond it they are killed."""
+    try:
+        room = os.statvfs(_SHARED_MEMORY)
+    except OSError:  # elsewhere it is not bounded apart
+        return True
+    return room.f_bavail * room.f_frsize > 2 * workers * size
