@@ -185,11 +185,20 @@ class Records:
     def __getitem__(self, index):
         """`Example` number `index`, named "file:line"; raises `DataError` for a record that cannot be used."""
         example, left = self.read(index)
+        self.count(index, left)
+        return example
+
+    def count(self, index, left):
+        """Count what is left out of a record, once, and warn of columns that nobody knows.
+
+        Args:
+            index: number of the record, from 0.
+            left: what `read` has returned with its example.
+        """
         index %= len(self)
         if not self._counted[index]:
             self._counted[index] = 1
             self._note(left)
-        return example
 
     def _note(self, left):
         self.unused.update(path for path, why in left.items() if why is None)
@@ -206,11 +215,33 @@ class Records:
                 self.path or self.name, ", ".join(new), new,
             )  # fmt: skip
 
-    def read(self, index):
+    def label(self, index):
+        """What errors call a record, and the `id` of its `Example`: "file:line"."""
+        reader, at = self._locate(index)
+        return f"{reader.name}:{reader.line(at)}"
+
+    def responses(self, index, raw):
+        """The responses of a record, whether or not its media are where it says.
+
+        Args:
+            index: number of the record, from 0.
+            raw: what `raw(index)` returns.
+
+        Returns:
+            list.
+
+        Raises:
+            ValueError, TypeError, KeyError, ...: whatever reading the record raises.
+        """
+        reader, _ = self._locate(index)
+        return list(self._fields(without_fillers(raw) if reader.filled else raw)[0].responses)
+
+    def read(self, index, raw=None):
         """As `records[index]`, with what is left out of it.
 
         Args:
             index: number of the record, from 0.
+            raw: what `raw(index)` returns, where that is at hand.
 
         Returns:
             (`Example`, dict column -> why it may be left out, or None where nobody knows it).
@@ -220,14 +251,13 @@ class Records:
         """
         reader, at = self._locate(index)
         try:
-            return self._read(reader, at)
+            return self._read(reader, at, reader.read(at) if raw is None else raw)
         except (DataError, *NOT_A_RECORDS_FAULT):
             raise
         except Exception as error:  # whatever it is: nothing that a record holds may end the reading of the others
             raise reader.error(what_it_says(error), at) from error
 
-    def _read(self, reader, at):
-        raw = reader.read(at)
+    def _read(self, reader, at, raw):
         fields, left = self._fields(without_fillers(raw) if reader.filled else raw)
         rankings = self._rankings(fields)
         root = self._root or reader.folder

@@ -1,0 +1,93 @@
+"""Which rows of a job have their scores, by what they hold: 50 bytes a row."""
+
+import numpy as np
+
+_EMPTY = b"\0" * 16
+
+
+class Done:
+    """The rows that finished parts hold.
+
+    A row of the input is known by its key, the content that the model saw, not by its place: the input may have grown
+    anywhere. Where n rows hold the same, n of them are done when n are in the parts.
+
+    Args:
+        lines: iterable of (place, row), as of `yojo.scoring.parts.Lines`.
+
+    Attributes:
+        places: [n] int64.
+    """
+
+    def __init__(self, lines):
+        keys, records, media = bytearray(), bytearray(), bytearray()
+        places = np.empty(0, np.int64)
+        found = []
+        for place, line in lines:
+            keys += bytes.fromhex(line["key"])
+            records += bytes.fromhex(line["record"])
+            media += bytes.fromhex(line["media"]) if line["media"] else _EMPTY
+            found.append(place)
+            if len(found) == 1 << 16:
+                places, found = np.concatenate([places, np.array(found, np.int64)]), []
+        self.places = np.concatenate([places, np.array(found, np.int64)])
+        self.keys, self.records, self.media = map(_table, (keys, records, media))
+        self.by_key = np.argsort(self.keys, kind="stable")
+        self.by_record = np.argsort(self.records, kind="stable")
+        self.sorted_keys, self.sorted_records = self.keys[self.by_key], self.records[self.by_record]
+        self.taken = np.zeros(len(self), bool)
+        self._next = {}  # where many rows hold the same: the first of them that may be left
+
+    def __len__(self):
+        return len(self.places)
+
+    def known(self, record, stamp):
+        """The key of a row of the same record whose files are those they were; None where there is none.
+
+        Args:
+            record: digest of the raw record.
+            stamp: of its media files.
+        """
+        if not stamp:
+            return None
+        stamp = np.frombuffer(bytes.fromhex(stamp), "V16")[0]
+        for n in self._range(self.by_record, self.sorted_records, record):
+            if self.media[n] == stamp:
+                return self.keys[n].tobytes().hex()
+        return None
+
+    def take(self, key):
+        """Take a row with this key that nobody has taken: its number, or None."""
+        return self._take(self.by_key, self.sorted_keys, key)
+
+    def take_record(self, record):
+        """The same for a row of the same raw record, whose media cannot be read any more."""
+        return self._take(self.by_record, self.sorted_records, record)
+
+    def left(self):
+        """How many rows nobody has taken."""
+        return int((~self.taken).sum())
+
+    def _take(self, order, table, value):
+        found = self._range(order, table, value)
+        start = self._next.get(value, 0)
+        for n in found[start:]:
+            start += 1
+            if not self.taken[n]:
+                self.taken[n] = True
+                if len(found) > 1:
+                    self._next[value] = start
+                return int(n)
+        return None
+
+    def _range(self, order, table, value):
+        value = np.frombuffer(bytes.fromhex(value), "V16")
+        low, high = _search(table, value)
+        return order[low:high]
+
+
+def _table(data):
+    return np.frombuffer(bytes(data), "V16")
+
+
+def _search(table, value):
+    return np.searchsorted(table, value, "left")[0], np.searchsorted(table, value, "right")[0]
