@@ -30,6 +30,12 @@ class Progress:
             shape = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
             self._bar = tqdm(total=total, desc=label, unit="row", bar_format=shape, file=sys.stderr, dynamic_ncols=True)
 
+    def set_total(self, total):
+        """It has turned out how many rows there are."""
+        self.total = total
+        if self._bar is not None:
+            self._bar.total = total
+
     def add(self, rows, bad=0, tokens=0, filled=0.0):
         """More is done.
 

@@ -1,0 +1,244 @@
+"""One run over a shard of a scoring job: which rows are left, what becomes of them, and the file that is made in the end."""
+
+import contextlib
+import dataclasses
+import errno
+from pathlib import Path
+
+import numpy as np
+
+from yojo.inputs.feeding import fed
+from yojo.scoring import parts
+from yojo.scoring.done import Done
+from yojo.scoring.progress import Progress, clock_text
+from yojo.scoring.rows import Look, Prepare, name_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a run of a scoring job has done.
+
+    Attributes:
+        rows: of the input, in this shard.
+        scored: in this run.
+        kept: that had their scores already.
+        gone: of those kept, rows whose images or videos cannot be read any more.
+        bad: rows without scores; the job's folder says why.
+        stale: scores of rows that are no longer in the input; 0 for one shard of several.
+        dropped: lines of earlier runs that were not whole, and have been scored again.
+        tokens: in packed rows.
+        padding: share of padding among them.
+        seconds: of scoring.
+        out: file or folder of the scores.
+        folder: of the job.
+        job: its short fingerprint.
+    """
+
+    rows: int
+    scored: int
+    kept: int
+    gone: int
+    bad: int
+    stale: int
+    dropped: int
+    tokens: int
+    padding: float
+    seconds: float
+    out: Path
+    folder: Path
+    job: str
+
+    @property
+    def exit_code(self):
+        """0 where every row has its scores, 1 where bad rows are left."""
+        return int(self.bad > 0)
+
+    def lines(self):
+        """What it says, for people."""
+        rate = tokens = ""
+        if self.scored and self.seconds:
+            rate = f" in {clock_text(self.seconds)}, {self.scored / self.seconds:.3g} rows/s"
+            tokens = f", {self.tokens / self.seconds:,.0f} tokens/s, {self.padding:.1%} padding" if self.tokens else ""
+        yield f"{self.out}: {self.rows - self.bad:,} of {self.rows:,} rows have scores: {self.scored:,} new{rate}{tokens}"
+        if self.dropped:
+            yield f"{self.dropped:,} lines of an earlier run were not whole; their rows were scored again"
+        if self.gone:
+            yield f"{self.gone:,} rows keep their scores though their images or videos cannot be read any more"
+        if self.stale:
+            yield f"{self.stale:,} scores are of rows that are no longer in the input"
+        if self.bad:
+            yield f"{self.bad:,} rows are bad ({self.folder}/bad-*.jsonl says why); the next run tries them first"
+
+
+class Run:
+    """One run over a shard of a job.
+
+    Args:
+        job: `yojo.scoring.job.Job`.
+        records: `yojo.data.records.Records`.
+        workers: processes that look for rows that are done.
+        show: draw progress bars; or function (rows, label) -> `Progress` of one's own.
+    """
+
+    def __init__(self, job, records, workers=0, show=False):
+        self.job, self.records, self.workers, self.show = job, records, workers, show
+        self.shard = job.shard
+        self.seen = np.zeros(len(records), bool)  # rows that are done, or of which this run knows what is wrong
+        self.where = np.full(len(records) if job.file is not None else 0, -1, np.int64)
+        self.lines = parts.Lines(job.parts())
+        self.pending, self.done, self.base = None, None, 0
+        self.scored = self.kept = self.gone = self.bad = self.others = 0
+        self.progress, self.seconds, self.finished = Progress(0), 0.0, False
+
+    def find_done(self):
+        """Which rows have their scores, and in which order the others are tried: those that were bad before come first."""
+        self.done = Done(self.lines)
+        retried = self._retried()
+        if len(self.done):
+            self._look()
+        first = [row for row in retried if not self.seen[row]]
+        rest = ~self.seen
+        rest[first] = False
+        self.pending = np.concatenate([np.array(first, np.int64), rest.nonzero()[0]])
+        self.base = self.lines.add(self.job.folder / self.job.stem)
+
+    def _retried(self):
+        rows = {}
+        for path in self.job.bad_files():
+            rows |= {line["row"]: None for line in parts.read_lines(path, self.job.dropped)}
+        return [row for row in rows if row < len(self.records)]
+
+    def _look(self):
+        """Read every row, and take the scores that are there."""
+        bar = self._progress(len(self.records), "looking for rows that have scores")
+        look = Look(Prepare(self.records, shard=self.shard), self.done.known)
+        with contextlib.closing(fed(look, range(len(self.records)), self.workers)) as rows:
+            for row in rows:
+                bar.add(1)
+                self._find(row)
+        bar.close()
+
+    def _find(self, row):
+        if not row.mine:
+            self.others += 1
+            self.seen[row.row] = True
+            return
+        if row.error is None:
+            found = self.done.take(row.key)
+        else:  # nothing in the record has changed, but its media are gone: the scores stay
+            found = None if row.record is None else self.done.take_record(row.record)
+            self.gone += found is not None
+        if found is not None:
+            self.kept += 1
+            self.seen[row.row] = True
+            if len(self.where):
+                self.where[row.row] = self.done.places[found]
+
+    def _progress(self, total, label):
+        return self.show(total, label) if callable(self.show) else Progress(total, self.show, label=label)
+
+    def score(self, scorer):
+        """Score what is pending."""
+        self.progress = self._progress(len(self.pending), "scoring")
+        try:
+            scorer.run(iter(self.pending.tolist()), self.take)
+        except OSError as error:
+            raise _full(error, self.job.folder) from error
+        finally:
+            self.progress.close()
+        self.seconds = self.progress.clock() - self.progress.start
+
+    def take(self, outcome):
+        """Write down what has become of a row."""
+        row = outcome["row"]
+        self.seen[row] = True
+        if outcome.get("left"):
+            self.records.count(row, outcome["left"])
+        if "line" in outcome:
+            (start,) = self.job.scores.add([outcome["line"]])
+            if len(self.where):
+                self.where[row] = self.base + start
+            self.scored += 1
+            self.progress.add(1, tokens=outcome["tokens"], filled=outcome["filled"])
+        elif "bad" in outcome:
+            self.job.bad.add([outcome["bad"]])
+            self.bad += 1
+            self.progress.add(0, bad=1)
+        else:
+            self.others += 1
+            self.progress.set_total(self.progress.total - 1)
+
+    def finish(self, is_tried=True):
+        """Give the parts their names, and write the file.
+
+        Args:
+            is_tried: False: others have tried what is pending, and have listed the bad rows.
+        """
+        out = self.job.file or self.job.folder
+        try:
+            if is_tried:
+                self.job.finish(lambda row: row >= len(self.records) or self.seen[row])
+            else:
+                self.job.finish()
+                self.bad = int((~self.seen).sum())
+            if self.job.file is not None:
+                assemble(self.job, self.records, self.lines, self.where)
+        except OSError as error:
+            raise _full(error, self.job.folder) from error
+        self.finished = True
+        return Summary(
+            rows=len(self.records) - self.others,
+            scored=self.scored,
+            kept=self.kept,
+            gone=self.gone,
+            bad=self.bad,
+            stale=self.done.left() if self.shard[1] == 1 else 0,
+            dropped=len(self.job.dropped),
+            tokens=self.progress.tokens,
+            padding=self.progress.padding,
+            seconds=self.seconds,
+            out=out,
+            folder=self.job.folder,
+            job=self.job.job,
+        )
+
+    def close(self):
+        """Leave the folder in order, however the run has ended."""
+        self.lines.close()
+        if not self.finished:  # interrupted, say: what is there gets its name, if there is room for it
+            with contextlib.suppress(OSError):
+                self.job.finish()
+        self.job.close()
+
+
+def _full(error, folder):
+    """A full disk, with what to do; other errors as they are."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return error
+    return OSError(
+        error.errno,
+        f"{folder}: {error.strerror}: what was written before is kept; make room and run the same command again",
+    )
+
+
+def assemble(job, records, lines, where):
+    """Write the file of a job, whole, in the order of the input.
+
+    Args:
+        job: `Job`.
+        records: `Records`.
+        lines: `yojo.scoring.parts.Lines`.
+        where: [rows] int64, the place of every row's line; -1 for none.
+    """
+    ordered = (_current(lines.read(int(where[row])), row, records) for row in (where >= 0).nonzero()[0].tolist())
+    if job.file.suffix.lower() == ".parquet":
+        parts.write_parquet(job.file, ordered, job.description)
+    else:
+        parts.write_lines(job.file, ordered)
+
+
+def _current(line, row, records):
+    """The line of a row that stood elsewhere in the input when it was scored."""
+    if line["row"] == row:
+        return line
+    return line | {"row": row, "id": name_of(records.raw(row), records.label(row))}
