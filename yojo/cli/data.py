@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from yojo.cli.quiet import quiet_transformers
-from yojo.cli.shared import fail
+from yojo.cli.shared import column_map, fail
 
 
 def check(
@@ -15,7 +15,7 @@ def check(
         list[Path], typer.Argument(exists=True, help=".jsonl, .json or .parquet files, or folders of them.")
     ],
     format: Annotated[str, typer.Option(help="Name of the format; found from the columns by default.")] = "auto",
-    column_map: Annotated[
+    mapped: Annotated[
         list[str] | None, typer.Option("--map", help="field=column, such as prompt=question; once per field.")
     ] = None,
     image_root: Annotated[
@@ -70,7 +70,7 @@ def check(
                 **settings,
                 progress=progress,
                 format=format,
-                columns=_column_map(column_map or []),
+                columns=column_map(mapped or []),
                 image_root=image_root,
                 allow_urls=allow_urls,
                 ranked=not unranked,
@@ -90,15 +90,3 @@ def check(
         json_file.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
         typer.echo(f"report: {json_file}")
     raise typer.Exit(report.exit_code(skip_bad))
-
-
-def _column_map(pairs):
-    columns = {}
-    for pair in pairs:
-        field, equals, column = pair.partition("=")
-        if not (field and equals and column):
-            raise ValueError(f"--map must be field=column, such as prompt=question, got {pair!r}")
-        if field in columns:
-            raise ValueError(f"--map gives {field} twice: {columns[field]} and {column}")
-        columns[field] = column
-    return columns

@@ -28,3 +28,16 @@ def fail(message):
     """Say what is wrong, and leave with exit code 2."""
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(2)
+
+
+def column_map(pairs):
+    """dict of --map options, field=column each."""
+    columns = {}
+    for pair in pairs:
+        field, equals, column = pair.partition("=")
+        if not (field and equals and column):
+            raise ValueError(f"--map must be field=column, such as prompt=question, got {pair!r}")
+        if field in columns:
+            raise ValueError(f"--map gives {field} twice: {columns[field]} and {column}")
+        columns[field] = column
+    return columns

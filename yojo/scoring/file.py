@@ -4,7 +4,7 @@ import os
 import time
 
 from yojo.data.records import Records
-from yojo.scoring.job import Job, folder_of, read_description
+from yojo.scoring.job import Job, check_place, folder_of, read_description
 from yojo.scoring.run import Run
 from yojo.scoring.scorer import Load, Scorer
 
@@ -139,7 +139,8 @@ def checked_shard(shard):
 
 def check_out(out, shard=(0, 1), workers=0, token_budget=8192):
     """What is wrong with an output and can be said before anything is loaded."""
-    _, file = folder_of(out)
+    folder, file = folder_of(out)
+    check_place(folder, file)
     if file is not None and shard[1] > 1:
         raise ValueError(f"shards write into one folder: name a folder instead of {file} (--out FOLDER)")
     if workers < 0:

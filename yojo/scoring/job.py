@@ -45,6 +45,31 @@ def folder_of(out):
     return out, None
 
 
+def check_place(folder, file):
+    """What is wrong with the place of an output: it is somebody else's.
+
+    Args:
+        folder, file: as `folder_of` returns them.
+
+    Raises:
+        JobError: so it is.
+    """
+    is_job = (folder / JOB_FILE).is_file()
+    if folder.exists() and not folder.is_dir():
+        raise JobError(f"{folder} is a file, and must be the folder of a scoring job")
+    if file is not None and file.exists() and not is_job:
+        raise JobError(
+            f"{file} exists and was not written by a scoring job (there is no {folder / JOB_FILE}): name another --out, or "
+            "move it away"
+        )
+    if file is None and folder.is_dir() and not is_job:
+        strange = [name for name in os.listdir(folder) if name != LOCK_FILE and not name.startswith(parts.ASIDE)]
+        if strange:
+            raise JobError(
+                f"{folder} holds {sorted(strange)[0]} and is not the folder of a scoring job: name a new folder"
+            )
+
+
 def short(fingerprint):
     """16 hexadecimal digits of a fingerprint: the column `job` of every row."""
     return digest(fingerprint)[:16]
@@ -102,7 +127,7 @@ class Job:
         self._begin(resume)
 
     def _begin(self, resume):
-        self._check_place()
+        check_place(self.folder, self.file)
         self.folder.mkdir(parents=True, exist_ok=True)
         own = (str(self.folder.resolve()), *self.shard)
         for other in _open:
@@ -117,21 +142,6 @@ class Job:
             self.bad = parts.Part(self.folder, self.bad_name)
         _open.add(own)
         self._own = own
-
-    def _check_place(self):
-        if self.folder.exists() and not self.folder.is_dir():
-            raise JobError(f"{self.folder} is a file, and must be the folder of a scoring job")
-        if self.file is not None and self.file.exists() and not (self.folder / JOB_FILE).is_file():
-            raise JobError(
-                f"{self.file} exists and was not written by a scoring job (there is no {self.folder / JOB_FILE}): name "
-                "another --out, or move it away"
-            )
-        if self.file is None and self.folder.is_dir() and not (self.folder / JOB_FILE).is_file():
-            strange = [name for name in os.listdir(self.folder) if name != LOCK_FILE]
-            if strange:
-                raise JobError(
-                    f"{self.folder} holds {sorted(strange)[0]} and is not the folder of a scoring job: name a new folder"
-                )
 
     def _check_description(self, resume):
         file = self.folder / JOB_FILE

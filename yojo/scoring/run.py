@@ -53,6 +53,10 @@ class Summary:
         """0 where every row has its scores, 1 where bad rows are left."""
         return int(self.bad > 0)
 
+    def to_dict(self):
+        """The same for JSON."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+
     def lines(self):
         """What it says, for people."""
         rate = tokens = ""
