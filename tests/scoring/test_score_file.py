@@ -1,0 +1,295 @@
+"""`yojo.score_file`: every row once, the same scores as one by one, and folders that are another's are refused."""
+
+import errno
+import json
+import resource
+
+import datasets
+import pytest
+import torch
+from scoring_cases import Constants, bad_of, candidates, check, lines_of, picture, run, score_of, write
+
+import yojo
+from yojo.scoring import parts
+
+
+@pytest.fixture()
+def input_(tmp_path):
+    return write(tmp_path / "in.jsonl", candidates(60, tmp_path / "images"))
+
+
+@pytest.mark.parametrize("name, parquet", [("out", False), ("out", True), ("o.jsonl", False), ("o.parquet", False)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_row_has_its_scores_once(input_, tmp_path, name, parquet, workers):
+    records, out = candidates(60, tmp_path / "images"), tmp_path / name
+    found = run(input_, out, workers=workers, parquet=parquet)
+    assert (found.rows, found.scored, found.kept, found.bad, found.exit_code) == (60, 60, 0, 0, 0)
+    check(out, records, input_)
+    again = run(input_, out, workers=workers, parquet=parquet)
+    assert (again.scored, again.kept, again.stale, again.dropped) == (0, 60, 0, 0)
+    check(out, records, input_)
+
+
+@pytest.mark.parametrize("name", ["out", "o.jsonl", "o.parquet"])
+def test_an_input_that_has_grown_anywhere(tmp_path, name):
+    records, out = candidates(50), tmp_path / name
+    run(write(tmp_path / "in.jsonl", records), out)
+    more = [{"prompt": "new", "responses": ["x"]}, *records[:20], records[19], *records[20:], *candidates(12, seed=1)]
+    found = run(write(tmp_path / "in.jsonl", more), out)
+    assert (found.rows, found.scored, found.kept) == (64, 14, 50)
+    check(out, more, tmp_path / "in.jsonl")
+    shuffled = more[::-1]
+    found = run(write(tmp_path / "in.jsonl", shuffled), out)
+    assert (found.scored, found.kept) == (0, 64)
+    check(out, shuffled, tmp_path / "in.jsonl")
+
+
+def test_rows_that_are_gone_from_the_input_are_said(tmp_path):
+    records = candidates(20)
+    for out in (tmp_path / "out", tmp_path / "o.jsonl"):
+        run(write(tmp_path / "in.jsonl", records), out)
+        found = run(write(tmp_path / "in.jsonl", records[5:]), out)
+        assert (found.scored, found.kept, found.stale) == (0, 15, 5)
+        assert "5 scores are of rows that are no longer in the input" in list(found.lines())
+    check(tmp_path / "o.jsonl", records[5:], tmp_path / "in.jsonl")
+
+
+def test_bad_rows_are_kept_with_their_reason_and_tried_first(tmp_path):
+    records, out = candidates(40, tmp_path / "images"), tmp_path / "o.jsonl"
+    records[30] = records[30] | {"responses": []}
+    records[31] = records[31] | {"image": "images/none.png"}
+    records[32] = records[32] | {"image": "images/broken.png"}
+    (tmp_path / "images" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    path = write(tmp_path / "in.jsonl", records)
+    path.write_text(path.read_text() + '{"prompt": "torn\n')
+    tried = []
+
+    class Judge(Constants):
+        def score_many(self, examples):
+            tried.extend(e.responses[0] for e in examples)
+            if any("a20" in e.responses for e in examples):
+                raise ValueError(f"example {examples[0].id!r}: cannot be judged")
+            return super().score_many(examples)
+
+    found = run(path, out, Judge())
+    # A broken image is only found by a judge that looks at it: this one does not.
+    assert (found.rows, found.scored, found.bad, found.exit_code) == (41, 37, 4, 1)
+    bad = bad_of(out)
+    assert list(bad) == [30, 31, 40, 20] and "no such file" in bad[31] and "not JSON" in bad[40]
+    assert bad[20] == "cannot be judged" and bad[30] == "no responses: at least one is needed"
+    lines = [json.loads(line) for line in next(found.folder.glob("bad-*")).read_text().splitlines()]
+    assert [(line["id"], line["line"], line["file"]) for line in lines][0] == ("q2", 31, str(path))
+    picture(tmp_path / "images", 500)
+    (tmp_path / "images" / "500.png").rename(tmp_path / "images" / "none.png")
+    tried.clear()
+    found = run(path, out, Judge())
+    assert tried[0] == "a31" and (found.scored, found.kept, found.bad) == (1, 37, 3)
+    assert set(bad_of(out)) == {30, 20, 40}
+    assert [line["row"] for line in lines_of(out)] == [n for n in range(41) if n not in (20, 30, 40)]
+
+
+def test_scores_stay_when_an_image_is_removed_and_go_when_it_is_another(tmp_path):
+    records, out = candidates(20, tmp_path / "images"), tmp_path / "out"
+    path = write(tmp_path / "in.jsonl", records)
+    run(path, out)
+    (tmp_path / "images" / "3.png").unlink()
+    found = run(path, out)
+    assert (found.kept, found.gone, found.scored, found.bad) == (20, 1, 0, 0)
+    (tmp_path / "images" / "4.png").replace(tmp_path / "images" / "3.png")  # row 4 has none now, row 3 another
+    found = run(path, out)
+    assert (found.kept, found.gone, found.scored, found.stale) == (19, 1, 1, 1)
+
+
+def test_shards_are_disjoint_and_any_number_of_them_can_go_on(tmp_path):
+    records, out = candidates(80), tmp_path / "out"
+    path = write(tmp_path / "in.jsonl", records)
+    found = [run(path, out, shard=(n, 3)) for n in (0, 2)]
+    assert all(10 < one.scored < 50 for one in found) and all(one.rows == one.scored for one in found)
+    rest = run(path, out)
+    assert rest.kept == sum(one.scored for one in found) and rest.scored == 80 - rest.kept
+    check(out, records, path)
+    assert run(path, out, shard=(1, 5)).scored == 0
+
+
+def test_shards_in_the_input_order_of_a_list_or_a_dataset(tmp_path):
+    records = candidates(30)
+    for n, data in enumerate((records, datasets.Dataset.from_list(records))):
+        for shard in range(2):
+            run(data, tmp_path / f"{n}", shard=(shard, 2))
+        check(tmp_path / f"{n}", records, records)
+
+
+def test_scores_of_a_model_are_those_of_each_row_alone(make_reward_model, samples, tmp_path):
+    reward_model = make_reward_model(layers=2, mode="isolated")
+    (tmp_path / "images").mkdir()
+    records = []
+    for n in range(14):
+        samples[n % 5][0].save(tmp_path / "images" / f"{n % 5}.png")
+        image = {"image": f"images/{n % 5}.png"} if n % 4 else {}
+        texts = [f"it is a {k}" for k in range(1 + n % 4)]
+        records.append({"prompt": "which digit is shown " + "? " * (n % 3 + 1), "responses": texts, **image})
+    path = write(tmp_path / "in.jsonl", records)
+    alone = [reward_model.score_many([example])[0].tolist() for example in yojo.data.load(path, ranked=False)]
+    settings = [{"token_budget": 40}, {"workers": 2}, {"token_budget": 10**6, "parquet": True}]
+    for n, options in enumerate(settings):
+        out = tmp_path / f"out{n}"
+        found = [run(path, out, reward_model, shard=(k, 2), fingerprint={"model": 1}, **options) for k in range(2)]
+        assert sum(one.scored for one in found) == 14 and sum(one.tokens for one in found) > 14 * 5
+        for line in lines_of(out):
+            expected = torch.tensor(alone[line["row"]])
+            assert torch.allclose(torch.tensor(line["scores"]), expected, rtol=0, atol=2e-6)
+    reversed_ = write(tmp_path / "back.jsonl", records[::-1])
+    run(reversed_, tmp_path / "back.parquet", reward_model, fingerprint={"model": 1}, workers=1)
+    for line, expected in zip(lines_of(tmp_path / "back.parquet"), alone[::-1], strict=True):
+        assert torch.allclose(torch.tensor(line["scores"]), torch.tensor(expected), rtol=0, atol=2e-6)
+
+
+def test_scores_that_are_not_finite_are_bad_rows(tmp_path):
+    class Judge(Constants):
+        def score_many(self, examples):
+            found = super().score_many(examples)
+            found[3][1] = float("nan")
+            return found
+
+    found = run(write(tmp_path / "in.jsonl", candidates(10)), tmp_path / "o.jsonl", Judge())
+    assert found.bad == 1 and "responses 1 are not finite (nan)" in bad_of(tmp_path / "o.jsonl")[3]
+
+
+def test_a_judge_that_loses_scores_is_stopped(tmp_path):
+    class Judge(Constants):
+        def score_many(self, examples):
+            return super().score_many(examples)[1:]
+
+    with pytest.raises(RuntimeError, match="gave scores for 9 of 10 examples"):
+        run(write(tmp_path / "in.jsonl", candidates(10)), tmp_path / "out", Judge())
+
+
+# ---- what is another's ----
+
+
+def test_another_job_is_refused_with_what_differs(input_, tmp_path):
+    run(input_, tmp_path / "out")
+    run(input_, tmp_path / "o.jsonl")
+    for out in (tmp_path / "out", tmp_path / "o.jsonl"):
+        with pytest.raises(
+            ValueError, match="another job, which differs in judge.shift: 0.0 there, 1.0 here: name another"
+        ):
+            run(input_, out, Constants(shift=1.0))
+        with pytest.raises(ValueError, match="differs in reading.literal_tags: false there, true here"):
+            run(input_, out, literal_tags=True)
+        found = run(input_, out, Constants(shift=1.0), resume=False)
+        assert (found.scored, found.kept) == (60, 0)
+        check(out, candidates(60, tmp_path / "images"), input_, score=lambda text: score_of(text) + 1.0)
+
+
+def test_what_is_no_job_is_left_alone(input_, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("x")
+    (tmp_path / "s.jsonl").write_text("{}\n")
+    (tmp_path / "s.txt").write_text("x")
+    for name, message in {
+        "mine": "holds notes.txt and is not the folder of a scoring job",
+        "s.jsonl": "exists and was not written by a scoring job",
+        "s.txt": "is a file: --out is a folder, or a file that ends with .jsonl or .parquet",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            run(input_, tmp_path / name)
+    assert (tmp_path / "s.jsonl").read_text() == "{}\n"
+
+
+def test_one_process_at_a_time_writes_a_shard(input_, tmp_path):
+    class Judge(Constants):
+        def score_many(self, examples):
+            with pytest.raises(ValueError, match="is writing shard 0/1 of it already"):
+                run(input_, tmp_path / "out")
+            with pytest.raises(ValueError, match="is writing shard 0/1 of it already"):
+                run(input_, tmp_path / "out", shard=(1, 3))
+            return super().score_many(examples)
+
+    assert run(input_, tmp_path / "out", Judge()).scored == 60
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"shard": (3, 2)}, "shard must be number/count with the number from 0 below the count, got 3/2"),
+        ({"workers": -1}, "workers must be 0 or more"),
+        ({"token_budget": 0}, "token_budget must be at least 1"),
+        ({"judge": object()}, "object has no fingerprint"),
+        ({"columns": {"prompt": "ask"}}, "there is no column 'ask'"),
+        ({"devices": "all"}, "every process loads the judge: pass its name"),
+    ],
+)
+def test_wrong_arguments(input_, tmp_path, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        run(input_, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_need_a_folder(input_, tmp_path):
+    with pytest.raises(ValueError, match="shards write into one folder: name a folder instead of"):
+        run(input_, tmp_path / "o.jsonl", shard=(0, 2))
+
+
+# ---- what is not whole ----
+
+
+def test_a_line_that_is_torn_is_scored_again(input_, tmp_path):
+    records = candidates(60, tmp_path / "images")
+    for out in (tmp_path / "out", tmp_path / "o.jsonl"):
+        folder = run(input_, out).folder
+        (part,) = folder.glob("scores-*")
+        whole = part.read_bytes()
+        for cut in (whole[:-9], whole[:-1], whole[: len(whole) // 2], b""):
+            part.write_bytes(cut)
+            if out.suffix:
+                out.write_bytes(out.read_bytes()[:-20])
+            found = run(input_, out)
+            assert found.scored == 60 - cut.count(b"\n") and found.kept == 60 - found.scored
+            assert found.dropped == (cut[-1:] not in (b"\n", b""))
+            check(out, records, input_)
+            for path in folder.glob("scores-*"):
+                path.unlink()
+            part.write_bytes(whole)
+
+
+def test_a_part_that_is_damaged_is_named(input_, tmp_path):
+    folder = run(input_, tmp_path / "out", parquet=True).folder
+    (part,) = folder.glob("scores-*")
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"parquet is damaged .*: remove it, and its rows are scored again"):
+        run(input_, tmp_path / "out")
+    part.unlink()
+    assert run(input_, tmp_path / "out").scored == 60
+    (folder / "job.json").write_text("{")
+    with pytest.raises(ValueError, match="job.json cannot be read"):
+        run(input_, tmp_path / "out")
+
+
+def test_a_full_disk_ends_the_run_and_nothing_else(input_, tmp_path):
+    """A limit on the size of files does to a write what a full disk does: a part of it, and then an error."""
+    records, before = candidates(60, tmp_path / "images"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    for out in (tmp_path / "out", tmp_path / "o.parquet"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+        try:
+            with pytest.raises(OSError, match="what was written before is kept; make room and run the same command"):
+                run(input_, out)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        found = run(input_, out)
+        assert 5 < found.kept < 20 and found.kept + found.scored == 60
+        check(out, records, input_)
+
+
+def test_a_disk_that_is_full_when_the_file_is_made(input_, tmp_path, monkeypatch):
+    def full(path, lines, *rest):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name, function in (("o.jsonl", "write_lines"), ("o.parquet", "write_parquet")):
+        with monkeypatch.context() as patch:
+            patch.setattr(parts, function, full)
+            with pytest.raises(OSError, match="No space left on device: what was written before is kept"):
+                run(input_, tmp_path / name)
+        assert not (tmp_path / name).exists()
+        assert run(input_, tmp_path / name).scored == 0
+        check(tmp_path / name, candidates(60, tmp_path / "images"), input_)
