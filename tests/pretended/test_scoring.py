@@ -36,9 +36,9 @@ def test_a_row_is_waited_for_behind_the_next(reward_model, monkeypatch):
         reward_model.model.to(device.name)
         items, begin, order = encoded(reward_model, 5), reward_model._begin_row, []
 
-        def begun(row, modules):
+        def begun(row, *rest):
             order.append(sum(device.waits.values()))
-            result = begin(row, modules)
+            result = begin(row, *rest)
             order.append(sum(device.waits.values()))
             return result
 
@@ -58,7 +58,7 @@ def test_on_a_cpu_a_row_is_done_before_the_next(reward_model, monkeypatch):
     monkeypatch.setattr(reward_model.collator, "encode", lambda example, place, rankings: order.append(place) or items[place])  # fmt: skip
     monkeypatch.setattr(reward_models, "_named_scores", lambda *some: order.append("done") or [torch.zeros(1)])
     assert len(reward_model.score_many(range(3), token_budget=1)) == 3
-    assert order == [0, 1, "done", 2, "done", "done"]
+    assert order == [0, "done", 1, "done", 2, "done"]
 
 
 def test_an_example_that_cannot_be_encoded_is_named_while_a_row_is_under_way(reward_model, monkeypatch):

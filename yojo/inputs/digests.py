@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 
 import numpy as np
@@ -18,7 +19,7 @@ def digest(value):
     """Digest of a value: None, bools, numbers, strings, bytes, lists, dicts, arrays, tensors, PIL images, at any depth.
 
     Equal values have equal digests in every process and on every machine, and the order of a dict's keys does not count.
-    1 and 1.0 are different, as are a list and a string that spells it; tuples are lists.
+    1, 1.0, True and "1" are different; tuples are lists.
 
     Returns:
         str of 32 hexadecimal digits.
@@ -26,68 +27,47 @@ def digest(value):
     Raises:
         TypeError: a value of another type.
     """
-    state = hashlib.blake2b(digest_size=SIZE)
-    _feed(state, value)
-    return state.hexdigest()
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_tagged)
+    return hashlib.blake2b(text.encode(), digest_size=SIZE).hexdigest()
 
 
-def _feed(state, value):
-    if value is None or isinstance(value, bool):
-        _put(state, "c", repr(value).encode())
-    elif isinstance(value, str):
-        _put(state, "s", value.encode("utf-8", "surrogatepass"))
-    elif isinstance(value, (bytes, bytearray, memoryview)):
-        _put(state, "b", value)
-    elif isinstance(value, int):
-        _put(state, "i", repr(int(value)).encode())
-    elif isinstance(value, float):
-        _put(state, "f", float(value).hex().encode())
-    elif isinstance(value, (list, tuple)):
-        _put(state, "l", str(len(value)).encode())
-        for item in value:
-            _feed(state, item)
-    elif isinstance(value, dict):
-        _put(state, "d", str(len(value)).encode())
-        for key in sorted(value, key=str):
-            _feed(state, str(key))
-            _feed(state, value[key])
-    elif isinstance(value, os.PathLike):
-        _feed(state, os.fspath(value))
-    elif is_array(value):
+_TAG = "\0"  # a key that no record has
+
+
+def _tagged(value):
+    """What JSON lacks, as JSON that nothing else becomes."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return {_TAG: "bytes", "is": _stream_digest(io.BytesIO(value))}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if is_array(value):
         array = np.ascontiguousarray(as_numpy(value))
         if array.dtype.kind == "O":
-            _feed(state, array.tolist())
-        else:
-            _put(state, "a", f"{array.dtype.str} {array.shape}".encode())
-            _put(state, "b", array.tobytes())
-    elif hasattr(value, "isoformat"):  # dates and times, which tables in memory hold
-        _put(state, "t", value.isoformat().encode())
-    elif hasattr(value, "tobytes") and hasattr(value, "mode"):
-        _feed_image(state, value)
-    elif type(value).__name__ == "Decimal":
-        _put(state, "n", str(value).encode())
-    else:
-        raise TypeError(f"a record holds a {type(value).__name__}, which has no digest")
+            return array.tolist()
+        return {_TAG: "array", "of": [array.dtype.str, *array.shape], "is": _stream_digest(io.BytesIO(array.tobytes()))}
+    if hasattr(value, "isoformat"):  # dates and times, which tables in memory hold
+        return {_TAG: type(value).__name__, "is": value.isoformat()}
+    if type(value).__name__ == "Decimal":
+        return {_TAG: "Decimal", "is": str(value)}
+    if hasattr(value, "tobytes") and hasattr(value, "mode"):
+        return _tagged_image(value)
+    raise TypeError(f"a record holds a {type(value).__name__}, which has no digest")
 
 
-def _feed_image(state, image):
+def _tagged_image(image):
     """A PIL image: its pixels and what changes how they are seen."""
-    _put(state, "p", f"{image.mode} {image.size}".encode())
-    _put(state, "b", image.tobytes())
-    if image.mode == "P":
-        _put(state, "b", bytes(image.getpalette("RGBA") or b""))
     transparency = image.info.get("transparency")
-    _feed(state, transparency if isinstance(transparency, (int, bytes, tuple, type(None))) else str(transparency))
     try:
-        _feed(state, image.getexif().get(0x0112))
+        orientation = image.getexif().get(0x0112)
     except Exception:  # damaged EXIF data do not count, see `yojo.inputs.images`
-        _feed(state, None)
-
-
-def _put(state, kind, data):
-    data = memoryview(data)
-    state.update(f"{kind}{data.nbytes}:".encode())
-    state.update(data)
+        orientation = None
+    return {
+        _TAG: "image",
+        "of": [image.mode, *image.size, getattr(image, "n_frames", 1), str(orientation)],
+        "is": _stream_digest(io.BytesIO(image.tobytes())),
+        "palette": image.getpalette("RGBA") if image.mode in ("P", "PA") else None,
+        "transparency": transparency if isinstance(transparency, (bytes, int, type(None))) else str(transparency),
+    }
 
 
 def media_digest(source):

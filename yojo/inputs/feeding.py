@@ -48,13 +48,24 @@ def fed(function, items, workers=0):
     )
     chunks = iter(loader)
     try:
-        for payload, tensors in chunks:
-            for result, error, trace in _unpacked(payload, tensors):
+        while (chunk := _next(chunks)) is not None:
+            for result, error, trace in _unpacked(*chunk):
                 if error is not None:
                     raise error from WorkerTraceback(trace)
                 yield result
     finally:
         del chunks, loader  # which ends the workers
+
+
+def _next(chunks):
+    try:
+        return next(chunks, None)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise RuntimeError(
+            f"a worker has died ({error}): perhaps memory is short, then fewer workers need less of it"
+        ) from error
 
 
 class WorkerTraceback(Exception):

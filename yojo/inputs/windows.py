@@ -49,7 +49,8 @@ def _row(window, budget, size):
     first = size(window[0])
     left, chosen = budget - first, [0]
     for place in sorted(range(1, len(window)), key=lambda n: abs(size(window[n]) - first)):
-        if size(window[place]) <= left:
-            chosen.append(place)
-            left -= size(window[place])
+        if size(window[place]) > left:
+            break
+        chosen.append(place)
+        left -= size(window[place])
     return {place: window[place] for place in sorted(chosen)}
