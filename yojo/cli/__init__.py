@@ -20,7 +20,7 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look a
 data_app.command("check")(data.check)
 
 app.command()(demo.demo)
-app.command()(scoring.score)
+app.command(cls=scoring.ScoreCommand)(scoring.score)
 app.add_typer(data_app, name="data")
 # Its options are those of two dataclasses, which parse them.
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(

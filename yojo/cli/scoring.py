@@ -1,15 +1,28 @@
 """`yojo score`: responses given on the command line, or whole files of candidates."""
 
 import json
+import re
 import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import typer.core
 
 from yojo.cli.quiet import be_quiet
 from yojo.cli.shared import BaseModel, CheckBase, CheckFiles, column_map, errors
+
+
+class ScoreCommand(typer.core.TyperCommand):
+    """`--ray` may stand without an address."""
+
+    def parse_args(self, context, args):
+        args = list(args)
+        for at, (word, behind) in enumerate(zip(args, [*args[1:], ""], strict=True)):
+            if word == "--ray" and not (behind in ("auto", "local") or re.fullmatch(r"[^/]+:\d+|ray://.*", behind)):
+                args[at] = "--ray=local"
+        return super().parse_args(context, args)
 
 
 def score(
@@ -64,7 +77,10 @@ def score(
     ] = None,
     ray: Annotated[
         str | None,
-        typer.Option(help="Score on a Ray cluster: its address (host:port), auto, or local to start one here."),
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Score on a Ray cluster: host:port, auto, or (without an address) one that is started here.",
+        ),
     ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Draw the distribution of scores and margins into this .png.")
@@ -177,19 +193,14 @@ def _score_one(prompt, responses, images, videos, model, loading, as_json):
         typer.echo(f"{value:+.4f}  {text}")
 
 
-def _score_files(files, out, model, loading, address, report, as_json, options):
+def _score_files(files, out, model, loading, ray, report, as_json, options):
     if model is None:
         raise ValueError("--model is needed with --out: a folder or hub name, or length, place, random")
     from yojo.scoring import file as scoring
     from yojo.scoring.scorer import Load
 
-    ray = None
-    if address is not None:
-        from yojo.scoring.cluster import Ray
-
-        if options["devices"] is not None or options["device"] is not None:
-            raise ValueError("--ray places its actors itself: leave --device and --devices out")
-        ray = Ray(address)
+    if ray is not None and (options["devices"] is not None or options["device"] is not None):
+        raise ValueError("--ray places its actors itself: leave --device and --devices out")
     signal.signal(signal.SIGTERM, _interrupted)  # schedulers send it: what was written gets its name
     try:
         summary = scoring.score_file(

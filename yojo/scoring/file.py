@@ -1,5 +1,6 @@
 """`score_file`: the scores of a whole file of candidates, exactly once per row, whatever happens meanwhile."""
 
+import contextlib
 import os
 import time
 
@@ -54,7 +55,7 @@ def score_file(
         device: where a judge that is loaded here goes, such as "cuda:1".
         devices: list of such, or "all" CUDA devices: a process on each, with a shard of the shard; the judge is a name.
         setup: function that each of these processes calls first, or None.
-        ray: `yojo.scoring.cluster.Ray`: an actor on every device of a Ray cluster; the judge is a name.
+        ray: address of a Ray cluster, "auto", "local" or `yojo.scoring.cluster.Ray`: an actor on every device of a Ray cluster; the judge is a name.
         fingerprint: dict of all that changes a score, for a judge that does not say so itself.
         format, columns, image_root, allow_urls, literal_tags, ignore_columns: as for `yojo.data.load`.
 
@@ -83,29 +84,34 @@ def score_file(
         )
     records = Records(data, ranked=False, **options)
     source = where_from(data, records, options)
+    if isinstance(ray, str):
+        from yojo.scoring.cluster import Ray
+
+        ray = Ray(ray)
     if devices is not None:
         from yojo.scoring.devices import score_on_devices
 
         rest = {"resume": resume, "workers": workers, "token_budget": token_budget, "parquet": parquet, **options}
         score_on_devices(load, data, out, devices, shard, progress, rest, setup)
         return put_together(out, records, shard)
-    if ray is not None:
-        fingerprint = ray.fingerprint(load)
-    elif load is not None:
-        judge = load(device)
-    fingerprint = {"judge": fingerprint or _fingerprint(judge), "reading": _reading(source)}
-    job = Job(out, fingerprint, source, made(), shard, resume, parquet)
-    run = Run(job, records, workers, progress)
-    try:
-        run.find_done()
-        if ray is None:
-            scorer = Scorer(judge, records, shard, job.job, token_budget, workers)
-        else:
-            scorer = ray.scorer(load, fingerprint["judge"], records, shard, job.job, token_budget, workers)
-        run.score(scorer)
-        return run.finish()
-    finally:
-        run.close()
+    with ray or contextlib.nullcontext():
+        if ray is not None:
+            fingerprint = ray.fingerprint(load)
+        elif load is not None:
+            judge = load(device)
+        fingerprint = {"judge": fingerprint or _fingerprint(judge), "reading": _reading(source)}
+        job = Job(out, fingerprint, source, made(), shard, resume, parquet)
+        run = Run(job, records, workers, progress)
+        try:
+            run.find_done()
+            if ray is None:
+                scorer = Scorer(judge, records, shard, job.job, token_budget, workers)
+            else:
+                scorer = ray.scorer(load, fingerprint["judge"], records, shard, job.job, token_budget, workers)
+            run.score(scorer)
+            return run.finish()
+        finally:
+            run.close()
 
 
 def put_together(out, records, shard=(0, 1)):
