@@ -44,7 +44,7 @@ FIELDS = {
     "commit": (str, True),
     "date": (str, False),  # YYYY-MM-DD
 }
-BENCHES = ("attention", "head", "loss", "forward", "score", "train", "host")
+BENCHES = ("attention", "head", "loss", "forward", "score", "train", "host", "pipeline")
 VARIANTS = (
     "single",
     "single_batch",

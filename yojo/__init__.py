@@ -18,6 +18,7 @@ _HOMES = {
     "Video": "yojo.inputs.videos",
     "YojoConfig": "yojo.config",
     "patch": "yojo.patching.patch",
+    "score_file": "yojo.scoring.file",
     "unpatch": "yojo.patching.patch",
 }
 
