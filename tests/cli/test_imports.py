@@ -30,7 +30,22 @@ def test_importing_yojo_loads_no_library():
 
 @pytest.mark.parametrize(
     "command",
-    ["", "demo", "score", "train", "import", "export", "merge", "profile", "info", "data", "data check"],
+    [
+        "",
+        "demo",
+        "score",
+        "best",
+        "pairs",
+        "filter",
+        "train",
+        "import",
+        "export",
+        "merge",
+        "profile",
+        "info",
+        "data",
+        "data check",
+    ],
 )
 def test_help_loads_nothing_heavy(command):
     words = [*command.split(), "--help"]

@@ -31,7 +31,9 @@ LEFT = {
     "trl": {
         **dict.fromkeys(("chosen_model", "rejected_model", "chosen-model", "rejected-model"), _SAYS_WHO),
         **dict.fromkeys(
-            ("score_chosen", "score_rejected", "chosen_score", "rejected_score", "chosen-rating", "rejected-rating"), _EXPLAINS
+            ("score_chosen", "score_rejected", "score_margin", "chosen_score", "rejected_score", "chosen-rating",
+             "rejected-rating"),
+            _EXPLAINS,
         ),
     },
     "rewardbench2": dict.fromkeys(("num_correct", "num_incorrect", "total_completions"), _COUNTS),

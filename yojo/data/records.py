@@ -170,6 +170,29 @@ class Records:
         reader, at = self._locate(index)
         return reader.read(at)
 
+    def said(self, index):
+        """What a record says, its media not looked up and its ranks not checked: they may have gone since it was scored.
+
+        Args:
+            index: number of the record, from 0.
+
+        Returns:
+            (the raw record, `yojo.data.fields.Fields`, what is left out of it as `read` has it, and the folder that relative
+            paths of its media start from).
+
+        Raises:
+            DataError: a record that does not fit the format.
+        """
+        reader, at = self._locate(index)
+        raw = reader.read(at)
+        try:
+            fields, left = self._fields(without_fillers(raw) if reader.filled else raw)
+        except (DataError, *NOT_A_RECORDS_FAULT):
+            raise
+        except Exception as error:
+            raise reader.error(what_it_says(error), at) from error
+        return raw, fields, left, self._root or reader.folder
+
     def where(self, index):
         """Where a record stands.
 
