@@ -48,7 +48,7 @@ class Summary:
         """All of it in one line."""
         texts = [f"{self.out}: {self.written:,} {self.what} of {self.records:,} scored records"]
         for title, counts in (("left out: ", self.left_out), ("", self.notes)):
-            said = [f"{count:,} {why}" for why, count in counts.items() if count]
+            said = [f"{why} ({count:,})" for why, count in counts.items() if count]
             texts += [title + ", ".join(said)] if said else []
         texts += [] if self.prompts is None else [f"prompts are {self.prompts}"]
         return "; ".join(texts)
@@ -380,12 +380,12 @@ _CALLED = {"text": "strings", "messages": "messages", "parts": "messages with pa
 def _note_source(done, source):
     done.left_out["scores of records that are no longer in the input"] = source.stale
     done.left_out["scores of records that have theirs already"] = source.surplus
-    done.notes["records of the input have no scores"] = source.unscored()
+    done.notes["records of the input without scores"] = source.unscored()
 
 
 def _note_moved(done, moved):
     for name in moved:
-        done.notes[f"times the record's own {name!r} is original_{name} now"] += 1
+        done.notes[f"a record's own {name!r} is original_{name} now"] += 1
 
 
 def _frame(scored, form, source, keys, done, in_part=True):

@@ -147,9 +147,8 @@ class Figures:
         for middle, low, median, high in _quartiles(length, score):
             axis.plot([middle, middle], [low, high], color=_ORANGE, linewidth=1.5)
             axis.plot(middle, median, "o", color=_ORANGE, markersize=5)
-        axis.plot([], [], "o-", color=_ORANGE, markersize=5, label="median and quartiles of a tenth")
+        axis.plot([], [], "o-", color=_ORANGE, markersize=5, label="median and quartiles, by tenths")
         axis.legend(frameon=True, framealpha=0.85, edgecolor="none", fontsize=9)
-        axis.set_xlabel("length of the response in characters")
         over_all, within = spearman(length, score), spearman(length_within, score_within)
         title = f"score against length: Spearman {_signed(over_all)}"
         if self.rows > self.alone:
@@ -210,9 +209,8 @@ def _quartiles(length, score, parts=10):
 
 
 def _edges(values, low=None):
-    """Edges of a histogram's bars; the last half percent at an open end would squeeze all others."""
-    first, last = np.quantile(values, (0.0, 1.0))
-    first = first if low is None else low
+    """Edges of fifty bars from the smallest value, or `low`, to the largest."""
+    first, last = values.min() if low is None else low, values.max()
     if not last > first:
         return np.linspace(first - 0.5, first + 0.5, 12)
     return np.linspace(first, last, 51)

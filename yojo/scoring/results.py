@@ -1,8 +1,10 @@
 """Scores that were written, read again: row by row, checked, and each beside the record that it is of."""
 
 import array
+import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import re
@@ -231,7 +233,8 @@ class Joined:
         self._root = None if root is None else Path(root)  # which may have gone: nothing is read from it
         self.sources = _paths(data)
         try:
-            self.records = load(data, ranked=False, **options)
+            with _unsaid():
+                self.records = load(data, ranked=False, **options)
         except DataError as error:
             gone = [path for path in self.sources if not os.path.exists(path)]
             hint = "; say with data (--data) where the scored records lie now" if gone else ""
@@ -246,16 +249,18 @@ class Joined:
         taken, count = bytearray(len(self.records)), len(self.records)
         for row in self.scores:
             at = row["row"]
-            if not (at < count and not taken[at] and self._digest(at) == row["record"]):
+            said = self._said(at, row["record"]) if at < count and not taken[at] else None
+            if said is None:
                 if self._index is None:
                     self._index = _Index(self._digest, count)
                 at, known = self._index.find(row["record"], taken)
                 if at is None:
                     self.surplus, self.stale = self.surplus + known, self.stale + (not known)
                     continue
+                said = self.records.said(at)
             taken[at] = 1
             self.matched += 1
-            yield self._scored(row, at)
+            yield self._scored(row, at, *said)
         if not self.matched:
             raise ValueError(
                 f"{self.scores.path}: none of its {self.stale} scores is of a record in {self.records.name}: name the records "
@@ -266,8 +271,17 @@ class Joined:
         """How many records of the input have no scores, after a whole loop."""
         return len(self.records) - self.matched
 
-    def _scored(self, row, at):
-        raw, fields, left, root = self.records.said(at)
+    def _said(self, at, record):
+        """What a record says, if this is its digest; None if it is another record."""
+        try:
+            said = self.records.said(at)
+            return said if digest(said[0]) == record else None
+        except (DataError, TypeError):
+            if self._digest(at) == record:
+                raise
+            return None
+
+    def _scored(self, row, at, raw, fields, left, root):
         if not isinstance(fields.responses, list) or len(fields.responses) != len(row["scores"]):
             count = len(fields.responses) if isinstance(fields.responses, (list, tuple)) else "no"
             raise ValueError(
@@ -323,6 +337,21 @@ class _Index:
         if stop - start > 16:
             self._begin[start] = stop
         return None, stop > start
+
+
+@contextlib.contextmanager
+def _unsaid():
+    """Which columns a model sees nothing of was said when the records were scored."""
+    logger = logging.getLogger("yojo.data.records")
+    logger.addFilter(_is_error)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_error)
+
+
+def _is_error(record):
+    return record.levelno >= logging.ERROR
 
 
 def _paths(data):

@@ -146,19 +146,22 @@ def _schema(rows):
     """Of a batch; pyarrow by itself takes the columns of the first row alone."""
     import pyarrow
 
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pyarrow.schema([(name, pyarrow.array([row.get(name) for row in rows]).type) for name in names])
+    fields = []
+    for name in dict.fromkeys(name for row in rows for name in row):
+        with _said(f"the column {name!r}"):
+            fields.append((name, pyarrow.array([row.get(name) for row in rows]).type))
+    return pyarrow.schema(fields)
 
 
 @contextlib.contextmanager
-def _said():
+def _said(what="a column"):
     import pyarrow
 
     try:
         yield
     except (pyarrow.ArrowException, TypeError, OverflowError) as error:
         raise ValueError(
-            f"a column holds values that no Parquet file has side by side ({error}): write a .jsonl file instead"
+            f"{what} holds values that no Parquet file has side by side ({error}): write a .jsonl file instead"
         ) from error
 
 
@@ -195,6 +198,8 @@ def as_table(row):
 
 
 def _as_table(value):
+    if value is None or isinstance(value, (str, int, float, bytes)):
+        return value
     if isinstance(value, dict):
         return {str(key): _as_table(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
