@@ -212,3 +212,15 @@ def test_a_set_of_digests_is_a_set():
         assert seen.add(digests[at]) == (digests[at] not in own)
         own.add(digests[at])
     assert len(seen) == len(own) and len(seen._table) < 64 * len(seen)
+
+
+def test_tags_that_are_characters_stay_characters(make, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(png())
+    path = make([record("x", "y", prompt="Say <image>", image="a.png")], [[1, 0]], literal_tags=True)
+    choose.pairs(path, tmp_path / "o.jsonl")
+    (row,) = data.load(tmp_path / "o.jsonl", literal_tags=True)
+    example = data.load(tmp_path / "in" / "data.jsonl", ranked=False, literal_tags=True)[0]
+    assert place(row.prompt, row.images, literal_tags=True) == place(
+        example.prompt, [f"{tmp_path}/in/a.png"], literal_tags=True
+    )

@@ -83,3 +83,11 @@ def test_commands_draw_what_the_function_draws(tmp_path, monkeypatch):
     ):  # fmt: skip
         function(path, tmp_path / "o.jsonl", report=tmp_path / "o.png", overwrite=True, **options)
     assert len(drawn) == 7 and all(one == drawn[0] for one in drawn) and drawn[0][:2] == (2, 1)
+
+
+def test_a_few_far_values_do_not_squeeze_the_others():
+    values = np.linspace(0, 1, 5000)
+    assert report._range(values) == (0.0, 1.0, "")
+    low, high, said = report._range(np.append(values, [500.0, -500.0]))
+    assert -1 < low < 0 and 1 < high < 2 and said == " (beyond the ends: 2)"
+    assert report._range(np.ones(9)) == (1.0, 1.0, "")

@@ -13,7 +13,7 @@ import numpy as np
 
 from yojo.data import take_responses
 from yojo.inputs.digests import digest
-from yojo.scoring.media import FORMS, answer, asked, form_of, others, whole
+from yojo.scoring.media import FORMS, MEDIA, answer, asked, findable, form_of, others, whole
 from yojo.scoring.results import joined
 from yojo.scoring.seen import Seen
 from yojo.scoring.writing import check_apart, check_out, writing
@@ -441,8 +441,12 @@ def _groups(source, by, top, figures, summary):
     """One pass over all records: which responses are the best of each group."""
     keys, counts, records = bytearray(), array.array("q"), array.array("q")
     values, texts = array.array("f"), array.array("Q")
+    media = {source.columns.get(field, field) for field in MEDIA}
     for scored in _read(source, figures):
         key = [_reach(scored.record, column) for column in by]
+        key = [
+            findable(value, scored.root) if column in media else value for column, value in zip(by, key, strict=True)
+        ]
         for column, value in zip(by, key, strict=True):
             if value is None:
                 raise ValueError(f"{scored.row['id']}: by names {column!r}, and the record has nothing there")
@@ -452,10 +456,10 @@ def _groups(source, by, top, figures, summary):
         values.extend(scored.row["scores"])
         if top is not None:
             texts.extend(int(digest(text.strip())[:16], 16) for text in scored.fields.responses)
-    found = _Groups(keys, np.array(counts), np.array(records), np.array(values), np.array(texts), top)
-    summary.notes["groups"] = found.count
-    summary.notes["ties for the best of a group"] = found.ties
-    return found
+    groups = _Groups(keys, np.array(counts), np.array(records), np.array(values), np.array(texts), top)
+    summary.notes["groups"] = groups.count
+    summary.notes["ties for the best of a group"] = groups.ties
+    return groups
 
 
 class _Groups:

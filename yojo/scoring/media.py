@@ -12,7 +12,7 @@ from yojo.inputs.videos import Video
 # How prompts stand in a file, each form able to say all that those before it can: strings; messages whose content is
 # text; messages whose content is a list of parts, with images and videos in columns of their own. A table has one.
 FORMS = ("text", "messages", "parts")
-_MEDIA = ("images", "image", "img_path", "video", "videos")
+MEDIA = ("images", "image", "img_path", "video", "videos")
 _PART_TYPES = ("image", "image_url", "input_image", "video", "video_url", "input_video")
 _PART_KEYS = ("image", "path", "url", "image_url", "video", "video_url")
 
@@ -73,14 +73,14 @@ def _parted(fields, root, literal_tags):
         parts = []
         for part in turn["content"]:
             if part["type"] == "image":
-                images.append(found(part["image"], root))
+                images.append(findable(part["image"], root))
             elif part["type"] == "video":
                 shown.append(part["video"])
             parts.append(part if part["type"] == "text" else {"type": part["type"]})
         turns.append({**turn, "content": parts})
     columns = {"prompt": turns, "images": images}
     if shown:
-        columns["videos"] = [found(_path_of(v.source if isinstance(v, Video) else v), root) for v in shown]
+        columns["videos"] = [findable(_path_of(v.source if isinstance(v, Video) else v), root) for v in shown]
         rates = [v.fps if isinstance(v, Video) else None for v in shown]
         if any(rate is not None for rate in rates):
             columns["fps"] = rates
@@ -133,7 +133,7 @@ def whole(scored, columns, taken):
         as of `others`.
     """
     record = with_found_parts(scored.record, scored.root)
-    for field in _MEDIA:
+    for field in MEDIA:
         column = columns.get(field, field)
         if column not in scored.left:
             record = _replaced(record, [column] if column in record else column.split("."), scored.root)
@@ -152,13 +152,13 @@ def _replaced(record, path, root):
     if not isinstance(record, dict) or record.get(path[0]) is None:
         return record
     inner = record[path[0]]
-    return {**record, path[0]: _replaced(inner, path[1:], root) if path[1:] else found(inner, root)}
+    return {**record, path[0]: _replaced(inner, path[1:], root) if path[1:] else findable(inner, root)}
 
 
 # ---- where media are ----
 
 
-def found(source, root):
+def findable(source, root):
     """An image or a video of a record, relative paths made absolute; lists are those of several, or of frames.
 
     Args:
@@ -166,11 +166,11 @@ def found(source, root):
         root: folder that relative paths start from.
     """
     if isinstance(source, (list, tuple)):
-        return [found(one, root) for one in source]
+        return [findable(one, root) for one in source]
     if isinstance(source, dict):
         if source.get("bytes") is not None:
             return source
-        return {key: found(value, root) if key in ("path", "url") else value for key, value in source.items()}
+        return {key: findable(value, root) if key in ("path", "url") else value for key, value in source.items()}
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
         return source
     text = os.fspath(source)
@@ -187,7 +187,7 @@ def with_found_parts(value, root):
         return value
     if value.get("type") not in _PART_TYPES:
         return {key: with_found_parts(one, root) for key, one in value.items()}
-    return {key: found(one, root) if key in _PART_KEYS else one for key, one in value.items()}
+    return {key: findable(one, root) if key in _PART_KEYS else one for key, one in value.items()}
 
 
 def png(picture):

@@ -83,7 +83,7 @@ class Figures:
         import matplotlib
 
         matplotlib.use("Agg")
-        from matplotlib import pyplot
+        from matplotlib import pyplot, ticker
 
         with pyplot.rc_context({"font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10}):
             figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.8), layout="constrained")
@@ -92,6 +92,9 @@ class Figures:
             self._draw_lengths(axes[2], figure)
             for axis in axes:
                 axis.spines[["top", "right"]].set_visible(False)
+                for side in (axis.xaxis, axis.yaxis):
+                    if side.get_scale() == "linear":
+                        side.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
             figure.suptitle(self._heading(title), fontsize=12)
             out = Path(out)
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -111,49 +114,63 @@ class Figures:
 
     def _draw_scores(self, axis):
         scores = self.responses.values()[:, 0]
-        axis.hist(scores, _edges(scores), weights=_shares(scores), color=_BLUE)
+        low, high, beyond = _range(scores)
+        axis.hist(np.clip(scores, low, high), _edges(low, high), weights=_shares(scores), color=_BLUE)
         middle = np.median(scores)
         axis.axvline(middle, color=_INK, linewidth=1, linestyle="--", label=f"median {middle:.3g}")
-        _finish(axis, "scores", "score of a response", "share of responses in %")
-        axis.legend(frameon=False, fontsize=9)
+        _finish(axis, "scores", f"score of a response{beyond}", "share of responses in %")
+        _legend(axis)
 
     def _draw_margins(self, axis):
         margins = self.margins.values()
         several = f"{self.rows - self.alone:,} prompts with two responses or more"
+        beyond = ""
         if len(margins):
-            edges = _edges(margins.reshape(-1), low=0.0)
+            _, high, beyond = _range(margins.reshape(-1))
+            edges = _edges(0.0, high)
             for column, (name, colour) in enumerate((("best - second", _BLUE), ("best - worst", _ORANGE))):
-                values = margins[:, column]
-                label = f"{name}, median {np.median(values):.3g}"
+                label = f"{name}, median {np.median(margins[:, column]):.3g}"
+                values = np.clip(margins[:, column], 0, high)
                 axis.hist(values, edges, weights=_shares(values), color=colour, alpha=0.25)
                 axis.hist(
                     values, edges, weights=_shares(values), color=colour, histtype="step", linewidth=1.5, label=label
                 )
-            axis.legend(frameon=False, fontsize=9)
+            _legend(axis)
         else:
             axis.text(0.5, 0.5, "no prompt has two responses", ha="center", va="center", transform=axis.transAxes)
-        _finish(axis, f"margins of {several}", "difference of scores", "share of prompts in %")
+        _finish(axis, f"margins of {several}", f"difference of scores{beyond}", "share of prompts in %")
 
     def _draw_lengths(self, axis, figure):
+        from matplotlib import colormaps, colors, ticker
+
         score, length, score_within, length_within = self.responses.values().T
-        long = length.max() > 20 * max(length.min(), 1)
-        kind = {"xscale": "log"} if long else {}
+        low, high, beyond = _range(score)
+        kind = {"xscale": "log"} if length.max() > 20 * max(length.min(), 1) else {}
+        blues = colors.ListedColormap(colormaps["Blues"](np.linspace(0.25, 1, 256)))
         cells = axis.hexbin(
-            np.maximum(length, 1), score, gridsize=40, mincnt=1, bins="log", cmap="Blues", linewidths=0.1, **kind
+            np.maximum(length, 1), np.clip(score, low, high), gridsize=40, mincnt=1, cmap=blues, linewidths=0.1, **kind
         )
-        bar = figure.colorbar(cells, ax=axis, pad=0.02)
+        most = cells.get_array().max()
+        cells.set_norm(colors.LogNorm(1, most) if most > 20 else colors.Normalize(0, most))
+        whole = {} if most > 20 else {"ticks": ticker.MaxNLocator(5, integer=True)}
+        bar = figure.colorbar(cells, ax=axis, pad=0.02, **whole)
         bar.set_label("responses")
         bar.outline.set_visible(False)
-        for middle, low, median, high in _quartiles(length, score):
-            axis.plot([middle, middle], [low, high], color=_ORANGE, linewidth=1.5)
-            axis.plot(middle, median, "o", color=_ORANGE, markersize=5)
-        axis.plot([], [], "o-", color=_ORANGE, markersize=5, label="median and quartiles, by tenths")
-        axis.legend(frameon=True, framealpha=0.85, edgecolor="none", fontsize=9)
+        tenths = list(_quartiles(length, score))
+        for middle, first, _, third in tenths:
+            axis.plot([middle, middle], [first, third], color=_ORANGE, linewidth=1.5)
+        if tenths:
+            axis.plot([tenth[0] for tenth in tenths], [tenth[2] for tenth in tenths], "o", color=_ORANGE, markersize=5)
+            axis.plot([], [], "o-", color=_ORANGE, markersize=5, label="median and quartiles, by tenths")
+            _legend(axis)
         over_all, within = spearman(length, score), spearman(length_within, score_within)
-        title = f"score against length: Spearman {_signed(over_all)}"
-        if self.rows > self.alone:
-            title += f", {_signed(within)} within prompts"
-        _finish(axis, title, "length of the response in characters", "score of a response", grid="both")
+        title = (
+            "score against length: all equal"
+            if np.isnan(over_all)
+            else f"score against length: Spearman {over_all:+.2f}"
+        )
+        title += "" if np.isnan(within) else f", {within:+.2f} within prompts"
+        _finish(axis, title, "length of the response in characters", f"score of a response{beyond}", grid="both")
 
 
 class _Lot:
@@ -208,20 +225,31 @@ def _quartiles(length, score, parts=10):
             yield (max(np.median(length[piece]), 1), *np.quantile(score[piece], (0.25, 0.5, 0.75)))
 
 
-def _edges(values, low=None):
-    """Edges of fifty bars from the smallest value, or `low`, to the largest."""
-    first, last = values.min() if low is None else low, values.max()
-    if not last > first:
-        return np.linspace(first - 0.5, first + 0.5, 12)
-    return np.linspace(first, last, 51)
+def _range(values):
+    """(lowest, highest, what to say of the rest): all values, unless a few far ones would squeeze all others."""
+    low, high = values.min(), values.max()
+    first, last = np.quantile(values, (0.001, 0.999))
+    room = max(last - first, 1e-12)
+    if high - low > 4 * room:
+        low, high = max(low, first - room / 2), min(high, last + room / 2)
+    beyond = int(((values < low) | (values > high)).sum())
+    return low, high, f" (beyond the ends: {beyond:,})" if beyond else ""
+
+
+def _edges(low, high):
+    """Edges of the bars of a histogram."""
+    return np.linspace(low, high, 51) if high > low else np.linspace(low - 0.5, low + 0.5, 12)
+
+
+def _legend(axis):
+    """Above what is drawn."""
+    bottom, top = axis.get_ylim()
+    axis.set_ylim(bottom, top + 0.2 * (top - bottom))
+    axis.legend(frameon=False, fontsize=9, loc="upper right")
 
 
 def _shares(values):
     return np.full(len(values), 100 / len(values))
-
-
-def _signed(value):
-    return "is not defined" if np.isnan(value) else f"{value:+.2f}"
 
 
 def _finish(axis, title, across, up, grid="y"):
