@@ -84,6 +84,12 @@ EXAMPLES = {
         'yojo score three.png --prompt "Which digit is shown?" --response "It is a 3." --response "This is a seven."\n'
         'yojo score --model FOLDER --prompt "What happens?" --response "A door opens." --response "Nothing." --video clip.mp4'
     ),
+    "best": "yojo best SCORES --out best.jsonl\nyojo best SCORES --out best.parquet --by prompt --top 4",
+    "pairs": "yojo pairs SCORES --out pairs.jsonl\nyojo pairs SCORES --out pairs.parquet --kind all --margin 0.5 --max-pairs 8",
+    "filter": (
+        "yojo filter SCORES --out kept.jsonl --top-share 0.1 --of mean --report kept.png\n"
+        "yojo filter SCORES --out kept.jsonl --min-score 0 --responses"
+    ),
     "data check": "yojo data check digits/train.jsonl\nyojo data check FILE.jsonl --map prompt=question --map responses=answers",
     "train": (
         "yojo train --config examples/digits.yaml\n"

@@ -134,9 +134,9 @@ def test_pictures_of_one_name_in_two_folders_are_two(tmp_path):
         sources.append(write_lines(tmp_path / name / "d.jsonl", [record, record]))
     path = write_scores(tmp_path / "s.jsonl", sources, [[1], [2], [4], [3]])
     choose.best(path, tmp_path / "o.jsonl", by=["prompt", "image"])
-    assert [(row["completion"], row["score"]) for row in read_rows(tmp_path / "o.jsonl")] == [
-        ("one", 2.0),
-        ("two", 4.0),
+    assert [(row["responses"], row["score"]) for row in read_rows(tmp_path / "o.jsonl")] == [
+        (["one"], 2.0),
+        (["two"], 4.0),
     ]
     choose.best(path, tmp_path / "o.jsonl", by="prompt", overwrite=True)
     assert [row["score"] for row in read_rows(tmp_path / "o.jsonl")] == [4.0]

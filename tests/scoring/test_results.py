@@ -223,5 +223,5 @@ def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
         return found
 
     peak(10)  # what is loaded once
-    small, large = peak(500), peak(4500)
-    assert large - small < 4000 * 100, (small, large)
+    small, large = peak(200), peak(2200)
+    assert large - small < 2000 * 100, (small, large)
