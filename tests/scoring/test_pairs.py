@@ -101,6 +101,7 @@ def test_the_same_pair_about_another_picture_is_another_pair(make, tmp_path):
 
 
 PART = {"type": "text", "text": "What"}
+RATED = {"helpfulness": {"Rating": "3"}}
 RECORDS = {
     "string": record("x", "y", "z", id="r", note=3),
     "system": record("x", "y", "z", system="Be kind."),
@@ -138,6 +139,21 @@ RECORDS = {
 }  # fmt: skip
 
 
+OTHERS = {
+    "ultrafeedback": {"instruction": "?", "completions": [{"response": text, "annotations": RATED} for text in "xyz"]},
+    "vlfeedback": {
+        "prompt": "?", "img_path": "a.png", "completions": [{"response": text, "annotations": RATED} for text in "xy"],
+    },
+    "rewardbench2": {"prompt": "?", "chosen": ["x"], "rejected": ["y", "z"], "id": "1", "subset": "s"},
+    "rlaifv": {"question": "?", "image": "a.png", "chosen": "x", "rejected": "y"},
+    "nemo_rl": {
+        "context": [{"role": "user", "content": "?"}], "completions": [{"rank": i, "completion": text} for i, text in enumerate("xyz")],
+    },
+    "transcripts": {"chosen": "\n\nHuman: ?\n\nAssistant: x", "rejected": "\n\nHuman: ?\n\nAssistant: y"},
+    "targets": record("x", "y", targets=[0.75, 0.25]),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @pytest.mark.parametrize("name", RECORDS)
 def test_pairs_read_as_the_records_they_are_from(make, tmp_path, name, suffix):
@@ -164,6 +180,24 @@ def test_pairs_read_as_the_records_they_are_from(make, tmp_path, name, suffix):
     else:
         assert [turn["role"] for turn in raw["chosen"]] == ["assistant"] and isinstance(raw["prompt"], list)
     assert raw.get("note") == RECORDS[name].get("note") and raw.get("id") == RECORDS[name].get("id")
+
+
+@pytest.mark.parametrize("name", [*RECORDS, *OTHERS])
+def test_what_other_commands_write_reads_so_too(make, tmp_path, name):
+    home, out = tmp_path / "in", tmp_path / "out" / "o.jsonl"
+    (home / "frames").mkdir(parents=True)
+    for file, colour in (("a.png", "red"), ("b.png", "blue"), ("frames/0.png", "green"), ("frames/1.png", "black")):
+        (home / file).write_bytes(png((8, 8), colour))
+    one = (RECORDS | OTHERS)[name]
+    example = data.load([one], ranked=False, image_root=str(home))[0]
+    path = make([one], [[2, 3, 1][: len(example.responses)]])
+    for function, options in (
+        (choose.best, {}), (choose.filter_, {"min_score": 3}), (choose.filter_, {"min_score": 0, "responses": True}),
+    ):  # fmt: skip
+        function(path, out, overwrite=True, **options)
+        (row,) = data.load(out, ranked=False)
+        assert shown(row) == shown(example) and (row.tools, row.rankings) == (example.tools, example.rankings)
+        assert list(row.responses) == list(example.responses)
 
 
 def turns_of(example):
