@@ -41,7 +41,7 @@ def best(
     messages: Messages = False,
     data: Data = None,
     format: Format = None,
-    column_map: Map = None,
+    mapped: Map = None,
     image_root: Root = None,
     literal_tags: Literal = None,
     ignore_columns: Ignore = None,
@@ -52,7 +52,7 @@ def best(
 
     Of equal scores the response that stands first is the better one.
     """
-    read = (data, format, column_map, image_root, literal_tags, ignore_columns)
+    read = (data, format, mapped, image_root, literal_tags, ignore_columns)
     _run("best", read, scores, out, top=top, by=by or (), messages=messages, report=report, overwrite=overwrite)
 
 
@@ -67,7 +67,7 @@ def pairs(
     messages: Messages = False,
     data: Data = None,
     format: Format = None,
-    column_map: Map = None,
+    mapped: Map = None,
     image_root: Root = None,
     literal_tags: Literal = None,
     ignore_columns: Ignore = None,
@@ -78,7 +78,7 @@ def pairs(
 
     Of equal scores the response that stands first is taken, at both ends; a pair's texts differ, and no pair is there twice.
     """
-    read = (data, format, column_map, image_root, literal_tags, ignore_columns)
+    read = (data, format, mapped, image_root, literal_tags, ignore_columns)
     options = {"kind": kind, "margin": margin, "max_pairs": max_pairs, "messages": messages}
     _run("pairs", read, scores, out, **options, report=report, overwrite=overwrite)
 
@@ -99,7 +99,7 @@ def filter_(
     messages: Messages = False,
     data: Data = None,
     format: Format = None,
-    column_map: Map = None,
+    mapped: Map = None,
     image_root: Root = None,
     literal_tags: Literal = None,
     ignore_columns: Ignore = None,
@@ -110,22 +110,22 @@ def filter_(
 
     Of equal scores at the edge of a share, those that come first in the input are kept.
     """
-    read = (data, format, column_map, image_root, literal_tags, ignore_columns)
+    read = (data, format, mapped, image_root, literal_tags, ignore_columns)
     options = {"min_score": min_score, "top_share": top_share, "of": of, "responses": responses, "messages": messages}
     _run("filter_", read, scores, out, **options, report=report, overwrite=overwrite)
 
 
 def _run(name, read, scores, out, **options):
-    from yojo.cli.data import _column_map
+    from yojo.cli.shared import column_map
     from yojo.scoring import choose
 
-    data, format, column_map, image_root, literal_tags, ignore_columns = read
+    data, format, mapped, image_root, literal_tags, ignore_columns = read
     try:
         if image_root is not None and not image_root.is_dir():
             raise ValueError(f"--image-root is no folder: {image_root}")
         loading = {
             "format": format,
-            "columns": _column_map(column_map) if column_map else None,
+            "columns": column_map(mapped) if mapped else None,
             "image_root": image_root,
             "literal_tags": literal_tags,
             "ignore_columns": ignore_columns or None,
