@@ -27,9 +27,10 @@ import yojo
 from bench import models
 from yojo.demo.backbone import load_backbone
 
-ROWS, N, SIDE = {False: 24, True: 3}, 4, 1024  # with --quick or without
-ROUNDS = {False: 5, True: 1}
+ROWS, N, SIDE = {False: 48, True: 3}, 4, 1024  # with --quick or without
+ROUNDS = {False: 3, True: 1}
 SHOWN = {"cpu": 256, "cuda": 1024}  # pixels along a side, as the model sees them
+BUDGET = {"cpu": 1024, "cuda": 8192}  # tokens of a packed row
 WORKERS = (0, 1, 2)
 
 
@@ -53,7 +54,7 @@ class Scene:
     def model_alone(self):
         """The passes over rows that are encoded beforehand, packed as the job packs them."""
         encoded = [self.reward_model.collator.encode(example) for example in self.examples()]
-        return self.timed(lambda: list(self.reward_model.score_encoded(encoded)))
+        return self.timed(lambda: list(self.reward_model.score_encoded(encoded, BUDGET[self.device.type])))
 
     def preparation_alone(self):
         records, encode = self.examples(), self.reward_model.collator.encode
@@ -62,7 +63,8 @@ class Scene:
     def job(self, workers):
         out = self.folder / "out"
         shutil.rmtree(out, ignore_errors=True)
-        call = lambda: yojo.score_file(self.reward_model, self.file, out, workers=workers, fingerprint={"bench": 1})  # noqa: E731
+        options = {"workers": workers, "token_budget": BUDGET[self.device.type], "fingerprint": {"bench": 1}}
+        call = lambda: yojo.score_file(self.reward_model, self.file, out, **options)  # noqa: E731
         seconds = self.timed(call)
         (part,) = out.glob("scores-*")
         assert len(part.read_text().splitlines()) == self.rows

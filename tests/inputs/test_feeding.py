@@ -78,7 +78,21 @@ def test_items_are_taken_some_ahead_and_no_more():
 
     stream = fed(abs, items(), 2)
     assert next(stream) == 0
-    assert len(taken) <= 2 * feeding.AHEAD * feeding.CHUNK + feeding.CHUNK
+    time.sleep(0.3)
+    before = len(taken)
+    time.sleep(0.1)
+    assert 256 < len(taken) == before <= feeding.ITEMS + (2 * feeding.AHEAD + 2) * feeding.CHUNK
+    stream.close()
+
+
+def test_what_waits_is_bounded_in_bytes(monkeypatch):
+    monkeypatch.setattr(feeding, "ROOM", 20 << 20)
+    taken = []
+    stream = fed(make, (taken.append(n) or n for n in range(1000)), 1)
+    next(stream)
+    time.sleep(0.5)
+    # Each has 1.4 MB: 14 of them wait, a chunk more in the thread, and what the worker has.
+    assert 16 <= len(taken) <= 14 + (feeding.AHEAD + 3) * feeding.CHUNK
     stream.close()
 
 

@@ -102,7 +102,7 @@ def test_shards_that_are_killed(tmp_path):
 
 
 def test_an_interrupted_run_gives_its_part_a_name_and_leaves_no_process(tmp_path):
-    records = candidates(300)
+    records = candidates(1200)  # more than wait for the judge
     path = write(tmp_path / "in.jsonl", records)
     process = start(path, tmp_path / "out", {"workers": 2})
     while (

@@ -1,15 +1,19 @@
 """Work in other processes, ahead of whoever needs it: examples decoded and tokenised while the model runs."""
 
+import collections
 import io
 import itertools
 import os
 import pickle
+import threading
 import traceback
 
 import torch
 
 CHUNK = 4  # items a worker takes at a time: neighbours, which often share an image
 AHEAD = 2  # chunks that each worker is ahead
+ITEMS = 256  # that may wait besides, and bytes of them
+ROOM = 1 << 27
 # Tensors from this size are handed over in shared memory, each with a file of its own; smaller ones through the pipe.
 SHARED = 1 << 20
 _SHARED_MEMORY = "/dev/shm"
@@ -21,7 +25,7 @@ def fed(function, items, workers=0):
     Args:
         function: what has to be done; it must pickle where processes are not forked. In a worker
             torch has one thread.
-        items: iterable; it is read here, a bounded number of items ahead.
+        items: iterable; with workers it is read in a thread of its own, a bounded number of items ahead.
         workers: processes; 0: it is done here, when it is asked for.
 
     Yields:
@@ -46,26 +50,90 @@ def fed(function, items, workers=0):
         worker_init_fn=_begin_worker,
         generator=torch.Generator(),  # or a seed would be drawn from everybody's
     )
-    chunks = iter(loader)
+    ahead = _Ahead(iter(loader))
     try:
-        while (chunk := _next(chunks)) is not None:
+        for chunk in ahead:
             for result, error, trace in _unpacked(*chunk):
                 if error is not None:
                     raise error from WorkerTraceback(trace)
                 yield result
+    except RuntimeError as error:  # torch raises it in the main thread, wherever that is
+        raise _explained(error) from error.__cause__
     finally:
-        del chunks, loader  # which ends the workers
+        ahead.close()
+        del ahead, loader  # which ends the workers
 
 
-def _next(chunks):
-    try:
-        return next(chunks, None)
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise RuntimeError(
-            f"a worker has died ({error}): perhaps memory is short, then fewer workers need less of it"
-        ) from error
+class _Ahead:
+    """Chunks taken from the workers by a thread: whoever computes meanwhile keeps no worker waiting.
+
+    Attributes:
+        room: bytes that may wait, and as many items as `ITEMS`.
+    """
+
+    def __init__(self, chunks):
+        self.chunks, self.room = chunks, ROOM
+        self.waiting, self.held, self.ended = collections.deque(), 0, False
+        self.changed = threading.Condition()
+        self.thread = threading.Thread(target=self._fill, name="yojo chunks", daemon=True)
+        self.thread.start()
+
+    def _fill(self):
+        chunk = None
+        while chunk is not _END:
+            try:
+                chunk = next(self.chunks, _END)
+            except BaseException as error:  # raised by whoever waits for a chunk
+                chunk = error
+            size = _size(chunk)
+            with self.changed:
+                while self.waiting and not self.ended and self._is_full(size):
+                    self.changed.wait()
+                if self.ended:
+                    return
+                self.waiting.append((chunk, size))
+                self.held += size
+                self.changed.notify_all()
+            if isinstance(chunk, BaseException):
+                return
+
+    def _is_full(self, size):
+        return self.held + size > self.room or len(self.waiting) >= ITEMS // CHUNK
+
+    def __iter__(self):
+        while True:
+            with self.changed:
+                while not self.waiting:
+                    self.changed.wait()
+                chunk, size = self.waiting.popleft()
+                self.held -= size
+                self.changed.notify_all()
+            if chunk is _END:
+                return
+            if isinstance(chunk, BaseException):
+                raise chunk
+            yield chunk
+
+    def close(self):
+        with self.changed:
+            self.ended = True
+            self.changed.notify_all()
+        self.thread.join()
+        self.waiting.clear()
+        self.chunks = None
+
+
+_END = object()
+
+
+def _size(chunk):
+    return len(chunk[0]) + sum(tensor.nbytes for tensor in chunk[1]) if isinstance(chunk, (tuple, list)) else 0
+
+
+def _explained(error):
+    if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")):
+        return error
+    return RuntimeError(f"a worker has died ({error}): perhaps memory is short, then fewer workers need less of it")
 
 
 class WorkerTraceback(Exception):

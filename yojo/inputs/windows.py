@@ -1,5 +1,7 @@
 """Which examples share a packed row: those of like length in a bounded window, whatever order they come in."""
 
+import itertools
+
 WINDOW_ROWS = 8  # rows' worth of tokens that wait at most
 WINDOW_ITEMS = 256
 WINDOW_BYTES = 1 << 28  # of pixels
@@ -22,11 +24,10 @@ def rows(items, budget, size, weight=lambda item: 0):
     """
     window, tokens, held = [], 0, 0
     items = iter(items)
-    while True:
+    for count in itertools.count(1):
+        full = min(count, WINDOW_ROWS)  # the first row does not wait for eight
         more = True
-        while more and (
-            len(window) < WINDOW_ITEMS and tokens < WINDOW_ROWS * budget() and held < WINDOW_BYTES or not window
-        ):
+        while more and (len(window) < WINDOW_ITEMS and tokens < full * budget() and held < WINDOW_BYTES or not window):
             item = next(items, _NOTHING)
             more = item is not _NOTHING
             if more:
