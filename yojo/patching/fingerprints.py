@@ -93,6 +93,11 @@ def plain_name(name):
     return ".".join(part for part in parts if part not in wrappers)
 
 
+def stored(module, name):
+    """A weight of a module; one that accelerate has offloaded, from where it lies."""
+    return _fetched(module, name, getattr(module, name))
+
+
 def _fetched(module, name, tensor):
     if tensor.device.type != "meta":
         return tensor

@@ -1,0 +1,106 @@
+"""`load_judge`: a judge by its name, a folder, a hub name or a baseline."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from yojo.files.saved import CONFIG_FILE, local_folder
+from yojo.judges.baselines import UNITS, Length, Place, Random
+from yojo.reward_model import RewardModel
+from yojo.saving import stock
+from yojo.saving.load import load_pretrained
+
+BASELINES = ("length", "length:words", "length:shortest", "place", "place:last", "random", "random:SEED")
+# What says the same as a bare name, for whoever has a folder of that name.
+_IN_FULL = {"length": "length:characters", "place": "place:first", "random": "random:0"}
+
+
+def load_judge(name, *, base_model=None, check_base=True, check_files=True, device=None, dtype=None, max_length=None):
+    """Load a judge by its name.
+
+    Args:
+        name: folder or hub name of a reward model (or a checkpoint of transformers' Trainer with a patched model), or of a
+            stock sequence classifier; or a baseline: "length", "length:words", "length:shortest", "length:words:shortest",
+            "place", "place:last", "random", "random:SEED". A folder with a baseline's name is "./length".
+        base_model, check_base, check_files: as for `yojo.RewardModel.from_pretrained`.
+        device: where a model goes; baselines need none.
+        dtype: torch dtype or its name, such as "bfloat16"; the one a model was saved in by default.
+        max_length: the most tokens of an example (of a conversation, for a classifier); or None.
+
+    Returns:
+        `yojo.RewardModel`, `yojo.judges.Classifier` or a baseline.
+
+    Raises:
+        ValueError: a name that is none of these, or something that cannot be loaded, with the reason.
+    """
+    baseline = _baseline(name) if isinstance(name, str) else None
+    if baseline is not None:
+        for option, value in (("base_model", base_model), ("dtype", dtype), ("max_length", max_length)):
+            if value is not None:
+                raise ValueError(f"{option}={value!r} is given, and the baseline {name} has no model")
+        return baseline
+    if str(name).startswith(("http://", "https://")):
+        raise ValueError(
+            f"{name} is an address: judges that are served come with `yojo serve`; name a folder or a hub name"
+        )
+    path, dtype = local_folder(name), _dtype(dtype)
+    if not (path / CONFIG_FILE).is_file() and not stock.is_checkpoint(path) and _is_classifier(path):
+        from yojo.judges.classifier import Classifier
+
+        if base_model is not None:
+            raise ValueError(f"base_model is given, but {path} holds a full model, a sequence classifier")
+        return Classifier.from_pretrained(path, dtype=dtype, device=device, max_length=max_length)
+    options = {"base_model": base_model, "check_base": check_base, "check_files": check_files}
+    return RewardModel(*load_pretrained(path, dtype=dtype, device=device, **options), max_length=max_length)
+
+
+def _baseline(name):
+    """The baseline of a name; None for a name that is none."""
+    kind, *options = name.split(":")
+    if kind not in _IN_FULL:
+        return None
+    if name in _IN_FULL and os.path.exists(name):
+        raise ValueError(
+            f"{name!r} is a baseline, and there is a folder or file of that name here: write ./{name} for the folder, "
+            f"{_IN_FULL[name]} for the baseline"
+        )
+    made = {"length": _length, "place": _place, "random": _random}[kind](options)
+    if made is None:
+        raise ValueError(f"{name!r} is no baseline; there are {', '.join(BASELINES)}")
+    return made
+
+
+def _length(options):
+    if not set(options) <= {*UNITS, "shortest"} or len(set(options)) < len(options) or set(UNITS) <= set(options):
+        return None
+    return Length("words" if "words" in options else "characters", shortest="shortest" in options)
+
+
+def _place(options):
+    return Place(last=options == ["last"]) if options in ([], ["first"], ["last"]) else None
+
+
+def _random(options):
+    try:
+        return Random(*map(int, options)) if len(options) < 2 else None
+    except ValueError:
+        return None
+
+
+def _is_classifier(path):
+    try:
+        names = json.loads((Path(path) / "config.json").read_text()).get("architectures") or ()
+    except (OSError, ValueError, AttributeError):
+        return False
+    return any(isinstance(name, str) and name.endswith("ForSequenceClassification") for name in names)
+
+
+def _dtype(dtype):
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, str(dtype).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype must be a float dtype of torch, such as 'bfloat16' or 'float32', got {dtype!r}")
+    return found
