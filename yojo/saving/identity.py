@@ -293,7 +293,9 @@ def tokenizer_digest(tokenizer):
     }
     backend = private_copy(tokenizer, split_special=False)  # without truncation and padding, which come and go
     if backend is not None:
-        return digest([special, json.loads(backend.to_str())])
+        rules = json.loads(backend.to_str())
+        rules.pop("decoder", None)
+        return digest([special, rules])
     model = getattr(tokenizer, "sp_model", None)
     pieces = model.serialized_model_proto() if hasattr(model, "serialized_model_proto") else None
     return digest([type(tokenizer).__name__, special, dict(tokenizer.get_vocab()), pieces])
