@@ -127,7 +127,7 @@ class Classifier:
         Raises:
             TypeError, ValueError: an example that cannot be scored; the message names it. Nothing is scored then.
         """
-        encoded = [self.conversations(example) for example in examples]
+        encoded = [self._encoded(example) for example in examples]
         places = [(i, n) for i, some in enumerate(encoded) for n in range(len(some))]
         scores = [torch.empty(len(some)) for some in encoded]
         for begin in range(0, len(places), WINDOW):
@@ -141,6 +141,13 @@ class Classifier:
     def fingerprint(self):
         """All that changes a score, a dict (see `yojo.saving.identity`)."""
         return classifier_fingerprint(self.model, self.processor)
+
+    def _encoded(self, example):
+        found = self.conversations(example)
+        if self.rope is not None and "dynamic" in self.rope.kind:  # whose frequencies depend on the passes before, too
+            for n, inputs in enumerate(found):
+                self.rope.check(_count(inputs), f"{example.name}: response {n}", "the conversation")
+        return found
 
     def _batches(self, window, encoded):
         """Places of a window in batches: those of like length together, and alone what must be."""
@@ -222,6 +229,10 @@ class Classifier:
                 "the chat template prints today's date, on which scores depend: it goes on printing %s; date=... sets another",
                 day,
             )
+
+
+def _count(inputs):
+    return len(inputs) if isinstance(inputs, list) else inputs["input_ids"].shape[1]
 
 
 # ---- checks ----
