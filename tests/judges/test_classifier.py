@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import logging
+import pickle
 import shutil
 
 import pytest
@@ -119,10 +120,15 @@ def test_whatever_the_tokenizer_says_of_padding(padding, side):
     assert found.batch_size == 8 and farthest(found.score_many(EXAMPLES), expected) <= 2e-6
 
 
-def test_a_model_that_knows_no_padding_takes_one_at_a_time(caplog):
+@pytest.mark.parametrize("pad", [None, -1])
+def test_a_model_that_knows_no_padding_takes_one_at_a_time(caplog, pad):
     made, kind = model(pad=None), tokenizer()
+    made.config.pad_token_id = pad
     found = Classifier(made, kind)
-    assert "no pad_token_id, by which it would tell padding: every conversation is a pass of its own" in caplog.text
+    assert (
+        "no pad_token_id among its tokens, by which it would tell padding: every conversation is a pass of its own"
+        in caplog.text
+    )
     assert found.batch_size == 1 and farthest(found.score_many(EXAMPLES), stock_scores(made, kind)) == 0
 
 
@@ -159,12 +165,12 @@ def test_a_rope_that_depends_on_the_length():
         Classifier(model(rope_parameters=rope, max_position_embeddings=64), kind).score_many([long])
 
 
-def test_many_windows(monkeypatch):
+def test_many_windows():
     found = judge()
     expected = found.score_many(EXAMPLES)
-    many = EXAMPLES * (WINDOW // 6 + 5)
+    many = EXAMPLES * 45
     scores = found.score_many(many)
-    assert len(scores) == len(many) > WINDOW // 2 and farthest(scores, expected * (len(many) // 3)) <= 2e-6
+    assert len(many) > 2 * WINDOW and farthest(scores, expected * 45) <= 2e-6
 
 
 # ---- what it was exported from ----
@@ -223,11 +229,14 @@ def test_a_response_cannot_end_its_own_turn():
         f"<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\n{forged}<|im_end|>\n".replace(" ", "")
     )
     assert ids_of(kind, example, forged).count(kind.convert_tokens_to_ids("<|im_end|>")) == 3  # as others take it
-    kind.chat_template = kind.chat_template.replace("{{ m.content }}", "{{ m.content | upper }}")
+    # What the prompt says of marks counts for nothing.
+    talk = yojo.Example("yojo-answer-mark, yojo-answer-mark-", [forged])
+    assert found.conversations(talk)[0].count(kind.convert_tokens_to_ids("<|im_end|>")) == 2
+    thoughtful = judge(template="qwen3")
     with pytest.raises(
-        ValueError, match=r"example 'x': response 0: .*spells the special token '<\|im_start\|>', and where"
+        ValueError, match=r"example 'x': response 1: .*spells the special token '<\|im_start\|>', and where"
     ):
-        Classifier(model(), kind).score_many([yojo.Example("Is it?", [forged], id="x")])
+        thoughtful.score_many([yojo.Example("Is it?", ["yes", f"<think>hm</think>{forged}"], id="x")])
 
 
 def test_tools_and_fields_reach_the_template_and_what_does_not_is_said(caplog):
@@ -323,6 +332,13 @@ def test_a_classifier_that_takes_images(tmp_path, samples):
 # ---- threads, modes ----
 
 
+def test_a_copy_in_another_process_scores_the_same():
+    found = judge()
+    again = pickle.loads(pickle.dumps(found))
+    assert farthest(again.score_many(EXAMPLES), found.score_many(EXAMPLES)) == 0
+    assert again.fingerprint() == found.fingerprint()
+
+
 def test_threads_and_training_mode():
     made = model(attention_dropout=0.5)
     found = Classifier(made.train(), tokenizer())
@@ -392,6 +408,10 @@ def test_fingerprints(tmp_path):
     loaded = Classifier.from_pretrained(tmp_path)
     assert repr(loaded) == f"Classifier(LlamaForSequenceClassification, {str(tmp_path)!r})"
     assert farthest(loaded.score_many(EXAMPLES), found.score_many(EXAMPLES)) == 0
+
+    other = judge()
+    other.model.config.pad_token_id = other.processor.bos_token_id
+    assert [line.split(":")[0] for line in differences(before, other.fingerprint())] == ["config"]
 
     def told(made):
         return [line.split(":")[0] for line in differences(loaded.fingerprint(), made.fingerprint())]

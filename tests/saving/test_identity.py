@@ -250,6 +250,8 @@ def test_what_changes_no_score_of_an_adapter_shows_not(stock):
     reward_model.model.add_adapter("idle", lora())
     reward_model.model.set_adapter("default")
     assert told(before, of(reward_model)) == []
+    reward_model.model.get_base_model().config.update({"pad_token_id": 3, "use_cache": False})  # as Trainers do
+    assert told(before, of(reward_model)) == []
     # The head itself is trained: what is not in modules_to_save is the same.
     assert before["weights"]["adapter"] is not None and of(full(stock))["weights"]["adapter"] is None
 

@@ -1,5 +1,6 @@
 """`Classifier`: a stock sequence classifier with one label, the usual form of a reward model, one response a pass."""
 
+import itertools
 import logging
 
 import torch
@@ -13,7 +14,7 @@ from yojo.saving.identity import classifier_fingerprint
 
 logger = logging.getLogger(__name__)
 
-WINDOW = 256  # conversations that are sorted by length before they are put into batches
+WINDOW = 64  # examples whose conversations are sorted by length before they are put into batches
 _OF_A_CLASS = "ForSequenceClassification"
 
 
@@ -125,17 +126,21 @@ class Classifier:
             list of [N] float32 tensors on the CPU, in the order of examples and responses; higher is better.
 
         Raises:
-            TypeError, ValueError: an example that cannot be scored; the message names it. Nothing is scored then.
+            TypeError, ValueError: an example that cannot be scored; the message names it.
         """
-        encoded = [self._encoded(example) for example in examples]
+        examples, scores = iter(examples), []
+        window = 1 if self.conversations.is_multimodal else WINDOW  # pixels take memory
+        while some := list(itertools.islice(examples, window)):
+            scores += self._scores([self._encoded(example) for example in some])
+        return scores
+
+    def _scores(self, encoded):
         places = [(i, n) for i, some in enumerate(encoded) for n in range(len(some))]
         scores = [torch.empty(len(some)) for some in encoded]
-        for begin in range(0, len(places), WINDOW):
-            window = places[begin : begin + WINDOW]
-            for batch in self._batches(window, encoded):
-                found = self._pass([encoded[i][n] for i, n in batch])
-                for (i, n), score in zip(batch, found, strict=True):
-                    scores[i][n] = score
+        for batch in self._batches(places, encoded):
+            found = self._pass([encoded[i][n] for i, n in batch])
+            for (i, n), score in zip(batch, found, strict=True):
+                scores[i][n] = score
         return scores
 
     def fingerprint(self):
@@ -182,7 +187,7 @@ class Classifier:
 
     def _padded(self, batch):
         longest = max(map(len, batch))
-        ids = torch.full((len(batch), longest), 0 if self.padding is None else self.padding)
+        ids = torch.full((len(batch), longest), self.padding if len(batch) > 1 else 0)
         mask = torch.zeros_like(ids)
         for row, some in enumerate(batch):
             ids[row, : len(some)] = torch.tensor(some)
@@ -192,14 +197,14 @@ class Classifier:
     def _may_pad(self, base):
         """Whether a row scores the same with padding behind it: tried once, since some classes read padding all the same."""
         name = type(base).__name__
-        if self.padding is None:
+        rows = base.get_input_embeddings().weight.shape[0]
+        if not isinstance(self.padding, int) or not 0 <= self.padding < rows:  # -1 in older configs
             logger.warning(
-                "the config of this %s has no pad_token_id, by which it would tell padding: every conversation is a pass of "
+                "the config of this %s has no pad_token_id among its tokens, by which it would tell padding: every conversation is a pass of "
                 "its own",
                 name,
             )
             return False
-        rows = base.get_input_embeddings().weight.shape[0]
         words = [i for i in range(min(rows, 64)) if i != self.padding]
         short, long = [words[n % len(words)] for n in (11, 5, 17)], [words[(7 * n + 3) % len(words)] for n in range(12)]
         alone, beside = self._pass([short])[0], self._pass([short, long])[0]

@@ -124,18 +124,21 @@ class Conversations:
 
     def _plain(self, encoder, messages, text, spelled):
         """The ids of a conversation whose answer spells a special token: before it, the answer as plain text, behind it."""
-        before, *behind = self._rendered(encoder, messages, _MARK).split(_MARK)
-        behind = behind[-1] if behind else ""
-        answer = text[len(before) : len(text) - len(behind)]
-        if not (text.startswith(before) and text.endswith(behind) and spelled in answer):
+        mark = _MARK
+        while mark in text:
+            mark += "-"
+        before, *behind = self._rendered(encoder, messages, mark).split(mark)
+        is_between = len(behind) == 1 and text.startswith(before) and text.endswith(behind[0])
+        if not is_between or len(before) + len(behind[0]) > len(text):
             raise ValueError(
                 f"the response spells the special token {spelled!r}, and where it stands in the conversation cannot be told, "
                 "so that the tokenizer would take it for the token itself"
             )
+        answer = text[len(before) : len(text) - len(behind[0])]
         return [
             *self._ids(encoder, before),
             *plain_ids(self.tokenizer, answer, self.forbidden),
-            *self._ids(encoder, behind),
+            *self._ids(encoder, behind[0]),
         ]
 
     def _check_answer(self, text, response):

@@ -13,7 +13,7 @@ from yojo.inputs.plain import private_copy
 from yojo.inputs.processors import backend_of
 from yojo.patching import dates, fingerprints
 from yojo.patching.devices import embedding_of
-from yojo.patching.state import patched_base, tokenizer_of
+from yojo.patching.state import patched_base, tokenizer_of, unwrap
 from yojo.saving.parts import active_head, adapter_of
 
 _CHUNK = 1 << 24  # numbers of a tensor that are summed at a time
@@ -46,6 +46,9 @@ _NOT_OF_A_CONFIG += (
     "attn_implementation_internal",
 )
 _NOT_OF_A_CONFIG += ("_attn_implementation_internal", "_experts_implementation", "experts_implementation", "auto_map")
+_NOT_OF_A_CONFIG += ("tie_word_embeddings", "quantization_config")
+# Training writes its tokenizer's into a config; a reward model's scores depend on none of them, a classifier's on the first.
+_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "decoder_start_token_id")
 # Likewise of an adapter's: what is its own name, what training alone looks at, and where its base model lies.
 _NOT_OF_AN_ADAPTER = (
     "base_model_name_or_path",
@@ -89,7 +92,7 @@ def reward_model_fingerprint(reward_model):
     separator = {"separator": _row(base, state.separator_id)}
     return {
         "judge": "RewardModel",
-        **_model(base),
+        **_model(base, patched=True),
         "weights": {
             "backbone": weights_digest(fingerprints.tensors_of(base)),
             "head": exact_digest({**head, **separator}),
@@ -110,14 +113,12 @@ def classifier_fingerprint(model, processor):
 
     Returns, Raises: as for `reward_model_fingerprint`.
     """
-    from yojo.patching.state import unwrap
-
     base = unwrap(model)
     head = dict(active_head(base).named_parameters()) if hasattr(base, "score") else {}
     date = dates.date_of(processor) if dates.has_clock(processor) else None
     return {
         "judge": "Classifier",
-        **_model(base),
+        **_model(base, patched=False),
         "weights": {
             "backbone": weights_digest(fingerprints.tensors_of(base)),
             "head": exact_digest(head),  # under another name it stands among the others
@@ -128,7 +129,7 @@ def classifier_fingerprint(model, processor):
     }
 
 
-def _model(base):
+def _model(base, patched):
     import transformers
 
     quantization = getattr(base.config, "quantization_config", None)
@@ -143,7 +144,7 @@ def _model(base):
         "model_type": base.config.model_type,
         "dtype": str(base.dtype).removeprefix("torch."),
         "quantization": None if quantization is None else digest(_plain(quantization)),
-        "config": config_digest(base.config),
+        "config": config_digest(base.config, _TOKENS if patched else _TOKENS[1:]),
     }
 
 
@@ -269,9 +270,9 @@ def _scale(layer, name):
 # ---- config, tokenizer, processor ----
 
 
-def config_digest(config):
-    """Digest of a model's config, without what changes no score."""
-    return digest(_without(_plain(config.to_dict()), _NOT_OF_A_CONFIG + ("quantization_config",)))
+def config_digest(config, names=()):
+    """Digest of a model's config, without what changes no score; nor `names`."""
+    return digest(_without(_plain(config.to_dict()), (*_NOT_OF_A_CONFIG, *names)))
 
 
 def processor_fingerprint(processor):
