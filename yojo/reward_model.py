@@ -14,6 +14,7 @@ from yojo.inputs.packing import Collator, Encoded, pack_in_parts
 from yojo.patching import devices, graphs
 from yojo.patching.eval_mode import Modules
 from yojo.patching.state import unwrap
+from yojo.saving.identity import reward_model_fingerprint
 from yojo.saving.load import load_pretrained
 from yojo.saving.save import push_to_hub, save_pretrained
 
@@ -326,6 +327,13 @@ class RewardModel:
             return _named_scores(encoded, scores(), base.dtype)
 
         return wait
+
+    def fingerprint(self):
+        """All that changes a score: dict of weights, settings, chat template, tokenizer, processor and dtype, as digests.
+
+        The same in every process and on every device, and after saving and loading.
+        """
+        return reward_model_fingerprint(self)
 
     def save_pretrained(self, path, **options):
         """Write everything that changes a score into a folder, whole or not at all.

@@ -62,12 +62,6 @@ class _Actors:
                 take(outcome)
 
 
-def _device():
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else None
-
-
 @dataclasses.dataclass(frozen=True)
 class Identify:
     """Makes, in an actor, what tells the fingerprint of its judge."""
@@ -75,7 +69,7 @@ class Identify:
     load: object
 
     def __call__(self):
-        fingerprint = json.dumps(self.load(_device()).fingerprint())
+        fingerprint = json.dumps(self.load().fingerprint())
         return lambda rows: [{"row": row, "fingerprint": fingerprint} for row in rows]
 
 
@@ -94,7 +88,7 @@ class MakeScorer:
     def __call__(self):
         from yojo.scoring.job import differences
 
-        judge = self.load(_device())
+        judge = self.load()
         found = json.loads(json.dumps(judge.fingerprint()))
         if found != json.loads(json.dumps(self.fingerprint)):
             raise ValueError(

@@ -5,6 +5,7 @@ import os
 import time
 
 from yojo.data.records import Records
+from yojo.judges.judge import fingerprint_of
 from yojo.scoring.job import Job, check_place, folder_of, read_description
 from yojo.scoring.run import Run
 from yojo.scoring.scorer import Load, Scorer
@@ -99,7 +100,7 @@ def score_file(
             fingerprint = ray.fingerprint(load)
         elif load is not None:
             judge = load(device)
-        fingerprint = {"judge": fingerprint or _fingerprint(judge), "reading": _reading(source)}
+        fingerprint = {"judge": fingerprint or fingerprint_of(judge), "reading": _reading(source)}
         job = Job(out, fingerprint, source, made(), shard, resume, parquet)
         run = Run(job, records, workers, progress)
         try:
@@ -195,12 +196,3 @@ def made():
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def _fingerprint(judge):
-    if not hasattr(judge, "fingerprint"):
-        raise TypeError(
-            f"{type(judge).__name__} has no fingerprint(), a dict of all that changes its scores: give it one, or pass "
-            "fingerprint={...}, so that scores of another judge are told from its own"
-        )
-    return judge.fingerprint()

@@ -6,6 +6,8 @@ import itertools
 
 import torch
 
+from yojo.judges.judge import checked_scores
+
 BATCH = 64  # examples that a judge is given at a time
 
 
@@ -92,15 +94,7 @@ def _judged(judge, batch):
         for row in batch:  # whose it is
             yield from _judged(judge, [row])
         return
-    if len(found) != len(batch):
-        raise RuntimeError(f"the judge {judge!r} gave scores for {len(found)} of {len(batch)} examples")
-    for row, scores in zip(batch, found, strict=True):
-        scores = torch.as_tensor(scores, dtype=torch.float32).detach().cpu()
-        if scores.shape != (len(row.ready.responses),):
-            raise RuntimeError(
-                f"the judge {judge!r} gave scores of shape {list(scores.shape)} for {len(row.ready.responses)} responses "
-                f"({row.ready.name})"
-            )
+    for row, scores in zip(batch, checked_scores(examples, found), strict=True):
         yield _result(row, scores, None)
 
 
