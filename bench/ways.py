@@ -23,6 +23,7 @@ from yojo.costs.flops import batch_flops
 from yojo.costs.profiling import IdsOnly
 from yojo.families import TOKEN_TYPES
 from yojo.inputs.packing import orders
+from yojo.patching import media
 from yojo.patching.decoders import attention_modules
 from yojo.patching.fuse import liger_forward, liger_on
 from yojo.patching.joining import join_vision
@@ -201,9 +202,9 @@ class Scene:
         """As the twin's, with pixels on the device."""
         return self.twin.encoded(point, self.device, self.pixels, seed, rankings)
 
-    def packed(self, mode, encoded):
-        """A batch for the patched model from a list of encoded examples, on the device."""
-        return self.to_device(self.twin.collators[mode].pack(encoded))
+    def packed(self, mode, encoded, share=True):
+        """A batch for the patched model from a list of encoded examples, on the device; `share` as for `Collator.pack`."""
+        return self.to_device(self.twin.collators[mode].pack(encoded, share=share))
 
     def to_device(self, inputs):
         """Inputs where the model lies, pixels in its precision."""
@@ -283,7 +284,7 @@ def single_batch(scene, point, fuse):
     encoded = scene.encoded(point)
     if fuse != "none":
         model = scene.patched("isolated", fuse)
-        batch = scene.packed("isolated", [alone_with(encoded, [n]) for n in range(point.count)])
+        batch = scene.packed("isolated", [alone_with(encoded, [n]) for n in range(point.count)], share=False)
         return lambda: model(**batch).scores[:, 0]
     backbone = scene.stock()
     batch = repeated(sequence(encoded, encoded.responses[0]), point.count, scene.twin.collators["isolated"].family)
@@ -343,7 +344,7 @@ def flex(scene, point, fuse):
 
     batch = scene.packed("isolated", [scene.encoded(point)])
     layout, rows = batch.pop("layout"), batch.pop("separators").read
-    batch.pop("placeholders", None)
+    batch = media.whole(batch, scene.twin.collators["isolated"].family)
     backbone = scene.stock("flex_attention")
     sample, branch, block = layout.sample, layout.branch, layout.block
 

@@ -10,7 +10,7 @@ import torch
 from family_cases import FAMILIES, batch_of, gradients, patched, rows_of, samples_of
 
 import yojo
-from yojo.families import Family
+from yojo.families import Family, family_of
 from yojo.patching import media
 from yojo.patching.media import Placeholders
 
@@ -19,9 +19,9 @@ WITH_IMAGES = [family for family in FAMILIES if family in tiny.LACKING or "image
 parametrize_families = pytest.mark.parametrize("family", WITH_IMAGES)
 
 
-def own_way(batch):
+def own_way(model, batch):
     """The batch from which the model finds placeholders itself."""
-    return {name: value for name, value in batch.items() if name != "placeholders"}
+    return media.whole(batch, family_of(model.config))
 
 
 class Calls:
@@ -48,8 +48,8 @@ def test_scores_and_gradients_are_those_of_the_models_own_way(family):
         batch = batch_of(family, collator, names)
         assert ("placeholders" in batch) == any(name.startswith("pixel_values") for name in batch)
         with torch.no_grad():
-            assert torch.equal(model(**batch).scores, model(**own_way(batch)).scores), names
-    placed, found = gradients(model, batch), gradients(model, own_way(batch))
+            assert torch.equal(model(**batch).scores, model(**own_way(model, batch)).scores), names
+    placed, found = gradients(model, batch), gradients(model, own_way(model, batch))
     assert placed.keys() == found.keys() and any("vis" in name for name in placed)
     for name, gradient in placed.items():
         assert (gradient - found[name]).abs().max() <= 1e-6 * found[name].abs().max() + 1e-7, name
@@ -83,7 +83,7 @@ def test_the_backbone_gets_embeddings(family, monkeypatch):
     (inputs,) = decoder
     assert inputs.get("input_ids") is None and inputs["inputs_embeds"].shape[1] == batch["layout"].num_tokens
     assert all("input_ids" not in call and "pixel_values" not in call for call in calls.seen)
-    model(**own_way(batch))
+    model(**own_way(model, batch))
     assert "input_ids" in calls.seen[-1] and "pixel_values" in calls.seen[-1]
 
 
@@ -142,7 +142,7 @@ def test_a_placeholder_beyond_the_vocabulary_but_within_the_embedding(names):
     assert model.config.text_config.vocab_size <= token < model.get_input_embeddings().weight.shape[0]
     model.config.image_token_id = token
     batch["input_ids"] = torch.where(batch["input_ids"] == tiny.IMAGE, token, batch["input_ids"])
-    assert torch.equal(model(**batch).scores, model(**own_way(batch)).scores)
+    assert torch.equal(model(**batch).scores, model(**own_way(model, batch)).scores)
 
 
 # ---- vision towers ----

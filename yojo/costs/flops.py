@@ -9,7 +9,7 @@ from yojo import families
 from yojo.config import YojoConfig
 from yojo.costs import vision
 from yojo.inputs.packing import orders
-from yojo.patching import decoders, last_layer, pooling
+from yojo.patching import decoders, last_layer, media, pooling
 from yojo.patching.state import is_patched, unwrap
 from yojo_kernels.layout import count_visible
 
@@ -75,7 +75,10 @@ def batch_flops(model, batch, *, single=False, dense=False, training=False):
     if "layout" not in batch or "separators" not in batch:
         raise ValueError("batch has no layout and separators: pass what yojo.Collator returns")
     layout, separators = batch["layout"], batch["separators"]
-    rows = vision.rows_of_tensors(unwrap(model).config, batch)
+    base = unwrap(model)
+    if single or media.is_watched(base):  # pictures are seen as often as they stand in the row
+        batch = media.whole(batch, families.family_of(base.config))
+    rows = vision.rows_of_tensors(base.config, batch)
     passes = 1
     if single:
         if rows is not None and separators.num_samples > 1:

@@ -125,6 +125,10 @@ class Family:
         sizes: names of vision tensors that the model asks for their values; they are kept on the CPU for it.
         indices: function (vision config, a `..._grid_thw`) -> dict of the keyword arguments that let the vision tower
             do without the grid on the device; None for a family without grids.
+        pictures: function (dict of the tensors of a prompt's images, or of its videos; "image" or "video"; model config)
+            -> list of (dict of the tensors of one picture, how many features it makes): what the vision tower sees each
+            apart from all others, in order. None where those of this prompt cannot be taken apart; instead of a function,
+            where those of no prompt can.
         tower: its `Tower`; None for a family without one.
     """
 
@@ -145,6 +149,7 @@ class Family:
     uncounted: str = ""
     sizes: tuple[str, ...] = ()
     indices: typing.Callable | None = None
+    pictures: typing.Callable | None = None
     tower: Tower | None = None
 
     @property
@@ -184,6 +189,29 @@ def all_patches(config, height, width):
 def count_per_picture(prompt, tokens):
     """Features of a prompt whose pictures, pixel_values [n, 3, height, width], make `tokens` of them each."""
     return {"image": prompt["pixel_values"].shape[0] * tokens} if "pixel_values" in prompt else {}
+
+
+def cut(tensors, sizes, dim=0):
+    """Cut the vision tensors of a prompt into those of its pictures.
+
+    Args:
+        tensors: dict name -> tensor.
+        sizes: dict name -> how many entries of the dimension each picture has.
+        dim: the dimension.
+
+    Returns:
+        list of dicts name -> tensor, views; None where the tensors are others, or longer or shorter.
+    """
+    if tensors.keys() != sizes.keys() or any(sum(sizes[name]) != tensors[name].shape[dim] for name in sizes):
+        return None
+    pieces = {name: tensors[name].split(sizes[name], dim) for name in sizes}
+    return [dict(zip(pieces, parts, strict=True)) for parts in zip(*pieces.values(), strict=True)]
+
+
+def alike(tensors, tokens):
+    """`Family.pictures` of a prompt whose pictures, pixel_values [n, 3, height, width], make `tokens` features each."""
+    pieces = cut(tensors, {name: [1] * len(tensor) for name, tensor in tensors.items() if name == PIXELS["image"]})
+    return None if pieces is None else [(piece, tokens) for piece in pieces]
 
 
 PROJECTOR = {"multi_modal_projector": "merged"}  # rows of the module between tower and decoder

@@ -9,6 +9,7 @@ from yojo.families.family import (
     Decoder,
     Family,
     Tower,
+    alike,
     count_per_picture,
     tile_grids,
     token_types,
@@ -35,6 +36,11 @@ def count_features(prompt, config):
     return count_per_picture(prompt, config.mm_tokens_per_image)
 
 
+def pictures(tensors, kind, config):
+    """Crops are pictures, too."""
+    return alike(tensors, config.mm_tokens_per_image)
+
+
 def tokens(config, height, width):
     """As many for every picture."""
     return config.mm_tokens_per_image
@@ -49,6 +55,7 @@ FAMILIES = (
         blocks=Blocks("within each image", block_ids, block_sizes),
         features="replaced",
         count=count_features,
+        pictures=pictures,
         tower=Tower(tile_grids, tokens, rows=PROJECTOR, matrices=("mm_input_projection_weight",)),
     ),
     Family("Gemma 3 (text)", ("gemma3_text",), decoders=("gemma3_text",)),

@@ -1,6 +1,6 @@
 """Idefics 3 and SmolVLM: one prompt's tiles are one entry of dimension 0; tiles of nothing but zeros are padding."""
 
-from yojo.families.family import Family, Tower, tile_grids
+from yojo.families.family import Family, Tower, cut, tile_grids
 
 
 def count_features(prompt, config):
@@ -13,16 +13,34 @@ def count_features(prompt, config):
     return {"image": tiles * shuffled_tokens(config, height, width)}
 
 
+def pictures(tensors, kind, config):
+    """Each tile; one of padding makes no features."""
+    if any(tensor.shape[0] != 1 for tensor in tensors.values()):
+        return None
+    pieces = cut(tensors, {name: [1] * tensors[name].shape[1] for name in _JOIN if name in tensors}, dim=1)
+    if pieces is None or "pixel_values" not in tensors:
+        return None
+    height, width = (size // config.vision_config.patch_size for size in tensors["pixel_values"].shape[-2:])
+    tokens = shuffled_tokens(config, height, width)
+    return [(piece, tokens * _is_picture(piece["pixel_values"])) for piece in pieces]
+
+
+def _is_picture(tile):
+    return bool(tile[..., ::16, ::16].any()) or bool(tile.any())  # most have something there
+
+
 def shuffled_tokens(config, height, width):
     """Squares of patches are shuffled into one token."""
     return height * width // config.scale_factor**2
 
 
+_JOIN = {"pixel_values": 1, "pixel_attention_mask": 1}  # [1, images, ...]
 _ALL = {
     "decoders": ("llama",),
-    "join": {"pixel_values": 1, "pixel_attention_mask": 1},  # [1, images, ...]
+    "join": _JOIN,
     "features": "replaced",
     "count": count_features,
+    "pictures": pictures,
     "tower": Tower(tile_grids, shuffled_tokens, rows={"connector": "merged"}),
 }
 

@@ -1,11 +1,16 @@
 """InternVL: images and the frames of videos are tiles of one size, each behind a class token."""
 
-from yojo.families.family import PROJECTOR, Family, Tower, count_per_picture, tile_grids
+from yojo.families.family import PROJECTOR, Family, Tower, alike, count_per_picture, tile_grids
 
 
 def count_features(prompt, config):
     """As many for every tile."""
     return count_per_picture(prompt, config.image_seq_length)
+
+
+def pictures(tensors, kind, config):
+    """Each tile, so that a frame that stands still is one, too."""
+    return alike(tensors, config.image_seq_length)
 
 
 def tokens(config, height, width):
@@ -21,6 +26,7 @@ FAMILIES = (
         takes=("image", "video"),
         features="replaced",
         count=count_features,
+        pictures=pictures,
         tower=Tower(tile_grids, tokens, rows=PROJECTOR, class_tokens=1),
     ),
 )

@@ -2,7 +2,7 @@
 
 import torch
 
-from yojo.families.family import PROJECTOR, Decoder, Family, Tower, patch_size
+from yojo.families.family import PROJECTOR, Decoder, Family, Tower, cut, patch_size
 
 
 def count_features(prompt, config):
@@ -16,6 +16,20 @@ def count_features(prompt, config):
             f"the only image has one feature ({size} x {size} pixels), which the model's code cannot take: enlarge it"
         )
     return {"image": count}
+
+
+def pictures(tensors, kind, config):
+    """Each image, without what fills it up to the largest of its prompt."""
+    pieces = cut(tensors, {name: [1] * len(tensors[name]) for name in ("pixel_values", "image_sizes") if name in tensors})
+    if pieces is None or len(tensors) != 2:
+        return None
+    found = []
+    for piece in pieces:
+        (height, width) = piece["image_sizes"][0].tolist()
+        piece["pixel_values"] = piece["pixel_values"][..., :height, :width]
+        size = config.vision_config.patch_size * config.spatial_merge_size
+        found.append((piece, (height // size) * (width // size)))
+    return found
 
 
 def sized_grids(config, tensors):
@@ -40,6 +54,7 @@ FAMILIES = (
         padded={"pixel_values": (2, 3)},
         features="replaced",
         count=count_features,
+        pictures=pictures,
         sizes=("image_sizes",),
         tower=Tower(sized_grids, merged_tokens, rows=PROJECTOR, in_one_row=True),
     ),

@@ -5,7 +5,7 @@ import re
 
 import torch
 
-from yojo.families.family import PIXELS, Blocks, Decoder, Family, Tower, token_types
+from yojo.families.family import PIXELS, Blocks, Decoder, Family, Tower, cut, token_types
 
 _TABLES = {"image": "image_token_pooling", "video": "video_token_pooling"}
 
@@ -24,6 +24,33 @@ def block_sizes(prompt, images):
 def count_features(prompt, config):
     """A feature for every row of a table that pools anything."""
     return {kind: int((prompt[name] >= 0).any(dim=-1).sum()) for kind, name in _TABLES.items() if name in prompt}
+
+
+def pictures(tensors, kind, config):
+    """Each image with its crops, each video with its frames; tables say which of a prompt's patches are pooled."""
+    pixels, table, grids = PIXELS[kind], _TABLES[kind], f"{kind}_grids"
+    if not {pixels, table, grids} <= tensors.keys() or (kind == "image" and "image_num_crops" not in tensors):
+        return None
+    if kind == "image":
+        crops = tensors["image_num_crops"].tolist()
+        rows = [h * w + more_h * more_w for h, w, more_h, more_w in tensors[grids].tolist()]
+    else:
+        crops = tensors[grids][:, 0].tolist()
+        rows = [frames * h * w for frames, h, w in tensors[grids].tolist()]
+    sizes = {pixels: crops, table: rows}
+    pieces = cut(tensors, sizes | {name: [1] * len(rows) for name in tensors if name not in sizes})
+    if pieces is None:
+        return None
+    found, start = [], 0
+    for piece in pieces:
+        end = start + piece[pixels].shape[0] * piece[pixels].shape[1]
+        pooled = piece[table]
+        if bool(((pooled >= 0) & ((pooled < start) | (pooled >= end))).any()):
+            return None  # of another picture's patches
+        piece[table] = torch.where(pooled >= 0, pooled - start, pooled)
+        found.append((piece, int((pooled >= 0).any(dim=-1).sum())))
+        start = end
+    return found
 
 
 def crop_grids(config, tensors):
@@ -53,6 +80,7 @@ FAMILIES = (
         features="added",
         video_token="image_token_id",
         count=count_features,
+        pictures=pictures,
         sizes=("image_grids", "video_grids"),
         tower=Tower(
             crop_grids,

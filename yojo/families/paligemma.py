@@ -2,7 +2,7 @@
 
 import torch
 
-from yojo.families.family import Blocks, Family, Tower, all_patches, count_per_picture, tile_grids
+from yojo.families.family import Blocks, Family, Tower, alike, all_patches, count_per_picture, tile_grids
 
 
 def block_ids(prompt):
@@ -17,7 +17,16 @@ def block_sizes(prompt, images):
 
 def count_features(prompt, config):
     """A feature for every patch."""
-    return count_per_picture(prompt, (config.vision_config.image_size // config.vision_config.patch_size) ** 2)
+    return count_per_picture(prompt, _patches(config))
+
+
+def _patches(config):
+    return (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+
+
+def pictures(tensors, kind, config):
+    """Each image."""
+    return alike(tensors, _patches(config))
 
 
 FAMILIES = (
@@ -30,6 +39,7 @@ FAMILIES = (
         first_position=1,
         features="replaced",
         count=count_features,
+        pictures=pictures,
         tower=Tower(tile_grids, all_patches),
     ),
 )

@@ -1,6 +1,6 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL: M-RoPE, images and videos as patches behind one another, their sizes as grids."""
 
-from yojo.families.family import Decoder, Family, Tower
+from yojo.families.family import PIXELS, Decoder, Family, Tower, cut
 
 # ---- what the vision tower computes itself where it gets no indices ----
 
@@ -60,6 +60,16 @@ def count_features(prompt, config):
     return {kind: int(prompt[grid].prod(dim=1).sum()) // merged for kind, grid in _GRIDS.items() if grid in prompt}
 
 
+def pictures(tensors, kind, config):
+    """Each image and each video."""
+    if _GRIDS[kind] not in tensors:
+        return None
+    grid = tensors[_GRIDS[kind]]
+    patches, merged = grid.prod(dim=1).tolist(), config.vision_config.spatial_merge_size**2
+    pieces = cut(tensors, {PIXELS[kind]: patches, _GRIDS[kind]: [1] * len(grid)})
+    return None if pieces is None else [(p, n // merged) for p, n in zip(pieces, patches, strict=True)]
+
+
 def listed_grids(config, tensors):
     """The grids are inputs of the model."""
     return [tuple(grid) for name in _GRIDS.values() if name in tensors for grid in tensors[name].tolist()]
@@ -81,7 +91,13 @@ def windows(config, height, width):
 # ---- the rows ----
 
 _TOWER = {"grids": listed_grids, "tokens": merged_tokens, "rows": {"merger": "merged"}}
-_ALL = {"takes": ("image", "video"), "features": "replaced", "sizes": tuple(_GRIDS.values()), "count": count_features}
+_ALL = {
+    "takes": ("image", "video"),
+    "features": "replaced",
+    "sizes": tuple(_GRIDS.values()),
+    "count": count_features,
+    "pictures": pictures,
+}
 
 FAMILIES = (
     Family(

@@ -14,7 +14,7 @@ from yojo.inputs.mr2rm import ConversationEncoder
 from yojo.inputs.plain import forbidden_ids, known_state
 from yojo.inputs.prompts import NOT_FOR_THE_MODEL, PromptEncoder, bad_record
 from yojo.inputs.turns import TurnEncoder
-from yojo.patching import dates, media, tables
+from yojo.patching import dates, media, sharing, tables
 from yojo.patching.joining import CannotJoin, join_vision
 from yojo.patching.positions import PromptPositions
 from yojo.patching.readings import Separators
@@ -245,12 +245,15 @@ class Collator:
             self.rope.check(longest, name, "the prompt with its longest branch of responses")
         return encoded
 
-    def pack(self, encoded, pad_to_multiple_of=None):
+    def pack(self, encoded, pad_to_multiple_of=None, share=True):
         """Lay encoded examples end to end in one row; returns the batch that `__call__` describes.
 
         Args:
             encoded: list of `Encoded`.
             pad_to_multiple_of: instead of the collator's own.
+            share: put a picture that stands in the row several times among its vision tensors once, where features are
+                placed by rows (see `yojo.patching.sharing`); `yojo.patching.media.whole` makes of the batch what a model
+                without YOJO takes.
 
         Raises:
             ValueError: no examples. `yojo.patching.joining.CannotJoin`, which is one: vision tensors that cannot stand in one
@@ -293,7 +296,10 @@ class Collator:
             prompt_lengths.append(filling)
             branch_lengths.append([])
         position_ids = torch.cat(positions, dim=1)
-        pixels = join_vision([item.vision for item in encoded], self.family)
+        prompts, pictures, shared = [item.prompt_ids for item in encoded], [item.vision for item in encoded], None
+        if share and self.places_features:
+            pictures, shared = sharing.share(pictures, prompts, self.family, self.model_config)
+        pixels = join_vision(pictures, self.family)
         batch = {
             "input_ids": torch.cat(ids)[None],
             "position_ids": position_ids if position_ids.shape[0] == 1 else position_ids[:, None],
@@ -302,8 +308,9 @@ class Collator:
             **pixels,
         }
         if self.places_features and pixels:
-            prompts = [item.prompt_ids for item in encoded]
-            batch["placeholders"] = media.placeholders(prompts, starts, pixels, self.family, self.model_config)
+            batch["placeholders"] = media.placeholders(
+                prompts, starts, pixels, self.family, self.model_config, shared
+            )
         if self.family.passes_token_types:
             batch.update(self._token_types(encoded, branch_lengths, filling))
         ranked = [item.rankings is not None for item in encoded]

@@ -281,9 +281,10 @@ def _hidden_states(self, inputs, placeholders=None):
     inputs.update(use_cache=False, output_hidden_states=False, output_attentions=False, return_dict=True)
     if not torch.compiler.is_compiling():  # the embedding may have been resized or wrapped since
         separator.install(self)
+    family = families.family_of(self.config)
     if placeholders is None or media.is_watched(self):
-        return self.base_model(**inputs)[0]
-    backbone, inputs = media.embed(self, inputs, placeholders, families.family_of(self.config))
+        return self.base_model(**media.whole({**inputs, "placeholders": placeholders}, family))[0]
+    backbone, inputs = media.embed(self, inputs, placeholders, family)
     return backbone(**inputs)[0]
 
 

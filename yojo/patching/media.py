@@ -12,7 +12,7 @@ import inspect
 import torch
 
 from yojo.families.family import PIXELS
-from yojo.patching import methods
+from yojo.patching import methods, sharing
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,11 +23,14 @@ class Placeholders:
         rows: dict "image" or "video" -> [n] int64, the rows its features go to, in order.
         indices: dict name -> tensor, keyword arguments of `get_image_features` and `get_video_features`.
         sizes: likewise, what is asked for its values and therefore stays on the CPU: numbers and small tensors.
+        shared: `yojo.patching.sharing.Shared` where the row's vision tensors hold pictures once that stand in it several
+            times; else None.
     """
 
     rows: dict
     indices: dict = dataclasses.field(default_factory=dict)
     sizes: dict = dataclasses.field(default_factory=dict)
+    shared: sharing.Shared | None = None
 
     def to(self, device, non_blocking=False):
         """The same for a model on another device; `sizes` stay where they are."""
@@ -39,7 +42,12 @@ class Placeholders:
 
     def _map(self, function):
         rows = {name: function(tensor) for name, tensor in self.rows.items()}
-        return Placeholders(rows, {name: function(tensor) for name, tensor in self.indices.items()}, self.sizes)
+        shared = self.shared
+        if shared is not None:
+            features = {name: function(tensor) for name, tensor in shared.features.items()}
+            shared = dataclasses.replace(shared, features=features)
+        indices = {name: function(tensor) for name, tensor in self.indices.items()}
+        return Placeholders(rows, indices, self.sizes, shared)
 
 
 def can_place(base, family):
@@ -53,7 +61,7 @@ def can_place(base, family):
     return "mm_encoder_outputs" in inspect.signature(type(base.base_model).forward).parameters
 
 
-def placeholders(prompts, starts, tensors, family, config):
+def placeholders(prompts, starts, tensors, family, config, shared=None):
     """Find the placeholders of a packed row; on the CPU, before it goes to the model.
 
     Args:
@@ -62,6 +70,7 @@ def placeholders(prompts, starts, tensors, family, config):
         tensors: dict name -> tensor, the joined vision tensors of the row.
         family: their `yojo.families.Family`.
         config: the model's.
+        shared: the `Shared` of these tensors, or None.
 
     Returns:
         `Placeholders`.
@@ -80,7 +89,7 @@ def placeholders(prompts, starts, tensors, family, config):
                 asked = not isinstance(value, torch.Tensor) or name.startswith("cu_")
                 (sizes if asked else indices)[f"{kind}_{name}"] = value
     sizes.update({name: tensors[name] for name in family.sizes if name in tensors})
-    return Placeholders(rows, indices, sizes)
+    return Placeholders(rows, indices, sizes, shared)
 
 
 def install(base, family):
@@ -104,6 +113,14 @@ def is_watched(base):
         or "forward" in backbone.__dict__
         or hasattr(backbone, "_hf_hook")
     )
+
+
+def whole(batch, family):
+    """A batch of `yojo.Collator` as a model takes it that places vision features itself: no `Placeholders`, and every picture
+    as often as it stands in the row."""
+    batch = dict(batch)
+    found = batch.pop("placeholders", None)
+    return batch if found is None or found.shared is None else sharing.unshare(batch, found.shared, family)
 
 
 def embed(base, inputs, found, family):
@@ -133,16 +150,17 @@ def embed(base, inputs, found, family):
         features = _features(backbone, kind, inputs, found)
         values = features.pooler_output
         values = torch.cat(list(values)) if isinstance(values, (tuple, list)) else values.flatten(0, -2)
-        if values.shape[0] != rows.shape[0]:
+        wanted = rows.shape[0] if found.shared is None else found.shared.made[kind]
+        if values.shape[0] != wanted:
             raise ValueError(
-                f"the row has {rows.shape[0]} placeholders of {kind}s, and {values.shape[0]} {kind} features were made "
+                f"the row has {wanted} placeholders of {kind}s, and {values.shape[0]} {kind} features were made "
                 "for them: the prompt and its pixels do not belong together"
             )
-        values = values.to(embeddings.device, embeddings.dtype)[None]
+        values = _each(values.to(embeddings.device, embeddings.dtype), kind, found)[None]
         place = embeddings.index_add if family.features == "added" else embeddings.index_copy
         embeddings = place(1, rows, values)
         if (stack := getattr(features, "deepstack_features", None)) is not None:
-            deepstack.append([torch.cat(list(layer)) for layer in stack])
+            deepstack.append([_each(torch.cat(list(layer)), kind, found) for layer in stack])
     for kind in PIXELS:
         for name in _parameters(type(backbone), f"get_{kind}_features"):
             inputs.pop(name, None)
@@ -152,6 +170,14 @@ def embed(base, inputs, found, family):
     inputs["visual_pos_masks"] = torch.cat(list(found.rows.values()))
     inputs["deepstack_visual_embeds"] = [torch.cat(layer) for layer in zip(*deepstack, strict=True)]
     return base.get_decoder(), inputs
+
+
+def _each(values, kind, found):
+    """A feature for every placeholder."""
+    if found.shared is None:
+        return values
+    rows = found.shared.features[kind].to(values.device)
+    return values[rows]  # whose backward, unlike index_select's, adds in the same order every time
 
 
 def _features(backbone, kind, inputs, found):
