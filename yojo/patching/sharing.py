@@ -6,6 +6,7 @@ together, prompts with the same pictures share all of them.
 """
 
 import dataclasses
+import itertools
 
 import torch
 
@@ -58,8 +59,8 @@ def share(prompts, ids, family, config):
         if sum(counts) < 2:  # of one feature alone some models drop a dimension
             different, places, counts = pictures, range(len(pictures)), [count for _, count in pictures]
         twice = twice or len(different) < len(pictures)
-        starts = [sum(counts[:place]) for place in range(len(counts))]
-        features[kind] = torch.cat([torch.arange(starts[place], starts[place] + counts[place]) for place in places])
+        ends = list(itertools.accumulate(counts))
+        features[kind] = torch.cat([torch.arange(ends[place] - counts[place], ends[place]) for place in places])
         made[kind], order[kind] = sum(counts), tuple(places)
         kept += [tensors for tensors, _ in different]
         for name in dict.fromkeys(name for tensors, _ in different for name in tensors):
@@ -117,10 +118,11 @@ def _pictures_of_row(prompts, ids, kind, family, config):
 
 
 def _different(pictures):
-    """(the different ones, in order; for each picture its place among them)."""
+    """(the different ones, in order; for each picture its place among them). Of one number of features: prompts taken whole
+    may have fewer places than their pixels make features, which is for the model to say."""
     different, places, known = [], [], {}
     for tensors, count in pictures:
-        alike = known.setdefault(_sample(tensors) if len(pictures) > 1 else None, [])
+        alike = known.setdefault((count, *_sample(tensors)), [])
         place = next((place for place in alike if _equal(different[place][0], tensors)), None)
         if place is None:
             place = len(different)
