@@ -266,6 +266,18 @@ def test_what_is_shared_travels(monkeypatch):
     assert len(pinned) == len(found.rows) + len(found.indices) + len(found.shared.features)
 
 
+@torch.no_grad()
+@pytest.mark.soak
+def test_compiled():
+    model, collator = patched("qwen3_vl")
+    rows = [packed(collator, again("qwen3_vl", names)) for names in (["image"], ["two images"])]
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    for batch in rows:
+        expected = model(**batch).scores
+        assert (compiled(**batch).scores - expected)[expected.isfinite()].abs().max() <= PARITY
+
+
 # ---- what is the same picture ----
 
 

@@ -117,6 +117,25 @@ def test_backward(family, device):
     assert {operation for operation, _ in device.waits} <= allowed
 
 
+@parametrize_families
+def test_a_picture_that_stands_in_a_row_twice(family, device):
+    """Its features go to several places, whose gradients come together again."""
+    if not PLACED or "image" not in samples_of(family):
+        pytest.skip("places no features of images")
+    model, collator = patched(family, mode="isolated")
+    model.train().to(device.name)
+    batch = packed(collator, [samples_of(family)[name] for name in ("image", "two images", "image")])
+    assert batch["placeholders"].shared is not None
+    known = known_waits(family, batch)
+    batch = moved(batch, device)
+    device.waits.clear()
+    loss = model(**batch).loss
+    assert seen_waits(device) <= known
+    loss.backward()
+    allowed = {"index_put"} if family == "molmo2" else set()  # as in the backward above
+    assert {operation for operation, _ in device.waits} <= allowed
+
+
 @pytest.mark.parametrize("loss", ["best", "plackett_luce", "bradley_terry", "soft"])
 @pytest.mark.parametrize("options", [{"mode": "isolated"}, {}, {"permutations": 3}])
 def test_every_mode_and_loss(options, loss, device):
