@@ -363,7 +363,9 @@ def test_what_is_shown_counts_and_not_where_it_lies(family, tmp_path):
     if family != "PaliGemma":
         shown.insert(2, [])
     examples = [
-        yojo.Example(f"{real_processors.QUESTION} {place}", ["a cat", "two"], images=[tmp_path / name for name in names])
+        yojo.Example(
+            f"{real_processors.QUESTION} {place}", ["a cat", "two"], images=[tmp_path / name for name in names]
+        )
         for place, names in enumerate(shown)
     ]
     collator = made.collator

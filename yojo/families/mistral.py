@@ -20,7 +20,9 @@ def count_features(prompt, config):
 
 def pictures(tensors, kind, config):
     """Each image, without what fills it up to the largest of its prompt."""
-    pieces = cut(tensors, {name: [1] * len(tensors[name]) for name in ("pixel_values", "image_sizes") if name in tensors})
+    pieces = cut(
+        tensors, {name: [1] * len(tensors[name]) for name in ("pixel_values", "image_sizes") if name in tensors}
+    )
     if pieces is None or len(tensors) != 2:
         return None
     found = []

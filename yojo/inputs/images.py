@@ -86,7 +86,7 @@ def load_image(source, name):
             image, key, orientation = _decoded(source, own=False)
         what = name
     else:
-        file, what = _file(source, name)
+        file, what = file_of(source, name)
         with readable(what), Image.open(file) as opened:
             image, key, orientation = _decoded(opened, own=True)
     with readable(what):
@@ -105,7 +105,7 @@ def image_size(source):
         if is_array(source):
             shape = np.shape(source)
             return shape[1:3] if _channels_first(shape, 3) else shape[:2]
-        file, _ = _file(source, "image")
+        file, _ = file_of(source, "image")
         with Image.open(file) as image:
             return image.height, image.width
     except Exception:  # decoders raise anything
@@ -184,8 +184,8 @@ def readable(what):
         raise ValueError(f"{what} is not a readable image: {reason or type(error).__name__}") from error
 
 
-def _file(source, name):
-    """(what Pillow opens, how errors name it)."""
+def file_of(source, name):
+    """(a path or an `io.BytesIO`, which Pillow opens; how errors name it) of a path or the bytes of a file."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(source), f"{name}: {len(source)} bytes"
     if not isinstance(source, (str, os.PathLike)):

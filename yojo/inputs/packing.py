@@ -9,6 +9,7 @@ from yojo import families
 from yojo.families import TOKEN_TYPES
 from yojo.families.family import PIXELS
 from yojo.inputs import features
+from yojo.inputs.decoded import Decoded
 from yojo.inputs.example import Example
 from yojo.inputs.mr2rm import ConversationEncoder
 from yojo.inputs.plain import forbidden_ids, known_state
@@ -120,6 +121,7 @@ class Collator:
             )
         dates.agree(base.yojo, processor)
         self.tables = tables.Tables(base)
+        self.decoded = Decoded()  # of examples one after the other, which may show the same image
         self._encoder = None
 
     @property
@@ -171,7 +173,7 @@ class Collator:
             return self._encode(example, ranks, name)
 
     def _encode(self, example, ranks, name):
-        prompts = PromptEncoder(self.processor, self.tokenizer, name, self.model_config)
+        prompts = PromptEncoder(self.processor, self.tokenizer, name, self.model_config, self.decoded)
         if self.config.format == "mr2rm":
             whole = ConversationEncoder(prompts, self.config.separator, self.separator_id, self.forbidden)(example)
             return self._encoded(whole.inputs, whole.responses, ranks, name)
@@ -308,9 +310,7 @@ class Collator:
             **pixels,
         }
         if self.places_features and pixels:
-            batch["placeholders"] = media.placeholders(
-                prompts, starts, pixels, self.family, self.model_config, shared
-            )
+            batch["placeholders"] = media.placeholders(prompts, starts, pixels, self.family, self.model_config, shared)
         if self.family.passes_token_types:
             batch.update(self._token_types(encoded, branch_lengths, filling))
         ranked = [item.rankings is not None for item in encoded]

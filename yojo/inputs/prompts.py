@@ -73,10 +73,10 @@ def bad_record(name, doing="it cannot be encoded"):
         raise ValueError(f"{name}: {doing}: {kind}{error}") from error
 
 
-def _image(source, name):
+def _image(source, name, load):
     if isinstance(source, str) and source.startswith("data:"):  # OpenAI's way to send one
         source = find_image(source, "", False, name)
-    return load_image(source, name)
+    return load(source, name)
 
 
 def _calls_with_text(turn):
@@ -140,14 +140,15 @@ class PromptEncoder:
         tokenizer: the processor's tokenizer.
         name: how errors name the example.
         config: the model's config, which names placeholders that no processor does; or None.
+        load: what reads an image: `load_image`, or one that keeps some (`yojo.inputs.decoded.Decoded`).
 
     Attributes:
         unseen: after a call, list of str: what of this prompt was left out (`unseen`).
     """
 
-    def __init__(self, processor, tokenizer, name, config=None):
+    def __init__(self, processor, tokenizer, name, config=None, load=load_image):
         self.is_multimodal = processor is not tokenizer
-        self.given, self.name, self.config = processor, name, config
+        self.given, self.name, self.config, self.load_image = processor, name, config, load
         self.tokenizer, self.processor = private_tokenizer(tokenizer), with_files(processor)
         if not self.is_multimodal:
             self.processor = self.tokenizer
@@ -259,7 +260,7 @@ class PromptEncoder:
         for turn in messages:
             for part in turn["content"]:
                 if part["type"] == "image":
-                    part["image"] = _image(part["image"], f"{self.name}: image {next(images)}")
+                    part["image"] = _image(part["image"], f"{self.name}: image {next(images)}", self.load_image)
                 elif part["type"] == "video":
                     part["video"], *sampling = self._video(part["video"], f"{self.name}: video {len(videos)}")
                     videos.append(sampling)
