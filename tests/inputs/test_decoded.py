@@ -203,7 +203,7 @@ def test_no_more_than_the_limit_is_kept(decodes):
 def test_a_file_that_is_larger_than_all_that_is_kept_is_not_read(tmp_path, monkeypatch):
     picture(0).save(tmp_path / "a.png")
     read = []
-    monkeypatch.setattr("builtins.open", lambda *args, **kwargs: read.append(args) or io.open(*args, **kwargs))
+    monkeypatch.setattr("builtins.open", lambda *args, **kwargs: read.append(args) or open(*args, **kwargs))
     monkeypatch.setattr(decoded, "load_image", lambda source, name: source)
     assert Decoded(limit=100)(tmp_path / "a.png", "x") == tmp_path / "a.png" and not read
 

@@ -175,6 +175,17 @@ def test_a_row_without_a_picture_twice_is_as_before(family):
 # ---- where the model places features itself ----
 
 
+def watched(model, batch):
+    """Scores of a model whose backbone has a hook, and what that saw."""
+    seen = []
+    handle = model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
+    )
+    scores = model(**batch).scores
+    handle.remove()
+    return scores, seen[-1]
+
+
 @parametrize_families
 @torch.no_grad()
 def test_whole_gives_every_picture_back(family):
@@ -189,14 +200,9 @@ def test_whole_gives_every_picture_back(family):
             if isinstance(whole[name], torch.Tensor):
                 assert torch.equal(whole[name], apart[name]), name
         expected = model(**batch).scores
-        seen = []
-        handle = model.base_model.register_forward_pre_hook(
-            lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
-        )
-        scores = model(**batch).scores
-        handle.remove()
-        assert "placeholders" not in seen[-1]
-        assert all(torch.equal(seen[-1][name], apart[name]) for name in PIXELS.values() if name in apart)
+        scores, seen = watched(model, batch)
+        assert "placeholders" not in seen
+        assert all(torch.equal(seen[name], apart[name]) for name in PIXELS.values() if name in apart)
         there = expected.isfinite()
         assert (scores - expected)[there].abs().max() <= PARITY
 
@@ -326,6 +332,54 @@ def test_prompts_that_do_not_fit_their_pixels_are_left_to_the_model():
     short = {**prompt, "input_ids": prompt["input_ids"][:, 5:], "attention_mask": prompt["attention_mask"][:, 5:]}
     with pytest.raises(ValueError, match="placeholders"):
         model(**packed(collator, [(prompt, responses), (short, responses)]))
+
+
+def test_pictures_that_do_not_fit_the_places_are_left_to_the_model():
+    model, collator = patched("qwen3_vl")
+    prompt = samples_of("qwen3_vl")["image"][0]
+    vision = [{name: prompt[name] for name in ("pixel_values", "image_grid_thw")}] * 2
+    ids = prompt["input_ids"][0]
+    assert sharing.share(vision, [ids, ids], collator.family, model.config)[1] is not None
+    for fewer in ([ids, ids[ids != tiny.IMAGE]], [ids[:6], ids[:6]]):
+        assert sharing.share(vision, fewer, collator.family, model.config) == (vision, None)
+
+
+@torch.no_grad()
+def test_an_image_is_the_same_however_it_is_filled_up():
+    """Mistral 3: to the largest of its prompt."""
+    model, collator = patched("mistral3")
+    both, responses = samples_of("mistral3")["two images"]
+    pixels, size = both["pixel_values"][1:, :, :16, :8].clone(), both["image_sizes"][1:]
+    ids = torch.tensor([[tiny.BOS, 20, tiny.IMAGE, tiny.BREAK, tiny.IMAGE, tiny.END, 21]])
+    alone = {"input_ids": ids, "pixel_values": pixels, "image_sizes": size}
+    row = [(alone, responses[:1]), (both, responses)]
+    assert packed(collator, row)["pixel_values"].shape[0] == 2
+    for scores, sample in zip(score(model, collator, row), row, strict=True):
+        assert (scores - score(model, collator, [sample])[0]).abs().max() <= PARITY
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "idefics3"])
+@torch.no_grad()
+def test_tiles_of_padding_have_no_features(family):
+    model, collator = patched(family)
+    prompt, responses = samples_of(family)["two images"]
+    prompt = {**prompt, "pixel_values": prompt["pixel_values"].clone()}
+    prompt["pixel_values"][0, 1] = 0
+    places = (prompt["input_ids"][0] == tiny.IMAGE).nonzero()[:4, 0]
+    keep = torch.ones(prompt["input_ids"].shape[1], dtype=torch.bool)
+    keep[places] = False
+    padded = prompt | {name: prompt[name][:, keep] for name in ("input_ids", "attention_mask")}
+    faint = {**padded, "pixel_values": padded["pixel_values"].clone()}
+    row = [(padded, responses), samples_of(family)["image"], (faint, responses[:2])]
+    batch = packed(collator, row)
+    assert batch["pixel_values"].shape[1] == 3 + 1
+    for scores, sample in zip(score(model, collator, row), row, strict=True):
+        assert (scores - score(model, collator, [sample])[0]).abs().max() <= PARITY
+    # Nothing where one looks first, and yet no padding.
+    tile = torch.zeros(1, 1, 3, 64, 64)
+    tile[..., 33, 34] = 1
+    assert collator.family.pictures({"pixel_values": tile}, "image", model.config)[0][1] > 0
+    assert collator.family.pictures({"pixel_values": 0 * tile}, "image", model.config)[0][1] == 0
 
 
 def test_tables_that_reach_into_another_picture_are_taken_whole():
