@@ -167,8 +167,9 @@ AREAS = {
         ),
     ),
     "prompts": Area(
-        ("yojo/inputs/prompts.py", "yojo/inputs/placeholders.py"),
+        ("yojo/inputs/prompts.py", "yojo/inputs/placeholders.py", "yojo/inputs/decoded.py"),
         (
+            "tests/inputs/test_decoded.py",
             "tests/inputs/test_prompts.py",
             "tests/inputs/test_messages.py",
             "tests/inputs/test_turns.py",
@@ -182,12 +183,13 @@ AREAS = {
         ),
     ),
     "families": Area(
-        ("yojo/families/*.py", "yojo/patching/positions.py", "yojo/patching/joining.py"),
+        ("yojo/families/*.py", "yojo/patching/positions.py", "yojo/patching/joining.py", "yojo/patching/sharing.py"),
         (
             "tests/families/test_rows.py",
             "tests/test_stored_scores.py",
             "tests/patching/test_families.py",
             "tests/patching/test_media.py",
+            "tests/patching/test_sharing.py",
             "tests/patching/test_last_layer.py",
             "tests/inputs/test_processors.py",
             "tests/inputs/test_real_processors.py",
