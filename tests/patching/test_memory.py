@@ -7,6 +7,8 @@ from family_cases import batch_of, continued, parametrize_families, samples_of
 
 import yojo
 from bench.memory import Watch
+from yojo import families
+from yojo.patching import media
 
 VOCABULARY = 4000  # more than anything else of a tiny model is wide
 
@@ -56,9 +58,8 @@ def test_layers_do_not_add_up(family, monkeypatch):
     for count in (3, 7):
         model = with_layers(family, count, monkeypatch)
         batch = patched_row(model, family)
-        inputs = {
-            name: batch[name] for name in batch if name not in ("layout", "separators", "placeholders", "rankings")
-        }
+        inputs = media.whole(batch, families.family_of(model.config))
+        inputs = {name: inputs[name] for name in inputs if name not in ("layout", "separators", "rankings")}
         packed.append(watched(lambda model=model, batch=batch: model(**batch)).peak)
         yojo.unpatch(model)
         inputs["input_ids"] = inputs["input_ids"].clamp(max=tiny.VOCABULARY - 1)  # the separator's row is gone
