@@ -30,6 +30,7 @@ CONFIGS = {
     "gemma2": transformers.Gemma2Config,
     "mistral": transformers.MistralConfig,
     "gpt2": transformers.GPT2Config,
+    "modernbert": transformers.ModernBertConfig,  # whose tokens see all others: padding, too, but for the mask
 }
 
 
@@ -46,9 +47,11 @@ def model(family="llama", pad="<|pad|>", num_labels=1, **options):
     if family == "gpt2":
         sizes = dict(vocab_size=len(kind), n_embd=32, n_layer=2, n_head=4, n_positions=256)
         sizes |= dict(bos_token_id=None, eos_token_id=None)
+    elif family == "modernbert":
+        sizes |= dict(classifier_pooling="mean", local_attention=8, cls_token_id=None, sep_token_id=None)
     elif family == "mistral":
         sizes |= dict(sliding_window=6)
-    if family not in ("gpt2", "llama"):
+    if family not in ("gpt2", "llama", "modernbert"):
         sizes |= dict(head_dim=8)
     pad_id = None if pad is None else kind.convert_tokens_to_ids(pad)
     config = CONFIGS[family](**(sizes | dict(num_labels=num_labels, pad_token_id=pad_id) | options))

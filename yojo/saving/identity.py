@@ -20,51 +20,23 @@ _CHUNK = 1 << 24  # numbers of a tensor that are summed at a time
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 # Entries of a model's config that change no score: where it lies, what wrote it, how it runs, names of labels. The patch's
-# own settings, the dtype and the weights are told by themselves.
-_NOT_OF_A_CONFIG = (
-    "_name_or_path",
-    "architectures",
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
-    "yojo",
-    "use_cache",
+# own settings, the dtype, quantization and the weights are told by themselves.
+_NOT_OF_A_CONFIG = frozenset(
+    """
+    _name_or_path _commit_hash architectures auto_map transformers_version tokenizer_class id2label label2id problem_type
+    dtype torch_dtype yojo quantization_config tie_word_embeddings use_cache return_dict output_attentions
+    output_hidden_states attn_implementation _attn_implementation _attn_implementation_internal experts_implementation
+    _experts_implementation
+    """.split()
 )
-_NOT_OF_A_CONFIG += (
-    "_attn_implementation",
-    "attn_implementation",
-    "id2label",
-    "label2id",
-    "problem_type",
-    "tokenizer_class",
-)
-_NOT_OF_A_CONFIG += (
-    "return_dict",
-    "output_attentions",
-    "output_hidden_states",
-    "_commit_hash",
-    "attn_implementation_internal",
-)
-_NOT_OF_A_CONFIG += ("_attn_implementation_internal", "_experts_implementation", "experts_implementation", "auto_map")
-_NOT_OF_A_CONFIG += ("tie_word_embeddings", "quantization_config")
-# Training writes its tokenizer's into a config; a reward model's scores depend on none of them, a classifier's on the first.
-_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "decoder_start_token_id")
+# Training writes its tokenizer's into a config; a reward model's scores depend on none of them, a classifier's may.
+_TOKENS = frozenset("pad_token_id bos_token_id eos_token_id sep_token_id decoder_start_token_id".split())
 # Likewise of an adapter's: what is its own name, what training alone looks at, and where its base model lies.
-_NOT_OF_AN_ADAPTER = (
-    "base_model_name_or_path",
-    "revision",
-    "inference_mode",
-    "peft_version",
-    "auto_mapping",
-    "task_type",
-)
-_NOT_OF_AN_ADAPTER += (
-    "lora_dropout",
-    "init_lora_weights",
-    "runtime_config",
-    "loftq_config",
-    "eva_config",
-    "corda_config",
+_NOT_OF_AN_ADAPTER = frozenset(
+    """
+    base_model_name_or_path revision inference_mode peft_version auto_mapping task_type lora_dropout init_lora_weights
+    runtime_config loftq_config eva_config corda_config
+    """.split()
 )
 _NOT_OF_A_PROCESSOR = ("processor_class", "auto_map", "chat_template", "tokenizer", "_processor_class", "image_backend")
 _PARTS = ("image_processor", "video_processor", "feature_extractor")
@@ -144,7 +116,7 @@ def _model(base, patched):
         "model_type": base.config.model_type,
         "dtype": str(base.dtype).removeprefix("torch."),
         "quantization": None if quantization is None else digest(_plain(quantization)),
-        "config": config_digest(base.config, _TOKENS if patched else _TOKENS[1:]),
+        "config": config_digest(base.config, _TOKENS if patched else ()),
     }
 
 
@@ -272,7 +244,7 @@ def _scale(layer, name):
 
 def config_digest(config, names=()):
     """Digest of a model's config, without what changes no score; nor `names`."""
-    return digest(_without(_plain(config.to_dict()), (*_NOT_OF_A_CONFIG, *names)))
+    return digest(_without(_plain(config.to_dict()), _NOT_OF_A_CONFIG.union(names)))
 
 
 def processor_fingerprint(processor):
