@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import yojo
 from yojo.cli import app
 from yojo.demo.backbone import BACKBONE
+from yojo.judges import loading
 from yojo.training import recipe
 
 
@@ -61,7 +62,7 @@ def test_several_images_are_taken_in_their_order(tmp_path, monkeypatch):
             seen.extend(examples)
             return [torch.zeros(2)]
 
-    monkeypatch.setattr(yojo.RewardModel, "from_pretrained", lambda *args, **options: Model())
+    monkeypatch.setattr(loading, "load_judge", lambda *args, **options: Model())
     a, b, c = (tmp_path / name for name in ("a.png", "b.png", "c.png"))
     done = call(a, *ASKED, "--model", "m", "--image", b, "--image", c, "--video", a, "--video", tmp_path, "--json")
     assert done.exit_code == 0, done.output

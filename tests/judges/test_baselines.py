@@ -136,7 +136,7 @@ def test_chance_depends_on_content_alone():
     assert Random(3).fingerprint() != Random(4).fingerprint() and eval(repr(Random(3))) == Random(3)
 
 
-PINNED = 0.8834865689277649
+PINNED = 0.05642545223236084
 
 
 def test_chance_sees_pictures_and_is_uniform(samples, tmp_path):

@@ -62,7 +62,10 @@ def score(
             help="Scores of FILEs: a .jsonl or .parquet file, or a folder, which shards and machines can share."
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that read and decode while the model runs; per device.")] = 2,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that read and decode while the model runs, per device; 2, with --ray none."),
+    ] = None,
     token_budget: Annotated[int, typer.Option(help="Tokens of a packed row.")] = 8192,
     max_length: Annotated[int | None, typer.Option(help="Longer examples are bad rows; nothing is ever cut.")] = None,
     shard: Annotated[
@@ -143,7 +146,7 @@ def score(
         running = {
             "shard": _shard(shard),
             "resume": resume,
-            "workers": workers,
+            "workers": workers if workers is not None else 2 if ray is None else 0,
             "token_budget": token_budget,
             "parquet": parquet,
             "device": device,
@@ -199,6 +202,10 @@ def _score_files(files, out, model, loading, ray, report, as_json, options):
     from yojo.scoring import file as scoring
     from yojo.scoring.scorer import Load
 
+    if report is not None:
+        from yojo.scoring.report import check_picture
+
+        check_picture(report)
     if ray is not None and (options["devices"] is not None or options["device"] is not None):
         raise ValueError("--ray places its actors itself: leave --device and --devices out")
     signal.signal(signal.SIGTERM, _interrupted)  # schedulers send it: what was written gets its name

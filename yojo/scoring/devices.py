@@ -39,12 +39,13 @@ def devices_of(names):
     return names
 
 
-def score_on_devices(load, data, out, names, shard=(0, 1), progress=False, options=None, setup=None):
+def score_on_devices(score_file, load, data, out, names, shard=(0, 1), progress=False, options=None, setup=None):
     """Score every row of a shard, a part of it on each device.
 
     Args:
+        score_file: `yojo.score_file`, which every process calls.
         load: `yojo.scoring.scorer.Load`.
-        data, out, progress: as for `yojo.scoring.file.score_file`.
+        data, out, progress: as for `score_file`.
         names: "all", or list of devices.
         shard: (number, count).
         options: dict, further arguments of `score_file`.
@@ -63,7 +64,7 @@ def score_on_devices(load, data, out, names, shard=(0, 1), progress=False, optio
             part = (shard[0] + n * shard[1], len(names) * shard[1])
             here, there = context.Pipe()
             rest = (len(names), setup, {**options, "shard": part})
-            process = context.Process(target=_child, args=(there, load, data, str(folder), name, *rest))
+            process = context.Process(target=_child, args=(there, score_file, load, data, str(folder), name, *rest))
             process.start()
             there.close()
             processes.append((process, here, name))
@@ -163,14 +164,12 @@ class _Reporter(Progress):
         self.kept, self.sent = [0, 0, 0, 0.0], time.monotonic()
 
 
-def _child(there, load, data, folder, device, count, setup, options):
+def _child(there, score_file, load, data, folder, device, count, setup, options):
     """A process: scores its shard and reports."""
     threading.Thread(target=_end_with_parent, args=(there,), daemon=True).start()
     if setup is not None:
         setup()
     import torch
-
-    from yojo.scoring.file import score_file
 
     if device == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // count))

@@ -93,7 +93,7 @@ def score_file(
         from yojo.scoring.devices import score_on_devices
 
         rest = {"resume": resume, "workers": workers, "token_budget": token_budget, "parquet": parquet, **options}
-        score_on_devices(load, data, out, devices, shard, progress, rest, setup)
+        score_on_devices(score_file, load, data, out, devices, shard, progress, rest, setup)
         return put_together(out, records, shard)
     with ray or contextlib.nullcontext():
         if ray is not None:
