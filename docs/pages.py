@@ -82,7 +82,9 @@ EXAMPLES = {
     "demo": "yojo demo --json figures.json\nyojo demo --data digits      # the digits as preference files, no training",
     "score": (
         'yojo score three.png --prompt "Which digit is shown?" --response "It is a 3." --response "This is a seven."\n'
-        'yojo score --model FOLDER --prompt "What happens?" --response "A door opens." --response "Nothing." --video clip.mp4'
+        'yojo score --model FOLDER --prompt "What happens?" --response "A door opens." --response "Nothing." --video clip.mp4\n'
+        "yojo score FILE.jsonl --model FOLDER --out scores.jsonl\n"
+        "yojo score FILE.jsonl --model FOLDER --out scores --shard 0/8 --devices all"
     ),
     "best": "yojo best SCORES --out best.jsonl\nyojo best SCORES --out best.parquet --by prompt --top 4",
     "pairs": "yojo pairs SCORES --out pairs.jsonl\nyojo pairs SCORES --out pairs.parquet --kind all --margin 0.5 --max-pairs 8",

@@ -29,6 +29,7 @@ def peak(path, out):
 
     process = multiprocessing.get_context("fork").Process(target=measured)
     process.start()
+    sender.close()
     result = receiver.recv()
     process.join()
     return result

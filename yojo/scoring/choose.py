@@ -253,7 +253,11 @@ def filter_(
 
 
 def margin_of(row):
-    """How far the best score of a row is above the next one, or None where there is but one."""
+    """How far the best score of a row is above the next one, or None where there is but one.
+
+    Args:
+        row: row of scores.
+    """
     scores, order = row["scores"], row["order"]
     return scores[order[0]] - scores[order[1]] if len(order) > 1 else None
 

@@ -11,8 +11,8 @@ import random
 
 import torch
 
+from yojo.data.mixtures import draw_responses, take_responses
 from yojo.data.readers import NOT_A_RECORDS_FAULT, what_it_says
-from yojo.data.records import draw_responses, take_responses
 from yojo.inputs.example import Example
 from yojo.inputs.images import image_size, is_array
 from yojo.inputs.packing import orders, pack_in_parts
