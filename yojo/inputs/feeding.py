@@ -11,6 +11,7 @@ import traceback
 import torch
 
 CHUNK = 4  # items a worker takes at a time: neighbours, which often share an image
+NICE = 10  # workers take the cores that the model leaves: it is what has to be kept busy
 AHEAD = 2  # chunks that each worker is ahead
 ITEMS = 256  # that may wait besides, and bytes of them
 ROOM = 1 << 27
@@ -175,6 +176,7 @@ class _Calls(torch.utils.data.Dataset):
 def _begin_worker(number):
     # Tokenizers were used before the fork, and would warn that they go on with one thread.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.nice(NICE)
 
 
 def _that_pickles(error):

@@ -134,7 +134,8 @@ def pairs(
             stands first is taken, at both ends.
         margin: by how much two scores must differ at least, itself not included.
         max_pairs: of one record, those with the largest margins; None for all.
-        messages, data, report, overwrite, **options: as of `best`.
+        messages, data, report, overwrite: as of `best`.
+        **options: of `yojo.data.load`.
 
     Returns:
         `Summary`.
@@ -194,7 +195,8 @@ def filter_(
             that many, rounded to the nearest; of equal ones those that come first in the input.
         of: the statistic of a record: its best, mean or worst score, or "margin", the best less the second.
         responses: look at single responses, and keep the records that have one left with those alone.
-        messages, data, report, overwrite, **options: as of `best`.
+        messages, data, report, overwrite: as of `best`.
+        **options: of `yojo.data.load`.
 
     Returns:
         `Summary`.
