@@ -109,6 +109,8 @@ def machine_section(page, lines, machine, predicted=()):
         sections.head_section(page, by_bench["head"] + by_bench["loss"])
     if by_bench["host"]:
         sections.host_section(page, by_bench["host"])
+    if by_bench["pipeline"]:
+        sections.pipeline_section(page, by_bench["pipeline"])
 
 
 def page(lines, saved=None, predicted=()):

@@ -460,3 +460,28 @@ def host_section(page, lines):
             cells = [digits(1e6 * line["seconds"]) for line in (call, add)]
             rows.append([what, titles[direction], *cells, times(ratio(call, add, "seconds"))])
     page.write(table(["what", "pass", "us", "x.add(1), us", "ratio"], rows, words=2))
+
+
+def pipeline_section(page, lines):
+    """Whole jobs beside what the model and the preparation of its inputs take by themselves."""
+    found = {line["impl"]: line for line in lines}
+    per_row = {name: line["seconds"] / line["samples"] for name, line in found.items()}
+    alone, preparation = per_row.get("model alone"), per_row.get("preparation alone")
+    rows = []
+    for name, taken in per_row.items():
+        share = ""
+        if name.startswith("score_file") and alone and preparation:
+            workers = int(name.split()[1])
+            share = percent((max(alone, preparation / workers) if workers else alone + preparation) / taken)
+        passes = times(taken / per_row["score_file, 1 workers"]) if "score_file, 1 workers" in per_row else ""
+        rows.append([name, f"{taken * 1e3:.1f} ms", share, passes])
+    first = max(found.values(), key=lambda line: line["samples"])
+    page.write(
+        "### Files of candidates",
+        f"{first['samples']} rows of an image of a million pixels (PNG, JPEG) and {first['responses'] // first['samples']} responses "
+        f"each; {models.described(first['model'])}. The model has one core less than the machine. The share is of what the "
+        "slower of model and preparation, in as many workers, allows; of both one behind the other without workers. The loop "
+        "over transformers, and datasets.map with it, score each row as a padded batch of single passes. "
+        + provenance(lines),
+        table(["", "time of a row", "share of what is possible", "beside score_file with 1 worker"], rows),
+    )

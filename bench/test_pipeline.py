@@ -201,3 +201,6 @@ def test_pipeline(benchmark, request, record, scene, device):
         print(
             f"{workers} workers: {share:.3f} of what model and preparation allow ({least / scene.rows * 1e3:.0f} ms a row)"
         )
+    for name in ("transformers loop", "datasets.map"):
+        times = medians[name] / min(FEW, scene.rows) / (medians["score_file, 1 workers"] / scene.rows)
+        print(f"{name}: {times:.2f} times as long as score_file with 1 worker")

@@ -141,6 +141,26 @@ def test_every_score_line_is_in_a_table_and_what_was_not_measured_is_empty():
     assert cell(points, "777 + 3 x 33, text", "shortest to longest") == "99.2 ms to 101 ms"
 
 
+def test_whole_jobs_stand_beside_what_model_and_preparation_allow():
+    jobs = {"model alone": 2.0, "preparation alone": 3.0, "score_file, 0 workers": 5.0, "score_file, 1 workers": 4.0}
+    jobs |= {"score_file, 2 workers": 2.5, "datasets.map": 4.0}
+    lines = [
+        report_lines.make(seconds, **CPU, bench="pipeline", impl=name, model="small", samples=n, responses=4 * n)
+        for (name, seconds), n in zip(jobs.items(), (20, 20, 20, 20, 20, 10), strict=True)
+    ]
+    text = report.page(lines)
+    assert "20 rows of an image of a million pixels (PNG, JPEG) and 4 responses each" in text
+    for row in (
+        "score_file, 0 workers | 250.0 ms | 100 % | 1.25x",
+        "score_file, 1 workers | 200.0 ms | 75.0 % | 1.00x",
+    ):
+        assert f"| {row} |" in text
+    assert (
+        "| score_file, 2 workers | 125.0 ms | 80.0 % | 0.625x |" in text
+        and "| datasets.map | 400.0 ms |  | 2.00x |" in text
+    )
+
+
 def test_there_is_no_speedup_without_stock_passes():
     lines = [line for count in (1, 2, 4) for line in score_lines(H200, count)]
     lines = [line for line in lines if (line["variant"], line["fuse"], line["responses"]) != ("single", "none", 2)]
