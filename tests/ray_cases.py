@@ -5,6 +5,8 @@ import os
 import time
 from pathlib import Path
 
+from yojo.scoring.scorer import Load
+
 
 def quick(fault=None, folder=None, pause=0.0, padding=0):
     """What makes a scorer, as yojo's own: pickles, and loads nothing."""
@@ -36,3 +38,13 @@ def _score(fault, folder, pause, padding, rows):
             "bad": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
             "padding": os.urandom(padding),
         }
+
+
+class Slow(Load):
+    """Loads a judge that takes its time, and says in a folder which process it is in."""
+
+    def __call__(self, device=None):
+        from scoring_cases import Constants
+
+        (Path(self.base_model) / f"{os.getpid()}").touch()
+        return Constants(0.01)

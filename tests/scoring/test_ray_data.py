@@ -13,9 +13,13 @@ import pytest
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'yojo[ray]'")
 
-from ray_cases import quick
+from ray_cases import Slow, quick
+from scoring_cases import bad_of, candidates, check, write
+from scoring_cases import run as score
 
+from yojo.scoring import cluster as ray_jobs
 from yojo.scoring import ray_data
+from yojo.scoring.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 # Raylets look for a lost node every few seconds, five times; tests have no time for that.
@@ -70,6 +74,33 @@ def test_every_row_once_though_an_actor_is_killed(cluster):
     assert all(result["scores"] == [result["row"] / 7, 0.1] and result["bad"] is None for result in results)
     assert len({result["pid"] for result in results}) == 3
     assert run([], None) == []
+
+
+def test_a_job_has_every_row_once_though_an_actor_is_killed(cluster, tmp_path):
+    """The same keys, fingerprint, output and resume as on one machine."""
+    records = candidates(140, tmp_path / "images")
+    records[50] = records[50] | {"responses": []}
+    path, out, pids = write(tmp_path / "in.jsonl", records), tmp_path / "o.jsonl", tmp_path / "pids"
+    pids.mkdir()
+    load = Slow("slow", base_model=str(pids))
+
+    class Killing(Progress):
+        killed = False
+
+        def add(self, *counts, **more):
+            super().add(*counts, **more)
+            if not self.killed:
+                self.killed = True
+                started = sorted(pids.iterdir(), key=lambda file: file.stat().st_mtime)
+                os.kill(int(started[-1].name), signal.SIGKILL)
+
+    found = score(path, out, load, ray=ray_jobs.Ray("auto"), progress=lambda total, label: Killing(total))
+    assert (found.scored, found.kept, found.bad) == (139, 0, 1) and list(bad_of(out)) == [50]
+    check(out, records, path, bad=[50])
+    more = [*candidates(10, seed=1), *records]
+    found = score(write(path, more), out, workers=1)  # the same judge, here
+    assert (found.scored, found.kept) == (10, 139)
+    check(out, more, path, bad=[60])
 
 
 def test_lost_node(cluster):
