@@ -171,6 +171,9 @@ def test_devices_are_processes_and_none_is_left(tmp_path):
     while any(map(is_alive, children)) and time.monotonic() < deadline:  # Python's own tracker of processes ends last
         time.sleep(0.01)
     assert not any(map(is_alive, children))
-    done = call("score", path, "--model", "length", "--out", out, "--workers", 0)
+    words = ("score", path, "--model", "length", "--out", out, "--workers", 0, "--devices", "cpu,cpu", "--json")
+    done = call(*words)
     assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["rows"], found["scored"] + found["kept"], found["out"]) == (3000, 3000, str(out)) and found["kept"]
     check(out, records, path, score=length)

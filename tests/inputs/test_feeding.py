@@ -117,7 +117,7 @@ def test_what_the_items_raise_is_raised():
 
 
 def test_a_worker_that_dies_is_an_error():
-    with pytest.raises(RuntimeError, match="a worker has died .* fewer workers"):
+    with pytest.raises(ChildProcessError, match="a worker has died .* fewer workers"):
         list(fed(die, range(100), 1))
 
 

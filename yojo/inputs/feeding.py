@@ -34,7 +34,7 @@ def fed(function, items, workers=0):
 
     Raises:
         ValueError: a negative number of workers.
-        RuntimeError: a worker has died (killed for memory, say).
+        ChildProcessError: a worker has died (killed for memory, say).
         What the function raises, as it would here, with the worker's traceback as its cause.
     """
     if workers < 0:
@@ -134,7 +134,7 @@ def _size(chunk):
 def _explained(error):
     if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")):
         return error
-    return RuntimeError(f"a worker has died ({error}): perhaps memory is short, then fewer workers need less of it")
+    return ChildProcessError(f"a worker has died ({error}): perhaps memory is short, then fewer workers need less of it")
 
 
 class WorkerTraceback(Exception):

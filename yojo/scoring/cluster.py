@@ -58,8 +58,13 @@ class _Actors:
         rows = np.fromiter(numbers, np.int64)
         batch_rows = ROWS_OF_WORKERS if self.make.workers else ROWS
         with contextlib.closing(self.ray.scored(rows, self.make, batch_rows)) as outcomes:
-            for outcome in outcomes:
-                take(outcome)
+            try:
+                for outcome in outcomes:
+                    take(outcome)
+            except RuntimeError as error:
+                raise ChildProcessError(
+                    f"{error}: what was scored is kept, and the same command goes on with it"
+                ) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,8 +51,11 @@ def score_on_devices(score_file, load, data, out, names, shard=(0, 1), progress=
         options: dict, further arguments of `score_file`.
         setup: function that every process calls first, or None.
 
+    Returns:
+        list of `yojo.scoring.run.Summary`, one from each process.
+
     Raises:
-        RuntimeError: a process has died, or said what is wrong. What the others have written stays.
+        ChildProcessError: a process has died, or said what is wrong. What the others have written stays.
     """
     names = devices_of(names)
     folder, _ = folder_of(out)
@@ -71,8 +74,9 @@ def score_on_devices(score_file, load, data, out, names, shard=(0, 1), progress=
             if n == 0 and not options.get("resume", True):
                 _wait_for_start(here, process)  # it removes what was there
                 options["resume"] = True
-        _listen(processes, bar)
+        found = _listen(processes, bar)
         interrupted = False
+        return found
     finally:
         bar.close()
         _end(processes, interrupted)
@@ -81,7 +85,7 @@ def score_on_devices(score_file, load, data, out, names, shard=(0, 1), progress=
 def _listen(processes, bar):
     """Add up what the processes report until all have ended."""
     open_ones = {here: (process, name) for process, here, name in processes}
-    errors, totals = [], {}  # what is wrong; rows that each process has to score
+    errors, found, totals = [], [], {}  # what is wrong; rows that each process has to score
     while open_ones:
         for here in multiprocessing.connection.wait(list(open_ones), timeout=1.0):
             process, name = open_ones[here]
@@ -101,10 +105,13 @@ def _listen(processes, bar):
                 del open_ones[here]
                 if kind == "error":
                     errors.append(f"{name}: {value}")
+                else:
+                    found.append(value)
     if errors:
-        raise RuntimeError(
+        raise ChildProcessError(
             f"{'; '.join(dict.fromkeys(errors))}: what was scored is kept, and the same command goes on with it"
         )
+    return found
 
 
 def _wait_for_start(here, process):
@@ -174,13 +181,13 @@ def _child(there, score_file, load, data, folder, device, count, setup, options)
     if device == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
     try:
-        score_file(load, data, folder, device=device, progress=lambda *how: _Reporter(there, *how), **options)
+        found = score_file(load, data, folder, device=device, progress=lambda *how: _Reporter(there, *how), **options)
     except KeyboardInterrupt:
         there.send(("error", "it was interrupted"))
     except (TypeError, ValueError, OSError, ImportError, RuntimeError) as error:
         there.send(("error", str(error)))
     else:
-        there.send(("end", None))
+        there.send(("end", found))
 
 
 def _end_with_parent(there):

@@ -1,13 +1,14 @@
 """`score_file`: the scores of a whole file of candidates, exactly once per row, whatever happens meanwhile."""
 
 import contextlib
+import dataclasses
 import os
 import time
 
 from yojo.data.records import Records
 from yojo.judges.judge import fingerprint_of
 from yojo.scoring.job import Job, check_place, folder_of, read_description
-from yojo.scoring.run import Run
+from yojo.scoring.run import Run, Summary
 from yojo.scoring.scorer import Load, Scorer
 
 
@@ -93,8 +94,12 @@ def score_file(
         from yojo.scoring.devices import score_on_devices
 
         rest = {"resume": resume, "workers": workers, "token_budget": token_budget, "parquet": parquet, **options}
-        score_on_devices(score_file, load, data, out, devices, shard, progress, rest, setup)
-        return put_together(out, records, shard)
+        parts = score_on_devices(score_file, load, data, out, devices, shard, progress, rest, setup)
+        folder, file = folder_of(out)
+        found = Summary.of(parts, file or folder)
+        if file is None:
+            return found
+        return dataclasses.replace(found, stale=put_together(out, records).stale)
     with ray or contextlib.nullcontext():
         if ray is not None:
             fingerprint = ray.fingerprint(load)
@@ -115,18 +120,19 @@ def score_file(
             run.close()
 
 
-def put_together(out, records, shard=(0, 1)):
-    """What the processes of several devices have done: the file, where one is wanted, and the summary.
+def put_together(out, records):
+    """Write the file of a job whose rows the processes of several devices have tried.
 
     Args:
         out: as for `score_file`.
         records: `Records`.
-        shard: (number, count), all of whose rows have been tried.
+
+    Returns:
+        `yojo.scoring.run.Summary`: all that have scores are kept ones.
     """
     folder, _ = folder_of(out)
     found = read_description(folder)
-    job = Job(out, found["fingerprint"], found["data"], found["made"], shard)
-    run = Run(job, records)
+    run = Run(Job(out, found["fingerprint"], found["data"], found["made"]), records)
     try:
         run.find_done()
         return run.finish(is_tried=False)

@@ -53,6 +53,19 @@ class Summary:
         """0 where every row has its scores, 1 where bad rows are left."""
         return int(self.bad > 0)
 
+    @classmethod
+    def of(cls, parts, out):
+        """What several processes have done, each with a shard.
+
+        Args:
+            parts: list of `Summary`.
+            out: of all of them.
+        """
+        add = {name: sum(getattr(one, name) for one in parts) for name in _ADDED}
+        filled = sum(one.tokens * one.padding / (1 - one.padding) for one in parts)
+        padding = filled / (add["tokens"] + filled) if add["tokens"] else 0.0
+        return dataclasses.replace(parts[0], **add, padding=padding, seconds=max(o.seconds for o in parts), out=out)
+
     def to_dict(self):
         """The same for JSON."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
@@ -72,6 +85,9 @@ class Summary:
             yield f"{self.stale:,} scores are of rows that are no longer in the input"
         if self.bad:
             yield f"{self.bad:,} rows are bad ({self.folder}/bad-*.jsonl says why); the next run tries them first"
+
+
+_ADDED = ("rows", "scored", "kept", "gone", "bad", "stale", "dropped", "tokens")
 
 
 class Run:
@@ -145,9 +161,8 @@ class Run:
         """Score what is pending."""
         self.progress = self._progress(len(self.pending), "scoring")
         try:
-            scorer.run(iter(self.pending.tolist()), self.take)
-        except OSError as error:
-            raise _full(error, self.job.folder) from error
+            with _room(self.job.folder):
+                scorer.run(map(int, self.pending), self.take)
         finally:
             self.progress.close()
         self.seconds = self.progress.clock() - self.progress.start
@@ -179,7 +194,7 @@ class Run:
             is_tried: False: others have tried what is pending, and have listed the bad rows.
         """
         out = self.job.file or self.job.folder
-        try:
+        with _room(self.job.folder):
             if is_tried:
                 self.job.finish(lambda row: row >= len(self.records) or self.seen[row])
             else:
@@ -187,8 +202,6 @@ class Run:
                 self.bad = int((~self.seen).sum())
             if self.job.file is not None:
                 assemble(self.job, self.records, self.lines, self.where)
-        except OSError as error:
-            raise _full(error, self.job.folder) from error
         self.finished = True
         return Summary(
             rows=len(self.records) - self.others,
@@ -215,14 +228,18 @@ class Run:
         self.job.close()
 
 
-def _full(error, folder):
-    """A full disk, with what to do; other errors as they are."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return error
-    return OSError(
-        error.errno,
-        f"{folder}: {error.strerror}: what was written before is kept; make room and run the same command again",
-    )
+@contextlib.contextmanager
+def _room(folder):
+    """A full disk is said with what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            error.errno,
+            f"{folder}: {error.strerror}: what was written before is kept; make room and run the same command again",
+        ) from error
 
 
 def assemble(job, records, lines, where):
