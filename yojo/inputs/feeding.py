@@ -59,7 +59,7 @@ def fed(function, items, workers=0):
                     raise error from WorkerTraceback(trace)
                 yield result
     except RuntimeError as error:  # torch raises it in the main thread, wherever that is
-        raise _explained(error) from error.__cause__
+        raise explained(error) from error.__cause__
     finally:
         ahead.close()
         del ahead, loader  # which ends the workers
@@ -131,7 +131,8 @@ def _size(chunk):
     return len(chunk[0]) + sum(tensor.nbytes for tensor in chunk[1]) if isinstance(chunk, (tuple, list)) else 0
 
 
-def _explained(error):
+def explained(error):
+    """The exception to raise for one that was raised here: torch says in its own words that a worker has died."""
     if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")):
         return error
     return ChildProcessError(f"a worker has died ({error}): perhaps memory is short, then fewer workers need less of it")

@@ -115,7 +115,7 @@ class Figures:
     def _draw_scores(self, axis):
         scores = self.responses.values()[:, 0]
         low, high, beyond = _range(scores)
-        axis.hist(np.clip(scores, low, high), _edges(low, high), weights=_shares(scores), color=_BLUE)
+        axis.hist(np.clip(scores, low, high), _edges(low, high, scores), weights=_shares(scores), color=_BLUE)
         middle = np.median(scores)
         axis.axvline(middle, color=_INK, linewidth=1, linestyle="--", label=f"median {middle:.3g}")
         _finish(axis, "scores", f"score of a response{beyond}", "share of responses in %")
@@ -127,7 +127,7 @@ class Figures:
         beyond = ""
         if len(margins):
             _, high, beyond = _range(margins.reshape(-1))
-            edges = _edges(0.0, high)
+            edges = _edges(0.0, high, margins)
             for column, (name, colour) in enumerate((("best - second", _BLUE), ("best - worst", _ORANGE))):
                 label = f"{name}, median {np.median(margins[:, column]):.3g}"
                 values = np.clip(margins[:, column], 0, high)
@@ -151,6 +151,11 @@ class Figures:
             np.maximum(length, 1), np.clip(score, low, high), gridsize=40, mincnt=1, cmap=blues, linewidths=0.1, **kind
         )
         most = cells.get_array().max()
+        if kind:  # so many that they do not stand on one another
+            decades = np.log10(length.max() / max(length.min(), 1))
+            axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+            axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, place: f"{value:,.0f}"))
+            axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         cells.set_norm(colors.LogNorm(1, most) if most > 20 else colors.Normalize(0, most))
         whole = {} if most > 20 else {"ticks": ticker.MaxNLocator(5, integer=True)}
         bar = figure.colorbar(cells, ax=axis, pad=0.02, **whole)
@@ -236,9 +241,14 @@ def _range(values):
     return low, high, f" (beyond the ends: {beyond:,})" if beyond else ""
 
 
-def _edges(low, high):
-    """Edges of the bars of a histogram."""
-    return np.linspace(low, high, 51) if high > low else np.linspace(low - 0.5, low + 0.5, 12)
+def _edges(low, high, values):
+    """Edges of the bars of a histogram; of whole numbers each bar has as many."""
+    if high <= low:
+        return np.linspace(low - 0.5, low + 0.5, 12)
+    if high - low >= 12 and (values == np.round(values)).all():
+        step = max(1, int(np.ceil((high - low + 1) / 50)))
+        return np.arange(np.floor(low), high + step + 1, step) - 0.5
+    return np.linspace(low, high, 51)
 
 
 def _legend(axis):

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 
-from yojo.inputs.feeding import fed
+from yojo.inputs.feeding import explained, fed
 from yojo.scoring.rows import Prepare
 from yojo.scoring.stream import encoder_of, scored
 
@@ -70,8 +70,11 @@ class Scorer:
                     take(self._bad(row, row.error) if row.mine else {"row": row.row})
 
         with contextlib.closing(fed(self.prepare, numbers, self.workers)) as prepared:
-            for result in scored(self.judge, good(), self.token_budget):
-                take(self._outcome(result))
+            try:
+                for result in scored(self.judge, good(), self.token_budget):
+                    take(self._outcome(result))
+            except RuntimeError as error:
+                raise explained(error) from error.__cause__
 
     def _outcome(self, result):
         row = result.row
