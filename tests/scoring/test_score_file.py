@@ -197,6 +197,15 @@ def test_what_is_no_job_is_left_alone(input_, tmp_path):
     assert (tmp_path / "s.jsonl").read_text() == "{}\n"
 
 
+def test_scores_do_not_lie_among_the_candidates(tmp_path):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "in.jsonl", candidates(5))
+    for out in ("data", "data/scores.jsonl", "data/more/scores"):
+        with pytest.raises(ValueError, match="whose files are the input|is not the folder of a scoring job"):
+            run(tmp_path / "data", tmp_path / out)
+    assert run(tmp_path / "data", tmp_path / "data-scores").scored == 5
+
+
 def test_one_process_at_a_time_writes_a_shard(input_, tmp_path):
     class Judge(Constants):
         def score_many(self, examples):

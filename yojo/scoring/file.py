@@ -79,6 +79,7 @@ def score_file(
     }
     shard = checked_shard(shard)
     check_out(out, shard, workers, token_budget)
+    _check_apart(out, data)
     load = Load(judge) if isinstance(judge, (str, os.PathLike)) else judge if isinstance(judge, Load) else None
     if (devices is not None or ray is not None) and load is None:
         raise TypeError(
@@ -160,6 +161,17 @@ def check_out(out, shard=(0, 1), workers=0, token_budget=8192):
         raise ValueError(f"workers must be 0 or more, got {workers}")
     if token_budget < 1:
         raise ValueError(f"token_budget must be at least 1, got {token_budget}")
+
+
+def _check_apart(out, data):
+    """Scores that lie in a folder of candidates would be read as candidates by the next run."""
+    for source in [data] if isinstance(data, (str, os.PathLike)) else data if _is_paths(data) else ():
+        home, place = os.path.realpath(source), os.path.realpath(out)
+        if os.path.isdir(home) and os.path.commonpath([home, place]) == home:
+            raise ValueError(
+                f"{out} lies in {source}, whose files are the input, and would be read as a part of it next time: name a place "
+                "outside of it"
+            )
 
 
 def where_from(data, records, options):
