@@ -82,7 +82,7 @@ REPLACED = {
 
 @pytest.mark.parametrize("how", REPLACED)
 def test_dropout_that_comes_between_rows_is_off(how, walks):
-    """Two rows in, one module becomes another, in training mode: whoever changes a model while it is scored."""
+    """Three rows in, one module becomes another, in training mode: whoever changes a model while it is scored."""
     reward_model = reward_model_of()
     before, mlp = scored(reward_model), reward_model.model.get_decoder().layers[0].mlp
     walks.clear()
@@ -90,7 +90,7 @@ def test_dropout_that_comes_between_rows_is_off(how, walks):
     assert 2 <= len(walks) <= 3
     assert any(isinstance(module, nn.Dropout) and module.training for module in mlp.modules())  # as it was given
     after = scored(reward_model)
-    assert same(found[:2], before[:2]) and same(found[2:], after[2:])
+    assert same(found[:3], before[:3]) and same(found[3:], after[3:])
     assert same(found, before) == (how != "as many")
 
 
@@ -103,7 +103,7 @@ def test_an_adapter_that_comes_between_rows_has_no_dropout(walks):
     found = scored(reward_model, {3: lambda: get_peft_model(reward_model.model, settings)})
     assert len(walks) == 2
     after = scored(reward_model)
-    assert same(found[:2], before[:2]) and same(found[2:], after[2:]) and not same(after, before)
+    assert same(found[:3], before[:3]) and same(found[3:], after[3:]) and not same(after, before)
 
 
 def test_training_mode_between_rows_is_the_callers(walks):

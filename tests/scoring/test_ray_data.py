@@ -105,18 +105,18 @@ def test_a_job_has_every_row_once_though_an_actor_is_killed(cluster, tmp_path):
 
 def test_lost_node(cluster):
     """Its rows are done on the nodes that are left; a node that comes later is used."""
-    node, seen, pids = cluster.add_node(num_cpus=1, include_dashboard=False), [], set()
-    for result in ray_data.scored(range(450), quick(None, None, 0.01), batch_rows=10):
-        if len(seen) == 60:
+    node, seen, pids, before, lost = cluster.add_node(num_cpus=1, include_dashboard=False), [], set(), None, 0
+    for result in ray_data.scored(range(900), quick(None, None, 0.01), batch_rows=10):
+        if before is None and len(pids) == 3:  # all are at work
             cluster.remove_node(node, allow_graceful=False)
-            before = set(pids)
-        if len(seen) == 70:
+            before, lost = set(pids), len(seen)
+        if before is not None and len(seen) == lost + 10:
             node = cluster.add_node(num_cpus=1, include_dashboard=False)
         seen.append(result["row"])
         pids.add(result["pid"])
     cluster.remove_node(node)
-    assert sorted(seen) == list(range(450))
-    assert len(before) == 3 and pids - before
+    assert sorted(seen) == list(range(900))
+    assert before is not None and pids - before
 
 
 @pytest.mark.parametrize(

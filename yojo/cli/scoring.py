@@ -19,7 +19,8 @@ class ScoreCommand(typer.core.TyperCommand):
 
     def parse_args(self, context, args):
         args = list(args)
-        for at, (word, behind) in enumerate(zip(args, [*args[1:], ""], strict=True)):
+        for at, word in enumerate(args):
+            behind = args[at + 1] if at + 1 < len(args) else ""
             if word == "--ray" and not (behind in ("auto", "local") or re.fullmatch(r"[^/]+:\d+|ray://.*", behind)):
                 args[at] = "--ray=local"
         return super().parse_args(context, args)

@@ -135,7 +135,9 @@ def explained(error):
     """The exception to raise for one that was raised here: torch says in its own words that a worker has died."""
     if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")):
         return error
-    return ChildProcessError(f"a worker has died ({error}): perhaps memory is short, then fewer workers need less of it")
+    return ChildProcessError(
+        f"a worker has died ({error}): perhaps memory is short, then fewer workers need less of it"
+    )
 
 
 class WorkerTraceback(Exception):
