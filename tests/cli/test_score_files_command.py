@@ -96,6 +96,7 @@ def test_shards_by_their_number(input_, tmp_path):
 FILE = "in.jsonl"
 MISTAKES = [
     ((FILE, "--out", "s"), "--model is needed with --out"),
+    ((FILE, "--out", "s", "--model", "demo", "--base-model", "b"), "--base-model is given with --model demo"),
     ((FILE, "--model", "length"), "give --prompt and --response"),
     (("--model", "length", "--out", "s"), "--out is given without a FILE"),
     ((FILE, "--model", "length", "--out", "s", "--prompt", "p"), "--prompt is given with --out"),

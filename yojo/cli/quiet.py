@@ -45,6 +45,12 @@ def quiet_transformers():
     return transformers
 
 
+def be_quiet_here():
+    """All of it, in a process that a command of ours has started."""
+    be_quiet()
+    quiet_transformers()
+
+
 def _nothing(*args, **kwargs):
     """Stands for `warnings.showwarning`."""
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 import typer.core
 
-from yojo.cli.quiet import be_quiet
+from yojo.cli.quiet import be_quiet_here
 from yojo.cli.shared import BaseModel, CheckBase, CheckFiles, column_map, errors
 
 
@@ -45,8 +45,8 @@ def score(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Folder or hub name of a reward model (the digits demonstration's by default) or of a sequence classifier; "
-            "or length, place, random."
+            help="Folder or hub name of a reward model or of a sequence classifier; demo, the digits demonstration's (the "
+            "default without --out); or length, place, random."
         ),
     ] = None,
     base_model: BaseModel = None,
@@ -199,10 +199,22 @@ def _score_one(prompt, responses, images, videos, model, loading, as_json):
 
 def _score_files(files, out, model, loading, ray, report, as_json, options):
     if model is None:
-        raise ValueError("--model is needed with --out: a folder or hub name, or length, place, random")
+        raise ValueError(
+            "--model is needed with --out: a folder or hub name; demo, the digits demonstration's; or length, place, random"
+        )
     from yojo.scoring import file as scoring
     from yojo.scoring.scorer import Load
 
+    if model == "demo":
+        if Path(model).exists():
+            raise ValueError(
+                "demo is the digits demonstration's model, and there is something of that name here: write ./demo"
+            )
+        if loading["base_model"] is not None:
+            raise ValueError("--base-model is given with --model demo, which has its own")
+        from yojo.demo.reward import BACKBONE, REWARD_MODEL
+
+        model, loading = str(REWARD_MODEL), loading | {"base_model": str(BACKBONE)}
     if report is not None:
         from yojo.scoring.report import check_picture
 
@@ -216,7 +228,7 @@ def _score_files(files, out, model, loading, ray, report, as_json, options):
             files[0] if len(files) == 1 else files,
             out,
             progress=sys.stderr.isatty(),
-            setup=be_quiet,
+            setup=be_quiet_here,
             ray=ray,
             **options,
         )
