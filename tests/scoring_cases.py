@@ -129,3 +129,17 @@ def check(out, records, path, bad=(), score=score_of):
 
 def run(path, out, judge=None, **options):
     return score_file(judge or Constants(), path, out, **options)
+
+
+def children_of(pid):
+    """Processes that a process has started."""
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

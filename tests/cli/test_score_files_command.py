@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 from saved_cases import backbone, patched
-from scoring_cases import bad_of, candidates, check, lines_of, write
+from scoring_cases import bad_of, candidates, check, children_of, is_alive, lines_of, write
 from typer.testing import CliRunner
 
 import yojo
@@ -154,8 +154,6 @@ def test_ray_may_stand_without_an_address(input_, tmp_path, monkeypatch):
 
 def test_devices_are_processes_and_none_is_left(tmp_path):
     """Two processes on the CPU; then they are interrupted, and gone on with."""
-    from test_kills import children_of, is_alive
-
     records = candidates(3000)
     path, out = write(tmp_path / "in.jsonl", records), tmp_path / "s.jsonl"
     pid = os.fork()

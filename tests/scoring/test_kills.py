@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from scoring_cases import Constants, candidates, check, picture, run, write
+from scoring_cases import Constants, candidates, check, children_of, is_alive, picture, run, write
 
 from yojo.scoring import parts
 
@@ -116,19 +116,6 @@ def test_an_interrupted_run_gives_its_part_a_name_and_leaves_no_process(tmp_path
     assert list((tmp_path / "out").glob("scores-*"))
     assert run(path, tmp_path / "out").kept > 0
     check(tmp_path / "out", records, path)
-
-
-def children_of(pid):
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(child) for child in file.read().split()]
-
-
-def is_alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 # ---- at every step ----
