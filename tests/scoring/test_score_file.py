@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import resource
 
 import datasets
@@ -97,7 +98,30 @@ def test_scores_stay_when_an_image_is_removed_and_go_when_it_is_another(tmp_path
     assert (found.kept, found.gone, found.scored, found.bad) == (20, 1, 0, 0)
     (tmp_path / "images" / "4.png").replace(tmp_path / "images" / "3.png")  # row 4 has none now, row 3 another
     found = run(path, out)
-    assert (found.kept, found.gone, found.scored, found.stale) == (19, 1, 1, 1)
+    assert (found.kept, found.gone, found.scored, found.replaced, found.stale) == (19, 1, 1, 1, 0)
+
+
+@pytest.mark.parametrize("name, parquet", [("out", False), ("out", True), ("o.jsonl", False)])
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_scores_of_an_image_that_was_replaced_stand_nowhere(tmp_path, monkeypatch, name, parquet, is_killed):
+    """Beside the new ones, of the same record, nobody could tell them apart."""
+    records, out = candidates(20, tmp_path / "images"), tmp_path / name
+    path = write(tmp_path / "in.jsonl", records)
+    run(path, out, parquet=parquet)
+    old = {line["row"]: line["key"] for line in lines_of(out)}
+    before = os.stat(tmp_path / "images" / "8.png")
+    (tmp_path / "images" / "8.png").write_bytes((tmp_path / "images" / "3.png").read_bytes())  # which rows 8 and 9 show
+    os.utime(tmp_path / "images" / "8.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    if is_killed:  # in front of the last thing that it does
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(parts.Lines, "drop", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            run(path, out, parquet=parquet)
+    found = run(path, out, parquet=parquet)
+    assert (found.scored, found.kept, found.replaced) == ((0, 20, 2) if is_killed else (2, 18, 2))
+    check(out, records, path)
+    new = {line["row"]: line["key"] for line in lines_of(out)}
+    assert {row for row in new if new[row] != old[row]} == {8, 9}
+    assert run(path, out, parquet=parquet).replaced == 0
 
 
 def test_shards_are_disjoint_and_any_number_of_them_can_go_on(tmp_path):

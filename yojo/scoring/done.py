@@ -31,7 +31,7 @@ class Done:
         self.keys, self.records, self.media = (np.frombuffer(one, "V16") for one in (keys, records, media))
         self.by_key = np.argsort(self.keys, kind="stable")
         self.by_record = np.argsort(self.records, kind="stable")
-        self.taken = np.zeros(len(self), bool)
+        self.taken, self.met = np.zeros(len(self), bool), np.zeros(len(self), bool)
         self._next = {}  # where many rows hold the same: the first of them that may be left
 
     def __len__(self):
@@ -60,9 +60,17 @@ class Done:
         """The same for a row of the same raw record, whose media cannot be read any more."""
         return self._take(self.by_record, self.records, record)
 
+    def meet(self, record):
+        """Say that the input has a row with this raw record."""
+        self.met[self._range(self.by_record, self.records, record)] = True
+
+    def replaced(self):
+        """Places of rows that nobody has taken though their record is in the input: it shows other images by now."""
+        return self.places[self.met & ~self.taken]
+
     def left(self):
-        """How many rows nobody has taken."""
-        return int((~self.taken).sum())
+        """How many rows nobody has taken, of records that are not in the input."""
+        return int((~self.met & ~self.taken).sum())
 
     def _take(self, order, table, value):
         found = self._range(order, table, value)

@@ -2,10 +2,13 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import time
 import uuid
+
+import numpy as np
 
 from yojo.files.folders import sync
 
@@ -241,6 +244,13 @@ class Lines:
         file.seek(at)
         return json.loads(file.readline())
 
+    def drop(self, places):
+        """Remove rows from finished parts; places in those parts mean nothing from then on."""
+        self.close()
+        for number in np.unique(places >> self._SHIFT).tolist():
+            own = places[places >> self._SHIFT == number] & ((1 << self._SHIFT) - 1)
+            _drop(self.paths[number], set(own.tolist()))
+
     def _from_parquet(self, number, path, at):
         group, within = divmod(at, _GROUP)
         if self._group[0] != (number, group):
@@ -251,6 +261,17 @@ class Lines:
         for file in self._files.values():
             file.close()
         self._files = {}
+
+
+def _drop(path, places):
+    kept = (line for at, line in _placed(path) if at not in places)
+    first = next(kept, None)
+    if first is None:
+        path.unlink()
+    elif path.suffix == ".parquet":
+        write_parquet(path, itertools.chain([first], kept))
+    else:
+        write_lines(path, itertools.chain([first], kept))
 
 
 def _placed(path):

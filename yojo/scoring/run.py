@@ -24,6 +24,7 @@ class Summary:
         kept: that had their scores already.
         gone: of those kept, rows whose images or videos cannot be read any more.
         bad: rows without scores; the job's folder says why.
+        replaced: scores that were removed, because their record shows another image or video by now.
         stale: scores of rows that are no longer in the input; 0 for one shard of several.
         dropped: lines of earlier runs that were not whole, and have been scored again.
         tokens: in packed rows.
@@ -39,6 +40,7 @@ class Summary:
     kept: int
     gone: int
     bad: int
+    replaced: int
     stale: int
     dropped: int
     tokens: int
@@ -81,13 +83,15 @@ class Summary:
             yield f"{self.dropped:,} lines of an earlier run were not whole; their rows were scored again"
         if self.gone:
             yield f"{self.gone:,} rows keep their scores though their images or videos cannot be read any more"
+        if self.replaced:
+            yield f"{self.replaced:,} scores were removed: their records show other images or videos now"
         if self.stale:
             yield f"{self.stale:,} scores are of rows that are no longer in the input"
         if self.bad:
             yield f"{self.bad:,} rows are bad ({self.folder}/bad-*.jsonl says why); the next run tries them first"
 
 
-_ADDED = ("rows", "scored", "kept", "gone", "bad", "stale", "dropped", "tokens")
+_ADDED = ("rows", "scored", "kept", "gone", "bad", "replaced", "stale", "dropped", "tokens")
 
 
 class Run:
@@ -143,6 +147,8 @@ class Run:
             self.others += 1
             self.seen[row.row] = True
             return
+        if row.record is not None:
+            self.done.meet(row.record)
         if row.error is None:
             found = self.done.take(row.key)
         else:  # nothing in the record has changed, but its media are gone: the scores stay
@@ -202,6 +208,10 @@ class Run:
                 self.bad = int((~self.seen).sum())
             if self.job.file is not None:
                 assemble(self.job, self.records, self.lines, self.where)
+            replaced = self.done.replaced()  # beside the new scores nobody could tell them apart
+            if len(replaced):
+                with self.job.locked():
+                    self.lines.drop(replaced)
         self.finished = True
         return Summary(
             rows=len(self.records) - self.others,
@@ -209,6 +219,7 @@ class Run:
             kept=self.kept,
             gone=self.gone,
             bad=self.bad,
+            replaced=len(replaced),
             stale=self.done.left() if self.shard[1] == 1 else 0,
             dropped=len(self.job.dropped),
             tokens=self.progress.tokens,
