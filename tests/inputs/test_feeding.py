@@ -1,6 +1,7 @@
 """Workers: results in order and to the bit, errors as they would be here, no process left behind, however it ends."""
 
 import dataclasses
+import multiprocessing
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ import time
 
 import pytest
 import torch
+from scoring_cases import is_alive
 
 from yojo.inputs import feeding, windows
 from yojo.inputs.feeding import WorkerTraceback, fed
@@ -41,6 +43,15 @@ class Unpicklable(ValueError):
 
 def raise_unpicklable(number):
     raise Unpicklable("this", "that")
+
+
+def big(number):
+    return os.getpid(), b"x" * 50_000
+
+
+def interrupt(number):
+    os.kill(os.getpid(), signal.SIGINT)
+    return number
 
 
 def die(number):
@@ -132,6 +143,31 @@ def test_no_worker_is_left_behind_and_no_random_number_drawn():
     while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+def test_workers_of_a_process_that_is_killed_end(tmp_path):
+    # What they have made is more than a pipe holds: they wait to hand it over, to nobody.
+    def feed(there):
+        stream = fed(big, range(1000), 2)
+        there.send({next(stream)[0] for _ in range(12)})
+        time.sleep(60)
+
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    process = context.Process(target=feed, args=(there,))
+    process.start()
+    pids = here.recv()
+    time.sleep(0.3)
+    process.kill()
+    process.join()
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(pids) == 2 and not any(map(is_alive, pids))
+
+
+def test_workers_leave_an_interrupt_to_who_reads():
+    assert list(fed(interrupt, range(8), 2)) == list(range(8))
 
 
 def test_a_negative_number_of_workers():

@@ -3,14 +3,18 @@
 import collections
 import io
 import itertools
+import multiprocessing
 import os
 import pickle
+import signal
 import threading
+import time
 import traceback
 
 import torch
 
 CHUNK = 4  # items a worker takes at a time: neighbours, which often share an image
+WATCH = 1.0  # seconds after which a worker looks whether its parent is there
 NICE = 10  # workers take the cores that the model leaves: it is what has to be kept busy
 AHEAD = 2  # chunks that each worker is ahead
 ITEMS = 256  # that may wait besides, and bytes of them
@@ -180,6 +184,18 @@ def _begin_worker(number):
     # Tokenizers were used before the fork, and would warn that they go on with one thread.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.nice(NICE)
+    # Ctrl-C reaches the whole group of processes. A worker that ended by it would be missed for seconds: who reads ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with_parent, args=(parent.pid,), daemon=True).start()
+
+
+def _end_with_parent(pid):
+    """A worker whose parent was killed would wait for ever to hand over what it has made."""
+    while os.getppid() == pid:
+        time.sleep(WATCH)
+    os._exit(1)
 
 
 def _that_pickles(error):
