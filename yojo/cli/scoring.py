@@ -221,6 +221,8 @@ def _score_files(files, out, model, loading, ray, report, as_json, options):
         check_picture(report)
     if ray is not None and (options["devices"] is not None or options["device"] is not None):
         raise ValueError("--ray places its actors itself: leave --device and --devices out")
+    if options["devices"] is not None and options["device"] is not None:
+        raise ValueError("--device and --devices both say where the model goes: leave one of them out")
     signal.signal(signal.SIGTERM, _interrupted)  # schedulers send it: what was written gets its name
     try:
         summary = scoring.score_file(

@@ -35,6 +35,7 @@ def load_judge(name, *, base_model=None, check_base=True, check_files=True, devi
     Raises:
         ValueError: a name that is none of these, or something that cannot be loaded, with the reason.
     """
+    _check_device(device)
     baseline = _baseline(name) if isinstance(name, str) else None
     if baseline is not None:
         for option, value in (("base_model", base_model), ("dtype", dtype), ("max_length", max_length)):
@@ -95,6 +96,18 @@ def _is_classifier(path):
     except (OSError, ValueError, AttributeError):
         return False
     return any(isinstance(name, str) and name.endswith("ForSequenceClassification") for name in names)
+
+
+def _check_device(device):
+    """torch says that there is no such device with a RuntimeError, when the model is loaded."""
+    if device is None:
+        return
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r} is no device; such as cpu or cuda:1") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"there is no device {device}: this machine has {torch.cuda.device_count()} CUDA devices")
 
 
 def _dtype(dtype):

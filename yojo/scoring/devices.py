@@ -185,8 +185,10 @@ def _child(there, score_file, load, data, folder, device, count, setup, options)
     except KeyboardInterrupt:
         there.send(("error", "it was interrupted"))
     except (TypeError, ValueError, OSError, ImportError, RuntimeError) as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends by itself; an interrupt would be a traceback
         there.send(("error", str(error)))
     else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         there.send(("end", found))
 
 

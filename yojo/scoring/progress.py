@@ -69,7 +69,7 @@ class Progress:
         return (self.total - self.rows - self.bad) / rate if rate else None
 
     def text(self):
-        """ "31.2 rows/s (5 min: 30.1), 24,100 tokens/s, 1.2% padding, 3 bad, 1:02:03 left"."""
+        """ "1:02:03 left, 31.2 rows/s (5 min: 30.1), 24,100 tokens/s, 1.2% padding, 3 bad"."""
         seconds = max(self.clock() - self.start, 1e-9)
         parts = [f"{(self.rows + self.bad) / seconds:.3g} rows/s (5 min: {self.rate:.3g})"]
         if self.tokens:
@@ -77,8 +77,8 @@ class Progress:
         if self.bad:
             parts.append(f"{self.bad:,} bad")
         left = self.left()
-        if left is not None:
-            parts.append(f"{clock_text(left)} left")
+        if left is not None:  # in front: a narrow screen cuts off what is behind
+            parts.insert(0, f"{clock_text(left)} left")
         return ", ".join(parts)
 
     @property
