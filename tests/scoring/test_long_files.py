@@ -67,7 +67,7 @@ def test_rates_and_the_time_that_is_left():
         progress.add(1, bad=1, tokens=50)
     assert abs(progress.rate - 2.0) < 0.01  # of the last five minutes
     assert progress.padding == 1000 / (500 * 50 + 1000)
-    assert progress.text() == "1.8 rows/s (5 min: 2), 50 tokens/s, 3.8% padding, 400 bad, 0:00:50 left"
+    assert progress.text() == "0:00:50 left, 1.8 rows/s (5 min: 2), 50 tokens/s, 3.8% padding, 400 bad"
     assert clock_text(3723.4) == "1:02:03"
 
 

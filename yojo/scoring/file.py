@@ -11,6 +11,8 @@ from yojo.scoring.job import Job, check_place, folder_of, read_description
 from yojo.scoring.run import Run, Summary
 from yojo.scoring.scorer import Load, Scorer
 
+_NOT_WRITTEN = (".json", ".csv", ".tsv", ".txt", ".arrow", ".gz", ".png")  # names of files, not of folders
+
 
 def score_file(
     judge,
@@ -157,6 +159,8 @@ def check_out(out, shard=(0, 1), workers=0, token_budget=8192):
     check_place(folder, file)
     if file is not None and shard[1] > 1:
         raise ValueError(f"shards write into one folder: name a folder instead of {file} (--out FOLDER)")
+    if file is None and not folder.exists() and folder.suffix.lower() in _NOT_WRITTEN:
+        raise ValueError(f"{out}: scores are written as .jsonl or .parquet, or into a folder: name one of these")
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, got {workers}")
     if token_budget < 1:
