@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+from concurrent import futures
 
 import datasets
 import pytest
@@ -124,6 +125,30 @@ def test_scores_of_an_image_that_was_replaced_stand_nowhere(tmp_path, monkeypatc
     assert run(path, out, parquet=parquet).replaced == 0
 
 
+@pytest.mark.parametrize("parquet", [False, True])
+def test_shards_remove_scores_from_the_same_part_meanwhile(tmp_path, parquet):
+    records, out = candidates(60, tmp_path / "images"), tmp_path / "out"
+    path = write(tmp_path / "in.jsonl", records)
+    run(path, out, parquet=parquet)
+    for number in range(0, 40, 2):
+        image = tmp_path / "images" / f"{number}.png"
+        if image.exists():
+            image.unlink()
+            picture(tmp_path / "other", number + 1000)
+            os.rename(tmp_path / "other" / f"{number + 1000}.png", image)
+
+    class Meanwhile(Constants):
+        def score_many(self, examples):
+            if not found:
+                found.append(run(path, out, shard=(0, 2), parquet=parquet))
+            return super().score_many(examples)
+
+    found = []
+    found.append(run(path, out, Meanwhile(), shard=(1, 2), parquet=parquet))
+    assert len(found) == 2 and all(one.replaced for one in found)
+    check(out, records, path)
+
+
 def test_shards_are_disjoint_and_any_number_of_them_can_go_on(tmp_path):
     records, out = candidates(80), tmp_path / "out"
     path = write(tmp_path / "in.jsonl", records)
@@ -133,6 +158,19 @@ def test_shards_are_disjoint_and_any_number_of_them_can_go_on(tmp_path):
     assert rest.kept == sum(one.scored for one in found) and rest.scored == 80 - rest.kept
     check(out, records, path)
     assert run(path, out, shard=(1, 5)).scored == 0
+
+
+@pytest.mark.parametrize("parquet", [False, True])
+def test_shards_of_several_threads_begin_and_end_at_the_same_time(tmp_path, parquet):
+    records = candidates(60)
+    path = write(tmp_path / "in.jsonl", records)
+    for n in range(8):
+        out = tmp_path / f"out{n}"
+        with futures.ThreadPoolExecutor(6) as pool:
+            assert (
+                sum(pool.map(lambda i, out=out: run(path, out, shard=(i, 6), parquet=parquet).scored, range(6))) == 60
+            )
+        check(out, records, path)
 
 
 def test_shards_in_the_input_order_of_a_list_or_a_dataset(tmp_path):

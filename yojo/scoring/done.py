@@ -65,8 +65,12 @@ class Done:
         self.met[self._range(self.by_record, self.records, record)] = True
 
     def replaced(self):
-        """Places of rows that nobody has taken though their record is in the input: it shows other images by now."""
-        return self.places[self.met & ~self.taken]
+        """Numbers of rows that nobody has taken though their record is in the input: it shows other images by now."""
+        return (self.met & ~self.taken).nonzero()[0].tolist()
+
+    def rows(self, numbers):
+        """(place, key, record) of rows, as `yojo.scoring.parts.Lines.drop` takes them."""
+        return [(int(self.places[n]), self.keys[n].tobytes().hex(), self.records[n].tobytes().hex()) for n in numbers]
 
     def left(self):
         """How many rows nobody has taken, of records that are not in the input."""

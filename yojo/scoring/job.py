@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import threading
 import uuid
 from pathlib import Path
 
@@ -19,6 +20,7 @@ SUFFIXES = (".jsonl", ".parquet")
 # scores-00003-of-00008-1f2e3d4c.jsonl; while it is written there is a dot in front and ".writing" behind
 _NAME = re.compile(r"\.?(scores|bad)-(\d+)-of-(\d+)(?:-([0-9a-f]+))?\.(jsonl|parquet)(\.writing)?")
 _open = set()  # (folder, shard, shards) of this process: the system's locks are between processes
+_threads = threading.Lock()
 
 
 class JobError(ValueError):
@@ -54,16 +56,18 @@ def check_place(folder, file):
     Raises:
         JobError: so it is.
     """
-    is_job = (folder / JOB_FILE).is_file()
+    has_file = file is not None and file.exists()
+    names = os.listdir(folder) if file is None and folder.is_dir() else []
+    is_job = (folder / JOB_FILE).is_file()  # looked for last: another shard may have begun just now
     if folder.exists() and not folder.is_dir():
         raise JobError(f"{folder} is a file, and must be the folder of a scoring job")
-    if file is not None and file.exists() and not is_job:
+    if has_file and not is_job:
         raise JobError(
             f"{file} exists and was not written by a scoring job (there is no {folder / JOB_FILE}): name another --out, or "
             "move it away"
         )
-    if file is None and folder.is_dir() and not is_job:
-        strange = [name for name in os.listdir(folder) if name != LOCK_FILE and not name.startswith(parts.ASIDE)]
+    if not is_job:
+        strange = [name for name in names if name != LOCK_FILE and not name.startswith(parts.ASIDE)]
         if strange:
             raise JobError(
                 f"{folder} holds {sorted(strange)[0]} and is not the folder of a scoring job: name a new folder"
@@ -130,18 +134,18 @@ class Job:
         check_place(self.folder, self.file)
         self.folder.mkdir(parents=True, exist_ok=True)
         own = (str(self.folder.resolve()), *self.shard)
-        for other in _open:
-            if other[0] == own[0] and _overlap(other[1:], own[1:]):
-                raise JobError(f"{self.folder}: this process is writing shard {other[1]}/{other[2]} of it already")
         with self.locked():
+            for other in _open:
+                if other[0] == own[0] and _overlap(other[1:], own[1:]):
+                    raise JobError(f"{self.folder}: this process is writing shard {other[1]}/{other[2]} of it already")
             self._check_description(resume)
             self._mend(".scores-")
             self._mend(".bad-")
             self._check_parts()
             self.scores = parts.Part(self.folder, self.stem)
             self.bad = parts.Part(self.folder, self.bad_name)
-        _open.add(own)
-        self._own = own
+            _open.add(own)
+            self._own = own
 
     def _check_description(self, resume):
         file = self.folder / JOB_FILE
@@ -211,7 +215,7 @@ class Job:
     @contextlib.contextmanager
     def locked(self):
         """Nobody else begins or ends a run in this folder meanwhile."""
-        with open(self.folder / LOCK_FILE, "ab") as file:
+        with _threads, open(self.folder / LOCK_FILE, "ab") as file:
             _lock(file, wait=True)
             yield
 

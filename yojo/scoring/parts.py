@@ -1,5 +1,6 @@
 """Parts of a scoring job: files of lines that may be cut short at any moment, and are given their names when whole."""
 
+import collections
 import contextlib
 import fcntl
 import itertools
@@ -244,12 +245,19 @@ class Lines:
         file.seek(at)
         return json.loads(file.readline())
 
-    def drop(self, places):
-        """Remove rows from finished parts; places in those parts mean nothing from then on."""
+    def drop(self, rows):
+        """Remove rows from finished parts, by what they hold: another shard may have removed some of its own meanwhile.
+
+        Args:
+            rows: iterable of (place, key, record).
+        """
         self.close()
-        for number in np.unique(places >> self._SHIFT).tolist():
-            own = places[places >> self._SHIFT == number] & ((1 << self._SHIFT) - 1)
-            _drop(self.paths[number], set(own.tolist()))
+        own = collections.defaultdict(collections.Counter)
+        for place, *row in rows:
+            own[place >> self._SHIFT][tuple(row)] += 1
+        for number, gone in own.items():
+            if self.paths[number].exists():
+                _drop(self.paths[number], gone)
 
     def _from_parquet(self, number, path, at):
         group, within = divmod(at, _GROUP)
@@ -263,8 +271,8 @@ class Lines:
         self._files = {}
 
 
-def _drop(path, places):
-    kept = (line for at, line in _placed(path) if at not in places)
+def _drop(path, gone):
+    kept = (line for _, line in _placed(path) if not _is_gone(line, gone))
     first = next(kept, None)
     if first is None:
         path.unlink()
@@ -272,6 +280,14 @@ def _drop(path, places):
         write_parquet(path, itertools.chain([first], kept))
     else:
         write_lines(path, itertools.chain([first], kept))
+
+
+def _is_gone(line, gone):
+    row = line["key"], line["record"]
+    if not gone.get(row):
+        return False
+    gone[row] -= 1
+    return True
 
 
 def _placed(path):

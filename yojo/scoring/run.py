@@ -109,15 +109,17 @@ class Run:
         self.shard = job.shard
         self.seen = np.zeros(len(records), bool)  # rows that are done, or of which this run knows what is wrong
         self.where = np.full(len(records) if job.file is not None else 0, -1, np.int64)
-        self.lines = parts.Lines(job.parts())
+        self.lines = None
         self.pending, self.done, self.base = None, None, 0
         self.scored = self.kept = self.gone = self.bad = self.others = 0
         self.progress, self.seconds, self.finished = Progress(0), 0.0, False
 
     def find_done(self):
         """Which rows have their scores, and in which order the others are tried: those that were bad before come first."""
-        self.done = Done(self.lines)
-        retried = self._retried()
+        with self.job.locked():  # other shards may remove rows of theirs, and parts of which nothing is left
+            self.lines = parts.Lines(self.job.parts())
+            self.done = Done(self.lines)
+            retried = self._retried()
         if len(self.done):
             self._look()
         first = [row for row in retried if not self.seen[row]]
@@ -211,7 +213,7 @@ class Run:
             replaced = self.done.replaced()  # beside the new scores nobody could tell them apart
             if len(replaced):
                 with self.job.locked():
-                    self.lines.drop(replaced)
+                    self.lines.drop(self.done.rows(replaced))
         self.finished = True
         return Summary(
             rows=len(self.records) - self.others,
@@ -232,7 +234,8 @@ class Run:
 
     def close(self):
         """Leave the folder in order, however the run has ended."""
-        self.lines.close()
+        if self.lines is not None:
+            self.lines.close()
         if not self.finished:  # interrupted, say: what is there gets its name, if there is room for it
             with contextlib.suppress(OSError):
                 self.job.finish()
