@@ -173,6 +173,24 @@ def test_shards_of_several_threads_begin_and_end_at_the_same_time(tmp_path, parq
         check(out, records, path)
 
 
+def test_shards_leave_the_bad_rows_of_others_listed(tmp_path):
+    records, out = candidates(30), tmp_path / "out"
+    bad = [3, 11, 14, 17, 25]
+    for n in bad:
+        records[n] = {"prompt": "a question", "responses": [n]}
+    path = write(tmp_path / "in.jsonl", records)
+    for shard in ((0, 2), (1, 2), (0, 2)):
+        run(path, out, shard=shard)
+    check(out, records, path, bad=bad)
+    write(path, [records[0], *records])  # every bad row has another number
+    for shard in ((0, 2), (1, 2)):
+        run(path, out, shard=shard)
+    check(out, [records[0], *records], path, bad=[n + 1 for n in bad])
+    write(path, candidates(30))
+    run(path, out)
+    assert bad_of(out) == {}
+
+
 def test_shards_in_the_input_order_of_a_list_or_a_dataset(tmp_path):
     records = candidates(30)
     for n, data in enumerate((records, datasets.Dataset.from_list(records))):

@@ -223,14 +223,17 @@ class Job:
         """Give the parts their names.
 
         Args:
-            looked_at: function of a row number -> whether this run has scored it, or has found again what is wrong with it:
-                then it leaves the lists of bad rows that earlier runs made; None: the run was cut short.
+            looked_at: function (row number, whether the list is this shard's) -> whether this run has scored it, or has found
+                again what is wrong with it: then it leaves the lists of bad rows that earlier runs made; None: the run was
+                cut short.
         """
         with self.locked():
             self.scores.finish()
             if looked_at is not None:
                 for path in self.bad_files():
-                    parts.keep_lines(path, lambda line: not looked_at(line["row"]), self.dropped)
+                    parts.keep_lines(
+                        path, lambda line, own=path.name == self.bad_name: not looked_at(line["row"], own), self.dropped
+                    )
             self.bad.abandon()
             parts.append_whole(self.bad.path, self.folder / self.bad_name, self.dropped)
             self.bad.path.unlink(missing_ok=True)

@@ -9,8 +9,6 @@ import os
 import time
 import uuid
 
-import numpy as np
-
 from yojo.files.folders import sync
 
 ASIDE = ".aside-"

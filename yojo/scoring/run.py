@@ -108,6 +108,7 @@ class Run:
         self.job, self.records, self.workers, self.show = job, records, workers, show
         self.shard = job.shard
         self.seen = np.zeros(len(records), bool)  # rows that are done, or of which this run knows what is wrong
+        self.mine = np.ones(len(records), bool)
         self.where = np.full(len(records) if job.file is not None else 0, -1, np.int64)
         self.lines = None
         self.pending, self.done, self.base = None, None, 0
@@ -147,7 +148,7 @@ class Run:
     def _find(self, row):
         if not row.mine:
             self.others += 1
-            self.seen[row.row] = True
+            self.seen[row.row], self.mine[row.row] = True, False
             return
         if row.record is not None:
             self.done.meet(row.record)
@@ -193,6 +194,7 @@ class Run:
             self.progress.add(0, bad=1)
         else:
             self.others += 1
+            self.mine[row] = False
             self.progress.set_total(self.progress.total - 1)
 
     def finish(self, is_tried=True):
@@ -204,7 +206,7 @@ class Run:
         out = self.job.file or self.job.folder
         with _room(self.job.folder):
             if is_tried:
-                self.job.finish(lambda row: row >= len(self.records) or self.seen[row])
+                self.job.finish(self._looked_at)
             else:
                 self.job.finish()
                 self.bad = int((~self.seen).sum())
@@ -231,6 +233,10 @@ class Run:
             folder=self.job.folder,
             job=self.job.job,
         )
+
+    def _looked_at(self, row, is_own):
+        """Whether a row need not stand in a list of bad rows: what another shard has found is for that one to say."""
+        return row >= len(self.records) or self.seen[row] and (is_own or self.mine[row])
 
     def close(self):
         """Leave the folder in order, however the run has ended."""
