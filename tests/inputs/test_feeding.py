@@ -1,6 +1,7 @@
 """Workers: results in order and to the bit, errors as they would be here, no process left behind, however it ends."""
 
 import dataclasses
+import gc
 import multiprocessing
 import os
 import random
@@ -9,7 +10,7 @@ import time
 
 import pytest
 import torch
-from scoring_cases import is_alive
+from scoring_cases import children_of, is_alive
 
 from yojo.inputs import feeding, windows
 from yojo.inputs.feeding import WorkerTraceback, fed
@@ -168,6 +169,18 @@ def test_workers_of_a_process_that_is_killed_end(tmp_path):
 
 def test_workers_leave_an_interrupt_to_who_reads():
     assert list(fed(interrupt, range(8), 2)) == list(range(8))
+
+
+def test_no_worker_is_left_behind_where_an_exception_is_kept():
+    def items():
+        yield from range(20)
+        raise KeyError("an input that ends early")
+
+    gc.collect()
+    before = children_of(os.getpid())
+    with pytest.raises(KeyError) as kept:
+        list(fed(make, items(), 2))
+    assert kept.value is not None and children_of(os.getpid()) == before
 
 
 def test_a_negative_number_of_workers():

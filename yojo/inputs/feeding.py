@@ -125,6 +125,8 @@ class _Ahead:
             self.changed.notify_all()
         self.thread.join()
         self.waiting.clear()
+        # Ends the workers even where somebody keeps an exception, whose traceback keeps the loader.
+        getattr(self.chunks, "_shutdown_workers", lambda: None)()
         self.chunks = None
 
 
