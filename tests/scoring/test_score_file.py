@@ -46,6 +46,19 @@ def test_an_input_that_has_grown_anywhere(tmp_path, name):
     check(out, shuffled, tmp_path / "in.jsonl")
 
 
+@pytest.mark.parametrize("name, parquet", [("out", False), ("out", True), ("o.jsonl", False), ("o.parquet", False)])
+def test_records_that_show_the_same_and_say_something_else(tmp_path, name, parquet):
+    one = {"prompt": "a question", "responses": ["x", "y"]}
+    path, out = tmp_path / "in.jsonl", tmp_path / name
+    for ids, scored in (("ab", 2), ("ba", 0), ("b", 0), ("c", 0), ("dcc", 1), ("cdce", 1), ("fghi", 0)):
+        records = [one | {"id": id} for id in ids]
+        found = run(write(path, records), out, parquet=parquet)
+        assert (found.scored, found.kept, found.replaced) == (scored, len(ids) - scored, 0)
+        if out.suffix or not found.stale:
+            check(out, records, path)
+            assert sorted(line["id"] for line in lines_of(out)) == sorted(ids)
+
+
 def test_rows_that_are_gone_from_the_input_are_said(tmp_path):
     records = candidates(20)
     for out in (tmp_path / "out", tmp_path / "o.jsonl"):

@@ -52,9 +52,16 @@ class Done:
                 return self.keys[n].tobytes().hex()
         return None
 
-    def take(self, key):
-        """Take a row with this key that nobody has taken: its number, or None."""
-        return self._take(self.by_key, self.keys, key)
+    def take(self, key, record=None):
+        """Take a row with this key that nobody has taken, one of this record where it is given: its number, or None."""
+        if record is None:
+            return self._take(self.by_key, self.keys, key)
+        wanted = np.frombuffer(bytes.fromhex(key), "V16")[0]
+        return self._take(self.by_record, self.records, record, lambda n: self.keys[n] == wanted)
+
+    def has(self, key):
+        """Whether there is a row with this key."""
+        return len(self._range(self.by_key, self.keys, key)) > 0
 
     def take_record(self, record):
         """The same for a row of the same raw record, whose media cannot be read any more."""
@@ -76,8 +83,10 @@ class Done:
         """How many rows nobody has taken, of records that are not in the input."""
         return int((~self.met & ~self.taken).sum())
 
-    def _take(self, order, table, value):
+    def _take(self, order, table, value, fits=None):
         found = self._range(order, table, value)
+        if fits is not None:
+            found = [n for n in found if fits(n)]
         start = self._next.get(value, 0)
         for n in found[start:]:
             start += 1

@@ -1,5 +1,6 @@
 """One run over a shard of a scoring job: which rows are left, what becomes of them, and the file that is made in the end."""
 
+import array
 import contextlib
 import dataclasses
 import errno
@@ -111,6 +112,10 @@ class Run:
         self.mine = np.ones(len(records), bool)
         self.where = np.full(len(records) if job.file is not None else 0, -1, np.int64)
         self.lines = None
+        self.renamed, self.old = (
+            array.array("q"),
+            [],
+        )  # rows of other records than their scores; numbers of those scores
         self.pending, self.done, self.base = None, None, 0
         self.scored = self.kept = self.gone = self.bad = self.others = 0
         self.progress, self.seconds, self.finished = Progress(0), 0.0, False
@@ -121,13 +126,13 @@ class Run:
             self.lines = parts.Lines(self.job.parts())
             self.done = Done(self.lines)
             retried = self._retried()
+        self.base = self.lines.add(self.job.folder / self.job.stem)
         if len(self.done):
             self._look()
         first = [row for row in retried if not self.seen[row]]
         rest = ~self.seen
         rest[first] = False
         self.pending = np.concatenate([np.array(first, np.int64), rest.nonzero()[0]])
-        self.base = self.lines.add(self.job.folder / self.job.stem)
 
     def _retried(self):
         rows = {}
@@ -143,6 +148,9 @@ class Run:
             for row in rows:
                 bar.add(1)
                 self._find(row)
+        with contextlib.closing(fed(look, self.renamed, self.workers)) as rows:
+            for row in rows:
+                self._rename(row)
         bar.close()
 
     def _find(self, row):
@@ -153,7 +161,9 @@ class Run:
         if row.record is not None:
             self.done.meet(row.record)
         if row.error is None:
-            found = self.done.take(row.key)
+            found = self.done.take(row.key, row.record)
+            if found is None and self.done.has(row.key):
+                self.renamed.append(row.row)  # when all others have theirs
         else:  # nothing in the record has changed, but its media are gone: the scores stay
             found = None if row.record is None else self.done.take_record(row.record)
             self.gone += found is not None
@@ -162,6 +172,25 @@ class Run:
             self.seen[row.row] = True
             if len(self.where):
                 self.where[row.row] = self.done.places[found]
+
+    def _rename(self, row):
+        """Write down scores that are there, of a record that shows the same and says something else, as this record's."""
+        found = None if row.error is not None else self.done.take(row.key)
+        if found is None:
+            return
+        try:
+            line = self.lines.read(int(self.done.places[found]))
+        except (IndexError, OSError, ValueError):
+            line = {}
+        if line.get("key") != row.key:  # another shard has removed rows of its own meanwhile: it is scored again
+            return
+        names = {"id": row.id, "row": row.row, "record": row.record, "media": row.media}
+        (start,) = self.job.scores.add([line | names])
+        self.old.append(found)
+        self.kept += 1
+        self.seen[row.row] = True
+        if len(self.where):
+            self.where[row.row] = self.base + start
 
     def _progress(self, total, label):
         return self.show(total, label) if callable(self.show) else Progress(total, self.show, label=label)
@@ -213,9 +242,9 @@ class Run:
             if self.job.file is not None:
                 assemble(self.job, self.records, self.lines, self.where)
             replaced = self.done.replaced()  # beside the new scores nobody could tell them apart
-            if len(replaced):
+            if len(replaced) + len(self.old):
                 with self.job.locked():
-                    self.lines.drop(self.done.rows(replaced))
+                    self.lines.drop(self.done.rows([*replaced, *self.old]))
         self.finished = True
         return Summary(
             rows=len(self.records) - self.others,
