@@ -59,6 +59,8 @@ def test_what_a_judge_is():
         [[1, 2, 3.5], [4]],
         (row for row in ([1, 2, 3.5], (4,))),
         [np.array([1, 2, 3.5]), np.array([4])],
+        [np.array([3.5, 2, 1])[::-1], np.array([4], ">f4")],
+        [np.array([1, 2.0, 3.5], object), np.frombuffer(np.array([4], np.float32).tobytes(), np.float32)],
         [torch.tensor([1, 2, 3.5], dtype=torch.float64, requires_grad=True), torch.tensor([4], dtype=torch.bfloat16)],
     ],
 )
@@ -77,6 +79,9 @@ def test_scores_in_one_form(found):
         ([[1, 2, 3], 4], ValueError, r"example: the judge gave scores of shape \[\] for 1 responses"),
         ([["a", 2, 3], [4]], TypeError, "example 'one': the judge's scores are no numbers"),
         ([[1, 2, 3], None], TypeError, "example: the judge's scores are no numbers"),
+        ([[1, 2j, 3], [4]], TypeError, "example 'one': the judge's scores are no numbers.*complex"),
+        ([np.array([1, 2j, 3]), [4]], TypeError, "example 'one': the judge's scores are no numbers.*complex"),
+        ([np.array(["1", "2", "3"]), [4]], TypeError, "example 'one': the judge's scores are no numbers"),
         (None, TypeError, "must return a list with N scores for each example, got NoneType"),
         ({"scores": [1]}, TypeError, "must return a list with N scores for each example, got dict"),
     ],

@@ -2,6 +2,7 @@
 
 import typing
 
+import numpy as np
 import torch
 
 
@@ -67,11 +68,25 @@ def checked_scores(examples, found):
 def _checked(example, scores):
     try:
         # Of any other number of responses there is no telling whose score is whose.
-        made = torch.as_tensor(scores).detach().to("cpu", torch.float32)
+        made = _as_tensor(scores).to("cpu", torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{example.name}: the judge's scores are no numbers: {scores!r} ({error})") from error
     count = len(example.responses)
     if made.shape != (count,):
         shape = f"{made.shape[0]} scores" if made.ndim == 1 else f"scores of shape {list(made.shape)}"
         raise ValueError(f"{example.name}: the judge gave {shape} for {count} responses")
+    return made
+
+
+def _as_tensor(scores):
+    """Numbers of any kind as a tensor; torch would drop what is imaginary, and takes no array in another order or of objects."""
+    if isinstance(scores, np.ndarray):
+        if scores.dtype.kind == "O":
+            return _as_tensor(scores.tolist())
+        if scores.dtype.kind not in "biuf":
+            raise TypeError(f"an array of {scores.dtype}")
+        scores = np.array(scores, np.float64)
+    made = torch.as_tensor(scores).detach()
+    if made.is_complex():
+        raise TypeError("complex numbers have no order")
     return made
