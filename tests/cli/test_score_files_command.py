@@ -103,6 +103,7 @@ MISTAKES = [
     ((FILE, "--model", "length", "--shard", "0/2"), "--shard is for files of candidates: say where their scores go"),
     ((FILE, "--model", "length", "--out", "s", "--shard", "3/2"), "--shard is i/n, the i-th of n from 0"),
     ((FILE, "--model", "length", "--out", "s", "--shard", "two"), "got 'two'"),
+    ((FILE, "--model", "length", "--out", "s", "--shard", "0/²"), "--shard is i/n, the i-th of n from 0"),
     ((FILE, "--model", "length", "--out", "s.jsonl", "--shard", "0/2"), "shards write into one folder"),
     ((FILE, "--model", "length", "--out", "s", "--workers", "-1"), "workers must be 0 or more"),
     ((FILE, "--model", "length", "--out", "s", "--map", "prompt"), "--map must be field=column"),

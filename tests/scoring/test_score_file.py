@@ -363,9 +363,47 @@ def test_a_part_that_is_damaged_is_named(input_, tmp_path):
         run(input_, tmp_path / "out")
     part.unlink()
     assert run(input_, tmp_path / "out").scored == 60
-    (folder / "job.json").write_text("{")
-    with pytest.raises(ValueError, match="job.json cannot be read"):
+    for damaged in (b"{", b"\xff\xfe", b"null", b""):
+        (folder / "job.json").write_bytes(damaged)
+        with pytest.raises(ValueError, match="job.json cannot be read"):
+            run(input_, tmp_path / "out")
+
+
+@pytest.mark.parametrize("line", ["{}", "5", '{"row": 5}', '{"row": 5, "key": "zz", "record": "zz", "media": ""}'])
+def test_a_whole_line_that_is_no_row_is_named(input_, tmp_path, line):
+    (part,) = run(input_, tmp_path / "out").folder.glob("scores-*")
+    size = part.stat().st_size
+    with open(part, "a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(ValueError, match=rf"jsonl: a line at byte {size} is no row of scores: remove the line"):
         run(input_, tmp_path / "out")
+
+
+@pytest.mark.parametrize("parquet", [False, True])
+def test_scores_that_somebody_took_from_another_job_are_refused(input_, tmp_path, parquet):
+    (part,) = run(input_, tmp_path / "other", Constants(shift=1.0), parquet=parquet).folder.glob("scores-*")
+    folder = run(input_, tmp_path / "out", shard=(0, 2)).folder
+    part.rename(folder / part.name)
+    with pytest.raises(ValueError, match="has scores of the job .* cannot be told apart any more; move the file away"):
+        run(input_, tmp_path / "out")
+    (folder / part.name).unlink()
+    run(input_, tmp_path / "out")
+    check(tmp_path / "out", candidates(60, tmp_path / "images"), input_)
+
+
+def test_a_list_of_bad_rows_that_somebody_has_written_in(tmp_path):
+    records = candidates(10)
+    folder = run(write(tmp_path / "in.jsonl", records), tmp_path / "out").folder
+    (folder / "bad-00000-of-00001.jsonl").write_text('{"row": true}\n{"row": -3}\n{"row": 99}\n{"row": 1}\nx\n')
+    assert run(tmp_path / "in.jsonl", tmp_path / "out").kept == 10
+    check(tmp_path / "out", records, tmp_path / "in.jsonl")
+
+
+def test_columns_that_are_left_out_have_no_order(tmp_path):
+    path = write(tmp_path / "in.jsonl", [record | {"xa": 1, "xb": 2, "xc": 3} for record in candidates(10)])
+    for columns in (["xa", "xb", "xc"], ["xc", "xa", "xb"], ["xb", "xa", "xc", "xa"], {"xa", "xb", "xc"}):
+        found = run(path, tmp_path / "out", ignore_columns=columns)
+    assert (found.scored, found.kept) == (0, 10)
 
 
 def test_a_full_disk_ends_the_run_and_nothing_else(input_, tmp_path):

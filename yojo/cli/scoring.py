@@ -258,6 +258,6 @@ def _shard(text):
     if text is None:
         return None
     number, slash, count = text.partition("/")
-    if not (slash and number.isdigit() and count.isdigit() and int(number) < int(count)):
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
         raise ValueError(f"--shard is i/n, the i-th of n from 0, such as 0/8 to 7/8; got {text!r}")
     return int(number), int(count)

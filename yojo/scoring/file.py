@@ -189,7 +189,7 @@ def where_from(data, records, options):
         "image_root": None if root is None else os.path.abspath(root),
         "allow_urls": options["allow_urls"],
         "literal_tags": options["literal_tags"],
-        "ignore_columns": list(options["ignore_columns"]),
+        "ignore_columns": sorted(set(options["ignore_columns"])),
     }
 
 

@@ -258,7 +258,9 @@ def read_description(folder):
         if found["version"] != VERSION:
             raise JobError(f"{file} has version {found['version']}, this YOJO reads version {VERSION}")
         found["fingerprint"], found["job"], found["data"]  # noqa: B018 - KeyError where one is missing
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except JobError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError) as error:  # neither JSON nor UTF-8, perhaps
         raise JobError(
             f"{file} cannot be read ({error}): is it whole? without it, nobody knows whose scores these are"
         ) from error

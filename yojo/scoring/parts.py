@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import time
 import uuid
 
@@ -13,6 +14,7 @@ from yojo.files.folders import sync
 
 ASIDE = ".aside-"
 SYNC_SECONDS = 30.0
+_DIGEST, _NONE = re.compile("[0-9a-f]{32}"), "0" * 32
 _GROUP = 4096  # rows of a group of a Parquet file
 live = set()  # files that this process writes: its own locks do not keep it out
 
@@ -148,7 +150,7 @@ def read_lines(path, dropped=None):
                 if not data.endswith(b"\n"):
                     raise ValueError("it is cut short")
                 line = json.loads(data)
-                if not isinstance(line, dict) or not isinstance(line.get("row"), int):
+                if not isinstance(line, dict) or type(line.get("row")) is not int or line["row"] < 0:
                     raise ValueError("it is no row")
             except ValueError as error:
                 if dropped is None:
@@ -213,12 +215,16 @@ class Lines:
     """The rows of finished parts, read where they stand.
 
     A place is one number: which part, and the byte (JSONL) or row (Parquet) in it.
+
+    Args:
+        paths: of the parts.
+        job: the short fingerprint that every row must have.
     """
 
     _SHIFT = 40  # a part of up to a terabyte
 
-    def __init__(self, paths):
-        self.paths, self._files, self._group = list(paths), {}, (None, None)
+    def __init__(self, paths, job):
+        self.paths, self.job, self._files, self._group = list(paths), job, {}, (None, None)
 
     def add(self, path):
         """Another part, one that grows perhaps; returns the number its places begin with."""
@@ -226,9 +232,14 @@ class Lines:
         return (len(self.paths) - 1) << self._SHIFT
 
     def __iter__(self):
-        """(place, row) of every row there is."""
+        """(place, row) of every row there is.
+
+        Raises:
+            ValueError: a line that is no row of scores, or one of another job's.
+        """
         for number, path in enumerate(self.paths):
             for at, line in _placed(path):
+                _check_row(line, self.job, path, at)
                 yield (number << self._SHIFT) + at, line
 
     def read(self, place):
@@ -267,6 +278,25 @@ class Lines:
         for file in self._files.values():
             file.close()
         self._files = {}
+
+
+def _check_row(line, job, path, at):
+    """Whoever put a part here may have taken it from another folder."""
+    where = f"{path}: a line at {'row' if path.suffix == '.parquet' else 'byte'} {at}"
+    if not (
+        isinstance(line, dict)
+        and all(map(_is_digest, (line.get("key"), line.get("record"), line.get("media") or _NONE)))
+    ):
+        raise ValueError(f"{where} is no row of scores: remove the line, and what it was is scored again")
+    if line.get("job") != job:
+        raise ValueError(
+            f"{where} has scores of the job {line.get('job')}, and this folder is of {job}: scores of two jobs cannot be told "
+            "apart any more; move the file away"
+        )
+
+
+def _is_digest(text):
+    return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
 
 
 def _drop(path, gone):

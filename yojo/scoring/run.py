@@ -25,7 +25,8 @@ class Summary:
         kept: that had their scores already.
         gone: of those kept, rows whose images or videos cannot be read any more.
         bad: rows without scores; the job's folder says why.
-        replaced: scores that were removed, because their record shows another image or video by now.
+        replaced: scores that were removed, because their record shows another image or video by now, or
+            stands in the input less often.
         stale: scores of rows that are no longer in the input; 0 for one shard of several.
         dropped: lines of earlier runs that were not whole, and have been scored again.
         tokens: in packed rows.
@@ -85,7 +86,8 @@ class Summary:
         if self.gone:
             yield f"{self.gone:,} rows keep their scores though their images or videos cannot be read any more"
         if self.replaced:
-            yield f"{self.replaced:,} scores were removed: their records show other images or videos now"
+            why = "their records show other images or videos now, or stand in the input less often"
+            yield f"{self.replaced:,} scores were removed: {why}"
         if self.stale:
             yield f"{self.stale:,} scores are of rows that are no longer in the input"
         if self.bad:
@@ -123,7 +125,7 @@ class Run:
     def find_done(self):
         """Which rows have their scores, and in which order the others are tried: those that were bad before come first."""
         with self.job.locked():  # other shards may remove rows of theirs, and parts of which nothing is left
-            self.lines = parts.Lines(self.job.parts())
+            self.lines = parts.Lines(self.job.parts(), self.job.job)
             self.done = Done(self.lines)
             retried = self._retried()
         self.base = self.lines.add(self.job.folder / self.job.stem)
