@@ -4,15 +4,18 @@ import errno
 import json
 import os
 import resource
+import time
 from concurrent import futures
 
 import datasets
 import pytest
 import torch
+from PIL import Image
 from scoring_cases import Constants, bad_of, candidates, check, lines_of, picture, run, score_of, write
 
 import yojo
 from yojo.scoring import parts
+from yojo.scoring.done import Done
 
 
 @pytest.fixture()
@@ -377,6 +380,45 @@ def test_a_whole_line_that_is_no_row_is_named(input_, tmp_path, line):
         file.write(f"{line}\n")
     with pytest.raises(ValueError, match=rf"jsonl: a line at byte {size} is no row of scores: remove the line"):
         run(input_, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["out", "o.jsonl"])
+def test_of_records_that_say_the_same_an_image_that_is_gone_takes_no_other_ones_scores(tmp_path, name):
+    class Red(Constants):
+        def score_many(self, examples):
+            return [torch.tensor([float(Image.open(e.images[0]).getpixel((0, 0))[0])]) for e in examples]
+
+    record = {"id": "x", "prompt": "q", "responses": ["a"], "image": "0.png"}
+    data, images = [], []
+    for red in (100, 200):
+        (tmp_path / str(red)).mkdir()
+        images.append(tmp_path / str(red) / "0.png")
+        Image.new("RGB", (8, 8), (red, 0, 0)).save(images[-1])
+        data.append(write(tmp_path / str(red) / "in.jsonl", [record]))
+
+    def scores(data):
+        found = run(data, tmp_path / name, Red())
+        return found.gone, found.bad, sorted(line["scores"][0] for line in lines_of(tmp_path / name))
+
+    assert scores(data[::-1]) == (0, 0, [100, 200])
+    content = images[0].read_bytes()
+    images[0].unlink()
+    assert scores(data) == (1, 0, [100, 200])
+    if name == "o.jsonl":
+        assert [line["scores"] for line in lines_of(tmp_path / name)] == [[100], [200]]
+    images[1].unlink()
+    gone = scores(data)  # nobody knows whose is whose: neither is taken, neither is lost
+    assert gone == (0, 2, [] if "." in name else [100, 200])
+    images[0].write_bytes(content)
+    assert scores(data) == (1, 0, [100, 200])
+
+
+def test_many_records_that_say_the_same_are_found_at_once():
+    count, row = 20_000, {"key": "ab" * 16, "record": "cd" * 16, "media": ""}
+    done = Done((n, row) for n in range(count))
+    start = time.process_time()
+    assert all(done.take(row["key"], row["record"]) is not None for _ in range(count))
+    assert done.take(row["key"], row["record"]) is None and time.process_time() - start < 20  # half an hour, one by one
 
 
 @pytest.mark.parametrize("parquet", [False, True])

@@ -1,6 +1,7 @@
 """Which rows of a job have their scores, by what they hold: 73 bytes a row."""
 
 import array
+import bisect
 
 import numpy as np
 
@@ -30,8 +31,10 @@ class Done:
         self.places = np.frombuffer(places, np.int64)
         self.keys, self.records, self.media = (np.frombuffer(one, "V16") for one in (keys, records, media))
         self.by_key = np.argsort(self.keys, kind="stable")
-        self.by_record = np.argsort(self.records, kind="stable")
-        self.taken, self.met = np.zeros(len(self), bool), np.zeros(len(self), bool)
+        self.by_record = self.by_key[
+            np.argsort(self.records[self.by_key], kind="stable")
+        ]  # of one record by their keys
+        self.taken, self.met, self.unsure = (np.zeros(len(self), bool) for _ in range(3))
         self._next = {}  # where many rows hold the same: the first of them that may be left
 
     def __len__(self):
@@ -55,25 +58,39 @@ class Done:
     def take(self, key, record=None):
         """Take a row with this key that nobody has taken, one of this record where it is given: its number, or None."""
         if record is None:
-            return self._take(self.by_key, self.keys, key)
-        wanted = np.frombuffer(bytes.fromhex(key), "V16")[0]
-        return self._take(self.by_record, self.records, record, lambda n: self.keys[n] == wanted)
+            return self._take(self._range(self.by_key, self.keys, key), key)
+        found, wanted = self._range(self.by_record, self.records, record), bytes.fromhex(key)
+        low, high = (
+            side(found, wanted, key=lambda n: self.keys[n].tobytes()) for side in (bisect.bisect_left, bisect.bisect)
+        )
+        return self._take(found[low:high], record + key)
 
     def has(self, key):
         """Whether there is a row with this key."""
         return len(self._range(self.by_key, self.keys, key)) > 0
 
     def take_record(self, record):
-        """The same for a row of the same raw record, whose media cannot be read any more."""
-        return self._take(self.by_record, self.records, record)
+        """The same for a row of the same raw record, whose media cannot be read any more.
+
+        None, too, where such rows are left that hold different things (of two files whose relative paths are the same, say):
+        nobody could tell which of them it was. They stay.
+        """
+        found = self._range(self.by_record, self.records, record)
+        left = found[~self.taken[found]]
+        if len(left) and self.keys[left[0]] != self.keys[left[-1]]:
+            self.unsure[left] = True
+            return None
+        return self._take(left, None)
 
     def meet(self, record):
-        """Say that the input has a row with this raw record."""
-        self.met[self._range(self.by_record, self.records, record)] = True
+        """Say that the input has a row with this raw record; returns whether there are scores of it."""
+        found = self._range(self.by_record, self.records, record)
+        self.met[found] = True
+        return len(found) > 0
 
     def replaced(self):
         """Numbers of rows that nobody has taken though their record is in the input: it shows other images by now."""
-        return (self.met & ~self.taken).nonzero()[0].tolist()
+        return (self.met & ~self.taken & ~self.unsure).nonzero()[0].tolist()
 
     def rows(self, numbers):
         """(place, key, record) of rows, as `yojo.scoring.parts.Lines.drop` takes them."""
@@ -83,17 +100,14 @@ class Done:
         """How many rows nobody has taken, of records that are not in the input."""
         return int((~self.met & ~self.taken).sum())
 
-    def _take(self, order, table, value, fits=None):
-        found = self._range(order, table, value)
-        if fits is not None:
-            found = [n for n in found if fits(n)]
-        start = self._next.get(value, 0)
+    def _take(self, found, name):
+        start = self._next.get(name, 0)
         for n in found[start:]:
             start += 1
             if not self.taken[n]:
                 self.taken[n] = True
-                if len(found) > 1:
-                    self._next[value] = start
+                if len(found) > 1 and name is not None:
+                    self._next[name] = start
                 return int(n)
         return None
 

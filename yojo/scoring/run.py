@@ -114,6 +114,7 @@ class Run:
         self.mine = np.ones(len(records), bool)
         self.where = np.full(len(records) if job.file is not None else 0, -1, np.int64)
         self.lines = None
+        self.lost = array.array("q")  # rows whose media are gone, with scores of their record
         self.renamed, self.old = (
             array.array("q"),
             [],
@@ -150,6 +151,9 @@ class Run:
             for row in rows:
                 bar.add(1)
                 self._find(row)
+        with contextlib.closing(fed(look, self.lost, self.workers)) as rows:
+            for row in rows:
+                self._find_lost(row)
         with contextlib.closing(fed(look, self.renamed, self.workers)) as rows:
             for row in rows:
                 self._rename(row)
@@ -160,15 +164,25 @@ class Run:
             self.others += 1
             self.seen[row.row], self.mine[row.row] = True, False
             return
-        if row.record is not None:
-            self.done.meet(row.record)
+        is_met = row.record is not None and self.done.meet(row.record)
         if row.error is None:
             found = self.done.take(row.key, row.record)
             if found is None and self.done.has(row.key):
                 self.renamed.append(row.row)  # when all others have theirs
-        else:  # nothing in the record has changed, but its media are gone: the scores stay
+            self._keep(row, found)
+        elif is_met:
+            self.lost.append(row.row)  # likewise: theirs may be of the same record
+
+    def _find_lost(self, row):
+        """Nothing in the record has changed, but its media are gone: the scores stay."""
+        if row.error is None:  # and are there again
+            found = self.done.take(row.key, row.record)
+        else:
             found = None if row.record is None else self.done.take_record(row.record)
             self.gone += found is not None
+        self._keep(row, found)
+
+    def _keep(self, row, found):
         if found is not None:
             self.kept += 1
             self.seen[row.row] = True
