@@ -171,9 +171,10 @@ def test_workers_leave_an_interrupt_to_who_reads():
     assert list(fed(interrupt, range(8), 2)) == list(range(8))
 
 
-def test_no_worker_is_left_behind_where_an_exception_is_kept():
+@pytest.mark.parametrize("count", [0, 3, 20])  # the first are taken while the loader is made
+def test_no_worker_is_left_behind_where_an_exception_is_kept(count):
     def items():
-        yield from range(20)
+        yield from range(count)
         raise KeyError("an input that ends early")
 
     gc.collect()

@@ -46,10 +46,11 @@ def fed(function, items, workers=0):
     if not workers:
         yield from map(function, items)
         return
+    chunks = _Chunks(items)
     loader = torch.utils.data.DataLoader(
         _Calls(function, workers),
         batch_size=None,
-        sampler=_Chunks(items),
+        sampler=chunks,
         num_workers=workers,
         prefetch_factor=AHEAD,
         worker_init_fn=_begin_worker,
@@ -57,11 +58,15 @@ def fed(function, items, workers=0):
     )
     ahead = _Ahead(iter(loader))
     try:
+        if chunks.error is not None and not isinstance(chunks.error, Exception):
+            raise chunks.error  # an interrupt waits for nothing
         for chunk in ahead:
             for result, error, trace in _unpacked(*chunk):
                 if error is not None:
                     raise error from WorkerTraceback(trace)
                 yield result
+        if chunks.error is not None:
+            raise chunks.error
     except RuntimeError as error:  # torch raises it in the main thread, wherever that is
         raise explained(error) from error.__cause__
     finally:
@@ -154,15 +159,36 @@ class WorkerTraceback(Exception):
 
 
 class _Chunks:
-    """A sampler that gives the items themselves."""
+    """A sampler that gives the items themselves.
+
+    Attributes:
+        error: what the items have raised, or None. The loader takes the first ones while it is made: raised there, it would be
+            in nobody's hands to end the workers that run already.
+    """
 
     def __init__(self, items):
-        self.items = items
+        self.items, self.error = items, None
 
     def __iter__(self):
-        items = iter(self.items)
+        items = self._safe()
         while chunk := list(itertools.islice(items, CHUNK)):
             yield chunk
+
+    def _safe(self):
+        try:
+            items = iter(self.items)
+        except BaseException as error:
+            self.error = error
+            return
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except BaseException as error:
+                self.error = error
+                return
+            yield item
 
 
 class _Calls(torch.utils.data.Dataset):
