@@ -175,7 +175,7 @@ def test_chance_sees_pictures_and_is_uniform(samples, tmp_path):
     ],
 )
 def test_baselines_by_name(name, judge):
-    assert load_judge(name, device="cuda:1") == judge
+    assert load_judge(name, device="cpu") == judge
 
 
 @pytest.mark.parametrize("name", ["length:tokens", "length:words:words", "length:words:characters", "place:middle"])
