@@ -372,6 +372,24 @@ def test_a_part_that_is_damaged_is_named(input_, tmp_path):
             run(input_, tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["o.jsonl", "o.parquet"])
+def test_a_file_that_is_half_written_when_the_run_is_killed_is_removed_by_the_next_one(
+    input_, tmp_path, monkeypatch, name
+):
+    before = sorted(os.listdir(tmp_path))
+    with monkeypatch.context() as patch:  # as a kill leaves it: nothing is tidied up
+        patch.setattr(os, "replace", lambda *_: os._exit(9) if str(_[1]).endswith(name) else os.rename(*_))
+        pid = os.fork()
+        if not pid:
+            run(input_, tmp_path / name)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    assert sorted(os.listdir(tmp_path)) == sorted([*before, f".{name}.job"])
+    assert any(entry.startswith(parts.ASIDE) for entry in os.listdir(tmp_path / f".{name}.job"))
+    assert run(input_, tmp_path / name).kept == 60
+    check(tmp_path / name, candidates(60, tmp_path / "images"), input_)
+
+
 @pytest.mark.parametrize("line", ["{}", "5", '{"row": 5}', '{"row": 5, "key": "zz", "record": "zz", "media": ""}'])
 def test_a_whole_line_that_is_no_row_is_named(input_, tmp_path, line):
     (part,) = run(input_, tmp_path / "out").folder.glob("scores-*")

@@ -177,13 +177,17 @@ def _rewrite(path, dropped):
 
 
 @contextlib.contextmanager
-def replaced(path):
+def replaced(path, folder=None):
     """Write a file aside; it takes its place when it is whole and on the disk.
+
+    Args:
+        path: of the file.
+        folder: where it lies meanwhile, of the same file system; beside the file by default.
 
     Yields:
         binary file.
     """
-    aside = path.parent / f"{ASIDE}{uuid.uuid4().hex[:12]}"
+    aside = (folder or path.parent) / f"{ASIDE}{uuid.uuid4().hex[:12]}"
     try:
         with open(aside, "wb") as file:
             yield file
@@ -201,9 +205,9 @@ def write_aside(path, data):
         file.write(data)
 
 
-def write_lines(path, lines):
+def write_lines(path, lines, folder=None):
     """Replace a JSONL file by lines, as a whole, in bounded memory."""
-    with replaced(path) as file:
+    with replaced(path, folder) as file:
         for line in lines:
             file.write(encoded(line))
 
@@ -365,13 +369,13 @@ def schema(description=None):
     return pyarrow.schema(fields, metadata=metadata)
 
 
-def write_parquet(path, lines, description=None):
+def write_parquet(path, lines, description=None, folder=None):
     """Write rows to a Parquet file, aside and then in its place, in bounded memory."""
     import pyarrow
     from pyarrow import parquet
 
     columns = schema(description)
-    with replaced(path) as file, parquet.ParquetWriter(file, columns) as writer:
+    with replaced(path, folder) as file, parquet.ParquetWriter(file, columns) as writer:
         for group in _groups(lines):
             writer.write_table(pyarrow.Table.from_pylist(group, schema=columns), row_group_size=_GROUP)
 

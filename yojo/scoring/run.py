@@ -256,7 +256,10 @@ class Run:
                 self.job.finish()
                 self.bad = int((~self.seen).sum())
             if self.job.file is not None:
-                assemble(self.job, self.records, self.lines, self.where)
+                with (
+                    self.job.locked()
+                ):  # who began now would remove what is half written, as that of a run that was killed
+                    assemble(self.job, self.records, self.lines, self.where)
             replaced = self.done.replaced()  # beside the new scores nobody could tell them apart
             if len(replaced) + len(self.old):
                 with self.job.locked():
@@ -318,9 +321,9 @@ def assemble(job, records, lines, where):
     """
     ordered = (_current(lines.read(int(where[row])), row, records) for row in (where >= 0).nonzero()[0].tolist())
     if job.file.suffix.lower() == ".parquet":
-        parts.write_parquet(job.file, ordered, job.description)
+        parts.write_parquet(job.file, ordered, job.description, job.folder)
     else:
-        parts.write_lines(job.file, ordered)
+        parts.write_lines(job.file, ordered, job.folder)
 
 
 def _current(line, row, records):
