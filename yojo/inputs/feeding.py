@@ -215,7 +215,7 @@ def _begin_worker(number):
     # Ctrl-C reaches the whole group of processes. A worker that ended by it would be missed for seconds: who reads ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    if parent is not None:
+    if parent is not None and multiprocessing.get_start_method() == "fork":  # else its parent is a server of forks
         threading.Thread(target=_end_with_parent, args=(parent.pid,), daemon=True).start()
 
 
