@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
-import itertools
 import logging
+import operator
 
 import torch
 
@@ -72,12 +72,8 @@ class Scored:
 class _Numbered:
     place: int
     encoded: Encoded
-
-    def size(self, config):
-        return self.encoded.num_tokens(config)
-
-    def bytes(self):
-        return self.encoded.num_bytes()
+    tokens: int
+    bytes: int
 
 
 class _Encode:
@@ -129,7 +125,7 @@ class Run:
         elif len(items) > 1 and (_is_memory(found) or self.errors == "return"):
             half = -(-len(items) // 2)
             if _is_memory(found):
-                tokens = sum(item.size(self.reward_model.config) for item in items)
+                tokens = sum(item.tokens for item in items)
                 self.budget = max(1, min(self.budget, tokens) // 2)
                 logger.warning("out of memory with %d tokens in a row: %d at most from now on", tokens, self.budget)
             yield from self._begin(items[:half])
@@ -156,24 +152,21 @@ class Run:
         return found
 
     def _failed(self, items, error):
-        config = self.reward_model.config
         if _is_memory(error):
             (item,) = items
-            tokens = item.size(config)
-            text = f"{item.encoded.name}: out of memory with {tokens} tokens in a row of its own: {_first_line(error)}"
+            text = f"{item.encoded.name}: out of memory with {item.tokens} tokens in a row of its own: {_first_line(error)}"
             error = MemoryError(text)
         if self.errors == "raise":
             raise error
         for item in items:
-            yield Scored(item.place, item.encoded, None, error, item.size(config))
+            yield Scored(item.place, item.encoded, None, error, item.tokens)
 
     def _named(self, items, scores):
-        config = self.reward_model.config
-        sizes = [item.size(config) for item in items]
-        multiple = self.reward_model._multiple([item.encoded for item in items])
-        filled = (-sum(sizes) % multiple if multiple else 0) / len(items)
-        for item, found, size in zip(items, scores, sizes, strict=True):
-            yield Scored(item.place, item.encoded, found, None, size, filled)
+        tokens = sum(item.tokens for item in items)
+        multiple = self.reward_model._multiple(tokens)
+        filled = (-tokens % multiple if multiple else 0) / len(items)
+        for item, found in zip(items, scores, strict=True):
+            yield Scored(item.place, item.encoded, found, None, item.tokens, filled)
 
 
 def _is_memory(error):
@@ -287,11 +280,11 @@ class RewardModel:
         if errors not in ("raise", "return"):
             raise ValueError(f"errors must be 'raise' or 'return', got {errors!r}")
         run = Run(self, token_budget, errors)
-        numbered = map(_Numbered, itertools.count(), encoded)
-        rows = windows.rows(
-            numbered, lambda: run.budget, lambda item: item.size(self.config), lambda item: item.bytes()
+        numbered = (
+            _Numbered(place, item, item.num_tokens(self.config), item.num_bytes()) for place, item in enumerate(encoded)
         )
-        for row in rows:
+        size, weight = operator.attrgetter("tokens"), operator.attrgetter("bytes")
+        for row in windows.rows(numbered, lambda: run.budget, size, weight):
             yield from run.row(row)
         yield from run.rest()
 
@@ -308,12 +301,12 @@ class RewardModel:
 
     def _pack(self, encoded):
         self.collator.tables.follow(unwrap(self.model))
-        return self.collator.pack(encoded, pad_to_multiple_of=self._multiple(encoded))
+        tokens = sum(item.num_tokens(self.config) for item in encoded)
+        return self.collator.pack(encoded, pad_to_multiple_of=self._multiple(tokens))
 
-    def _multiple(self, encoded):
-        """What the length of a row is filled up to a multiple of, or None."""
+    def _multiple(self, tokens):
+        """What the length of a row of so many tokens is filled up to a multiple of, or None."""
         limit = unwrap(self.model).yojo.graphs
-        tokens = sum(item.num_tokens(self.config) for item in encoded) if limit else 0
         return graphs.BUCKET if limit and graphs.bucket_of(tokens, limit) else None
 
     def _score_batch(self, encoded, batch, modules=None, stream=None):

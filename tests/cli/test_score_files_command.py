@@ -72,6 +72,12 @@ def test_a_model_by_its_folder(text_model, input_, tmp_path):
     assert short.exit_code == 1 and "nothing is cut" in next(iter(bad_of(tmp_path / "t").values()))
 
 
+def test_the_signal_that_ends_a_run_is_given_back(input_, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    assert call("score", input_, "--model", "length", "--out", tmp_path / "s", "--workers", 0).exit_code == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_bad_rows_are_exit_code_1(tmp_path):
     records = candidates(12)
     records[4] = records[4] | {"responses": []}
@@ -108,8 +114,8 @@ MISTAKES = [
     ((FILE, "--model", "length", "--out", "s", "--workers", "-1"), "workers must be 0 or more"),
     ((FILE, "--model", "length", "--out", "s", "--map", "prompt"), "--map must be field=column"),
     ((FILE, "--model", "length", "--out", "s", "--map", "prompt=ask"), "there is no column 'ask'"),
-    ((FILE, "--model", "length", "--out", "s", "--devices", "gpu"), "devices: 'gpu' is no device"),
-    ((FILE, "--model", "length", "--out", "s", "--devices", "cuda:99"), "there is no cuda:99"),
+    ((FILE, "--model", "length", "--out", "s", "--devices", "gpu"), "device='gpu' is no device"),
+    ((FILE, "--model", "length", "--out", "s", "--devices", "cuda:99"), "there is no device cuda:99"),
     ((FILE, "--model", "length", "--out", "s", "--device", "cpu", "--devices", "cpu"), "leave one of them out"),
     ((FILE, "--model", "length", "--out", "s", "--device", "cuda:99"), "there is no device cuda:99"),
     ((FILE, "--model", "length", "--out", "s.csv"), "scores are written as .jsonl or .parquet, or into a folder"),

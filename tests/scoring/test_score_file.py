@@ -14,7 +14,8 @@ from PIL import Image
 from scoring_cases import Constants, bad_of, candidates, check, lines_of, picture, run, score_of, write
 
 import yojo
-from yojo.scoring import parts
+from yojo.scoring import job, parts
+from yojo.scoring import run as runs
 from yojo.scoring.done import Done
 
 
@@ -323,6 +324,12 @@ def test_one_process_at_a_time_writes_a_shard(input_, tmp_path):
         ({"judge": object()}, "object has no fingerprint"),
         ({"columns": {"prompt": "ask"}}, "there is no column 'ask'"),
         ({"devices": "all"}, "every process loads the judge: pass its name"),
+        ({"judge": "length", "devices": "cpu", "fingerprint": {"a": 1}}, "fingerprint is given with devices"),
+        ({"judge": "length", "ray": "local", "fingerprint": {"a": 1}}, "fingerprint is given with ray"),
+        ({"judge": "length", "devices": "cpu", "device": "cpu"}, "device='cpu' is given with devices"),
+        ({"judge": "length", "ray": "local", "device": "cpu"}, "device='cpu' is given with ray"),
+        ({"judge": "length", "ray": "local", "devices": "cpu"}, "devices and ray are given"),
+        ({"setup": print}, "setup is for the processes of devices"),
     ],
 )
 def test_wrong_arguments(input_, tmp_path, options, message):
@@ -334,6 +341,32 @@ def test_wrong_arguments(input_, tmp_path, options, message):
 def test_shards_need_a_folder(input_, tmp_path):
     with pytest.raises(ValueError, match="shards write into one folder: name a folder instead of"):
         run(input_, tmp_path / "o.jsonl", shard=(0, 2))
+
+
+def test_the_end_of_a_run_is_one_step_to_others(tmp_path, monkeypatch):
+    """Who began while the file is made, or while old scores are removed, would read places that mean nothing a moment later."""
+    records, out = candidates(20, tmp_path / "images"), tmp_path / "o.jsonl"
+    path = write(tmp_path / "in.jsonl", records)
+    folder = run(path, out).folder
+    (tmp_path / "images" / "8.png").write_bytes((tmp_path / "images" / "3.png").read_bytes())
+    seen = []
+
+    def watched(name, function):
+        def call(*args):
+            pid = os.fork()
+            if not pid:  # another process, to which alone locks of this one say something
+                with open(folder / ".lock", "ab") as file:
+                    os._exit(0 if job._lock(file, wait=False) else 7)
+            seen.append((name, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), len(job._open)))
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(runs, "assemble", watched("assemble", runs.assemble))
+    monkeypatch.setattr(parts.Lines, "drop", watched("drop", parts.Lines.drop))
+    assert run(path, out).replaced == 2
+    assert seen == [("assemble", 7, 1), ("drop", 7, 1)] and not job._open
+    check(out, records, path)
 
 
 # ---- what is not whole ----

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from yojo.cli.shared import fail
+from yojo.cli.shared import IgnoreColumns, Map, column_map, fail
 
 Scores = Annotated[
     Path,
@@ -19,12 +19,10 @@ Data = Annotated[
     list[Path] | None, typer.Option(help="Where the scored records lie now, if not where they did; once per file.")
 ]
 Format = Annotated[str | None, typer.Option(help="Name of their format; the one they were scored with by default.")]
-Map = Annotated[list[str] | None, typer.Option("--map", help="field=column, such as prompt=question; once per field.")]
 Root = Annotated[Path | None, typer.Option(help="Folder that relative paths of images and videos start from.")]
 Literal = Annotated[
     bool | None, typer.Option("--literal-tags", help="<image> and <video> in prompts are characters, not places.")
 ]
-Ignore = Annotated[list[str] | None, typer.Option(help="A column to leave out knowingly; once per column.")]
 Report = Annotated[
     Path | None, typer.Option(help="Also draw the scores, their margins and lengths: a .png, .svg or .pdf.")
 ]
@@ -44,7 +42,7 @@ def best(
     mapped: Map = None,
     image_root: Root = None,
     literal_tags: Literal = None,
-    ignore_columns: Ignore = None,
+    ignore_columns: IgnoreColumns = None,
     report: Report = None,
     overwrite: Overwrite = False,
 ):
@@ -70,7 +68,7 @@ def pairs(
     mapped: Map = None,
     image_root: Root = None,
     literal_tags: Literal = None,
-    ignore_columns: Ignore = None,
+    ignore_columns: IgnoreColumns = None,
     report: Report = None,
     overwrite: Overwrite = False,
 ):
@@ -102,7 +100,7 @@ def filter_(
     mapped: Map = None,
     image_root: Root = None,
     literal_tags: Literal = None,
-    ignore_columns: Ignore = None,
+    ignore_columns: IgnoreColumns = None,
     report: Report = None,
     overwrite: Overwrite = False,
 ):
@@ -116,7 +114,6 @@ def filter_(
 
 
 def _run(name, read, scores, out, **options):
-    from yojo.cli.shared import column_map
     from yojo.scoring import choose
 
     data, format, mapped, image_root, literal_tags, ignore_columns = read

@@ -7,32 +7,24 @@ from typing import Annotated
 import typer
 
 from yojo.cli.quiet import quiet_transformers
-from yojo.cli.shared import column_map, fail
+from yojo.cli.shared import AllowUrls, Format, IgnoreColumns, ImageRoot, LiteralTags, Map, column_map, fail
 
 
 def check(
     files: Annotated[
         list[Path], typer.Argument(exists=True, help=".jsonl, .json or .parquet files, or folders of them.")
     ],
-    format: Annotated[str, typer.Option(help="Name of the format; found from the columns by default.")] = "auto",
-    mapped: Annotated[
-        list[str] | None, typer.Option("--map", help="field=column, such as prompt=question; once per field.")
-    ] = None,
-    image_root: Annotated[
-        Path | None, typer.Option(help="Folder of relative image and video paths; the data file's own by default.")
-    ] = None,
-    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch images given as URLs.")] = False,
+    format: Format = "auto",
+    mapped: Map = None,
+    image_root: ImageRoot = None,
+    allow_urls: AllowUrls = False,
     model: Annotated[str | None, typer.Option(help="Folder or hub name of a model: counts tokens, too.")] = None,
     unranked: Annotated[bool, typer.Option("--unranked", help="For scoring: rankings are optional.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="List bad records, but exit with 0.")] = False,
     keep_tied: Annotated[bool, typer.Option("--keep-tied", help="Records with all responses tied are good.")] = False,
     close_gaps: Annotated[bool, typer.Option("--close-gaps", help="Ranks with gaps are made dense.")] = False,
-    literal_tags: Annotated[
-        bool, typer.Option("--literal-tags", help="<image> and <video> in prompts are characters, not places.")
-    ] = False,
-    ignore_columns: Annotated[
-        list[str] | None, typer.Option(help="A column to leave out knowingly; once per column.")
-    ] = None,
+    literal_tags: LiteralTags = False,
+    ignore_columns: IgnoreColumns = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")] = None,
 ):
     """Read preference data to its last record, images included, and list every record that cannot be used.

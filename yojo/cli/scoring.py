@@ -11,7 +11,19 @@ import typer
 import typer.core
 
 from yojo.cli.quiet import be_quiet_here
-from yojo.cli.shared import BaseModel, CheckBase, CheckFiles, column_map, errors
+from yojo.cli.shared import (
+    AllowUrls,
+    BaseModel,
+    CheckBase,
+    CheckFiles,
+    Format,
+    IgnoreColumns,
+    ImageRoot,
+    LiteralTags,
+    Map,
+    column_map,
+    errors,
+)
 
 
 class ScoreCommand(typer.core.TyperCommand):
@@ -89,20 +101,12 @@ def score(
     report: Annotated[
         Path | None, typer.Option(help="Draw the distribution of scores and margins into this .png.")
     ] = None,
-    format: Annotated[str, typer.Option(help="Name of the files' format; found from the columns by default.")] = "auto",
-    mapped: Annotated[
-        list[str] | None, typer.Option("--map", help="field=column, such as prompt=question; once per field.")
-    ] = None,
-    image_root: Annotated[
-        Path | None, typer.Option(help="Folder of relative image and video paths; the data file's own by default.")
-    ] = None,
-    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch images given as URLs.")] = False,
-    literal_tags: Annotated[
-        bool, typer.Option("--literal-tags", help="<image> and <video> in prompts are characters, not places.")
-    ] = False,
-    ignore_columns: Annotated[
-        list[str] | None, typer.Option(help="A column to leave out knowingly; once per column.")
-    ] = None,
+    format: Format = "auto",
+    mapped: Map = None,
+    image_root: ImageRoot = None,
+    allow_urls: AllowUrls = False,
+    literal_tags: LiteralTags = False,
+    ignore_columns: IgnoreColumns = None,
 ):
     """Score responses to a prompt, about images or videos or neither; or every record of files, with --out.
 
@@ -223,20 +227,22 @@ def _score_files(files, out, model, loading, ray, report, as_json, options):
         raise ValueError("--ray places its actors itself: leave --device and --devices out")
     if options["devices"] is not None and options["device"] is not None:
         raise ValueError("--device and --devices both say where the model goes: leave one of them out")
-    signal.signal(signal.SIGTERM, _interrupted)  # schedulers send it: what was written gets its name
+    kept = signal.signal(signal.SIGTERM, _interrupted)  # schedulers send it: what was written gets its name
     try:
         summary = scoring.score_file(
             Load(model, **loading),
             files[0] if len(files) == 1 else files,
             out,
             progress=sys.stderr.isatty(),
-            setup=be_quiet_here,
+            setup=None if options["devices"] is None else be_quiet_here,
             ray=ray,
             **options,
         )
     except KeyboardInterrupt:
         typer.echo("stopped: what was scored is kept, and the same command goes on with it", err=True)
         raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, kept)
     if report is not None:
         from yojo.scoring.report import report as draw
 

@@ -1,6 +1,7 @@
 """What several commands share: options, and errors as lines."""
 
 import contextlib
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +13,18 @@ CheckBase = Annotated[
     bool, typer.Option(help="Refuse a base model with other weights than the adapter was trained on.")
 ]
 CheckFiles = Annotated[bool, typer.Option(help="Refuse files that are not those the model was saved with.")]
+
+# Of files of records: how `yojo.data.load` reads them.
+Format = Annotated[str, typer.Option(help="Name of the files' format; found from the columns by default.")]
+Map = Annotated[list[str] | None, typer.Option("--map", help="field=column, such as prompt=question; once per field.")]
+ImageRoot = Annotated[
+    Path | None, typer.Option(help="Folder of relative image and video paths; the data file's own by default.")
+]
+AllowUrls = Annotated[bool, typer.Option("--allow-urls", help="Fetch images given as URLs.")]
+LiteralTags = Annotated[
+    bool, typer.Option("--literal-tags", help="<image> and <video> in prompts are characters, not places.")
+]
+IgnoreColumns = Annotated[list[str] | None, typer.Option(help="A column to leave out knowingly; once per column.")]
 
 
 @contextlib.contextmanager

@@ -167,11 +167,12 @@ class Records:
         reader, at = self._locate(index)
         return reader.read(at)
 
-    def said(self, index):
+    def said(self, index, raw=None):
         """What a record says, its media not looked up and its ranks not checked: they may have gone since it was scored.
 
         Args:
             index: number of the record, from 0.
+            raw: what `raw(index)` returns, where that is at hand.
 
         Returns:
             (the raw record, `yojo.data.fields.Fields`, what is left out of it as `read` has it, and the folder that relative
@@ -181,7 +182,7 @@ class Records:
             DataError: a record that does not fit the format.
         """
         reader, at = self._locate(index)
-        raw = reader.read(at)
+        raw = reader.read(at) if raw is None else raw
         try:
             fields, left = self._fields(without_fillers(raw) if reader.filled else raw)
         except (DataError, *NOT_A_RECORDS_FAULT):
@@ -239,22 +240,6 @@ class Records:
         """What errors call a record, and the `id` of its `Example`: "file:line"."""
         reader, at = self._locate(index)
         return f"{reader.name}:{reader.line(at)}"
-
-    def responses(self, index, raw):
-        """The responses of a record, whether or not its media are where it says.
-
-        Args:
-            index: number of the record, from 0.
-            raw: what `raw(index)` returns.
-
-        Returns:
-            list.
-
-        Raises:
-            ValueError, TypeError, KeyError, ...: whatever reading the record raises.
-        """
-        reader, _ = self._locate(index)
-        return list(self._fields(without_fillers(raw) if reader.filled else raw)[0].responses)
 
     def read(self, index, raw=None):
         """As `records[index]`, with what is left out of it.

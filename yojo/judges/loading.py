@@ -35,7 +35,7 @@ def load_judge(name, *, base_model=None, check_base=True, check_files=True, devi
     Raises:
         ValueError: a name that is none of these, or something that cannot be loaded, with the reason.
     """
-    _check_device(device)
+    check_device(device)
     baseline = _baseline(name) if isinstance(name, str) else None
     if baseline is not None:
         for option, value in (("base_model", base_model), ("dtype", dtype), ("max_length", max_length)):
@@ -98,8 +98,15 @@ def _is_classifier(path):
     return any(isinstance(name, str) and name.endswith("ForSequenceClassification") for name in names)
 
 
-def _check_device(device):
-    """torch says that there is no such device with a RuntimeError, when the model is loaded."""
+def check_device(device):
+    """Refuse a device that is not there: torch says so with a RuntimeError, when the model is loaded.
+
+    Args:
+        device: of torch, or its name; None for wherever a model is put.
+
+    Raises:
+        ValueError: it is none, or not there.
+    """
     if device is None:
         return
     try:

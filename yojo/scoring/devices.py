@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 
+from yojo.judges.loading import check_device
 from yojo.scoring.job import folder_of
 from yojo.scoring.progress import Progress
 
@@ -28,12 +29,7 @@ def devices_of(names):
         return [f"cuda:{n}" for n in range(count)]
     names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
     for name in names:
-        try:
-            device = torch.device(name)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(f"devices: {name!r} is no device; such as cuda:0,cuda:1, or all") from error
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"devices: there is no {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+        check_device(name)
     if not names:
         raise ValueError("devices is empty: such as cuda:0,cuda:1, or all")
     return names

@@ -1,4 +1,4 @@
-"""Which rows of a job have their scores, by what they hold: 73 bytes a row."""
+"""Which rows of a job have their scores, by what they hold: 75 bytes a row."""
 
 import array
 import bisect
@@ -31,9 +31,8 @@ class Done:
         self.places = np.frombuffer(places, np.int64)
         self.keys, self.records, self.media = (np.frombuffer(one, "V16") for one in (keys, records, media))
         self.by_key = np.argsort(self.keys, kind="stable")
-        self.by_record = self.by_key[
-            np.argsort(self.records[self.by_key], kind="stable")
-        ]  # of one record by their keys
+        # Those of one record by their keys.
+        self.by_record = self.by_key[np.argsort(self.records[self.by_key], kind="stable")]
         self.taken, self.met, self.unsure = (np.zeros(len(self), bool) for _ in range(3))
         self._next = {}  # where many rows hold the same: the first of them that may be left
 

@@ -87,6 +87,15 @@ def score_file(
         raise TypeError(
             f"with devices or ray every process loads the judge: pass its name, got a {type(judge).__name__}"
         )
+    for name, value in {"devices": devices, "ray": ray}.items():
+        if value is not None and device is not None:
+            raise ValueError(f"device={device!r} is given with {name}, which says itself where models go: leave it out")
+        if value is not None and fingerprint is not None:
+            raise ValueError(f"fingerprint is given with {name}: judges that are loaded by their names say their own")
+    if devices is not None and ray is not None:
+        raise ValueError("devices and ray are given: leave one of them out")
+    if setup is not None and devices is None:
+        raise ValueError("setup is for the processes of devices, and none are given")
     records = Records(data, ranked=False, **options)
     source = where_from(data, records, options)
     if isinstance(ray, str):

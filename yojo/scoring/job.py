@@ -27,6 +27,11 @@ class JobError(ValueError):
     """A folder or file that cannot take the scores of this job; the message says why and what to do."""
 
 
+def hidden(file):
+    """The folder beside a file of scores that its job goes on with."""
+    return file.parent / f".{file.name}.job"
+
+
 def folder_of(out):
     """The job folder of an output: itself, or the hidden folder beside a file.
 
@@ -41,7 +46,7 @@ def folder_of(out):
     """
     out = Path(out)
     if out.suffix.lower() in SUFFIXES and not out.is_dir():
-        return out.parent / f".{out.name}.job", out
+        return hidden(out), out
     if out.is_file():
         raise JobError(f"{out} is a file: --out is a folder, or a file that ends with {' or '.join(SUFFIXES)}")
     return out, None
@@ -220,24 +225,21 @@ class Job:
             yield
 
     def finish(self, looked_at=None):
-        """Give the parts their names.
+        """Give the parts their names; within `locked`, and the folder stays this run's until `close`.
 
         Args:
             looked_at: function (row number, whether the list is this shard's) -> whether this run has scored it, or has found
                 again what is wrong with it: then it leaves the lists of bad rows that earlier runs made; None: the run was
                 cut short.
         """
-        with self.locked():
-            self.scores.finish()
-            if looked_at is not None:
-                for path in self.bad_files():
-                    parts.keep_lines(
-                        path, lambda line, own=path.name == self.bad_name: not looked_at(line["row"], own), self.dropped
-                    )
-            self.bad.abandon()
-            parts.append_whole(self.bad.path, self.folder / self.bad_name, self.dropped)
-            self.bad.path.unlink(missing_ok=True)
-        self.close()
+        self.scores.finish()
+        if looked_at is not None:
+            for path in self.bad_files():
+                own = path.name == self.bad_name
+                parts.keep_lines(path, lambda line, own=own: not looked_at(line["row"], own), self.dropped)
+        self.bad.abandon()
+        parts.append_whole(self.bad.path, self.folder / self.bad_name, self.dropped)
+        self.bad.path.unlink(missing_ok=True)
 
     def close(self):
         """Let go of the folder, whatever has become of the run; what was written stays for the next one."""

@@ -346,13 +346,6 @@ def _placed(path):
 # ---- Parquet ----
 
 
-def is_parquet(folder):
-    """Whether a folder's finished parts are Parquet files."""
-    return folder.is_dir() and any(
-        name.startswith("scores-") and name.endswith(".parquet") for name in os.listdir(folder)
-    )
-
-
 def schema(description=None):
     """The columns of scores in Parquet."""
     import pyarrow

@@ -50,7 +50,7 @@ class Progress:
         now = self.clock()
         if now - self._samples[-1][0] >= 1:
             self._samples.append((now, self.rows + self.bad))
-            while now - self._samples[1][0] > WINDOW if len(self._samples) > 2 else False:
+            while len(self._samples) > 2 and now - self._samples[1][0] > WINDOW:
                 self._samples.popleft()
         if self._bar is not None:
             self._bar.set_postfix_str(self.text(), refresh=False)

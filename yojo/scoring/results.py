@@ -16,11 +16,10 @@ import numpy as np
 from yojo.data import DataError, load
 from yojo.inputs.digests import SIZE, digest
 from yojo.inputs.videos import natural_key
+from yojo.scoring.job import JOB_FILE, SUFFIXES, hidden
 
 COLUMNS = {"id": str, "row": int, "scores": list, "order": list, "key": str, "record": str, "media": str, "job": str}
-JOB_FILE = "job.json"
 AGAIN = "run `yojo score` again with the same --out, which goes on where it ended"
-_SUFFIXES = (".jsonl", ".parquet")
 _DIGEST = re.compile(f"[0-9a-f]{{{2 * SIZE}}}")
 _BATCH = 1024  # rows of a Parquet file that are Python's at a time
 
@@ -51,14 +50,14 @@ class Scores:
 
     def __init__(self, path):
         self.path = Path(path)
-        home = self.path if self.path.is_dir() else self.path.parent / f".{self.path.name}.job"
+        home = self.path if self.path.is_dir() else hidden(self.path)
         if self.path.is_dir():
-            parts = [p for suffix in _SUFFIXES for p in self.path.glob(f"scores-*{suffix}") if p.is_file()]
+            parts = [p for suffix in SUFFIXES for p in self.path.glob(f"scores-*{suffix}") if p.is_file()]
             self.files = sorted(parts, key=natural_key)
             if not self.files:
                 raise ValueError(f"{self.path}: the folder holds no finished part (scores-*.jsonl, .parquet): {AGAIN}")
         elif self.path.is_file():
-            if self.path.suffix.lower() not in _SUFFIXES:
+            if self.path.suffix.lower() not in SUFFIXES:
                 raise ValueError(
                     f"{self.path}: scores are a .jsonl or a .parquet file, or a folder, as `yojo score` writes them"
                 )

@@ -106,7 +106,7 @@ class Prepare:
         if count == 1:
             return True
         try:
-            owner = digest(self.records.responses(number, raw))
+            owner = digest(self.records.said(number, raw)[1].responses)
         except NOT_A_RECORDS_FAULT:
             raise
         except Exception:  # it is a bad row, whatever is wrong with it

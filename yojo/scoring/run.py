@@ -115,10 +115,8 @@ class Run:
         self.where = np.full(len(records) if job.file is not None else 0, -1, np.int64)
         self.lines = None
         self.lost = array.array("q")  # rows whose media are gone, with scores of their record
-        self.renamed, self.old = (
-            array.array("q"),
-            [],
-        )  # rows of other records than their scores; numbers of those scores
+        self.renamed = array.array("q")  # rows whose scores are of another record that shows the same
+        self.old = []  # numbers of those scores
         self.pending, self.done, self.base = None, None, 0
         self.scored = self.kept = self.gone = self.bad = self.others = 0
         self.progress, self.seconds, self.finished = Progress(0), 0.0, False
@@ -249,21 +247,18 @@ class Run:
             is_tried: False: others have tried what is pending, and have listed the bad rows.
         """
         out = self.job.file or self.job.folder
-        with _room(self.job.folder):
+        # One step to others: who began in between would find rows that are about to go, and remove what is half written.
+        with _room(self.job.folder), self.job.locked():
             if is_tried:
                 self.job.finish(self._looked_at)
             else:
                 self.job.finish()
                 self.bad = int((~self.seen).sum())
             if self.job.file is not None:
-                with (
-                    self.job.locked()
-                ):  # who began now would remove what is half written, as that of a run that was killed
-                    assemble(self.job, self.records, self.lines, self.where)
+                assemble(self.job, self.records, self.lines, self.where)
             replaced = self.done.replaced()  # beside the new scores nobody could tell them apart
-            if len(replaced) + len(self.old):
-                with self.job.locked():
-                    self.lines.drop(self.done.rows([*replaced, *self.old]))
+            if replaced or self.old:
+                self.lines.drop(self.done.rows([*replaced, *self.old]))
         self.finished = True
         return Summary(
             rows=len(self.records) - self.others,
@@ -291,7 +286,7 @@ class Run:
         if self.lines is not None:
             self.lines.close()
         if not self.finished:  # interrupted, say: what is there gets its name, if there is room for it
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), self.job.locked():
                 self.job.finish()
         self.job.close()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 
 import torch
@@ -32,17 +33,7 @@ class Result:
 
 def encoder_of(judge):
     """What makes examples ready for a judge, in a worker: function (example, number of the row), or None."""
-    return Encode(judge.collator) if hasattr(judge, "score_encoded") else None
-
-
-class Encode:
-    """An example as tokens and pixels."""
-
-    def __init__(self, collator):
-        self.collator = collator
-
-    def __call__(self, example, place):
-        return self.collator.encode(example, place, rankings=False)
+    return functools.partial(judge.collator.encode, rankings=False) if hasattr(judge, "score_encoded") else None
 
 
 def scored(judge, rows, token_budget=8192):
