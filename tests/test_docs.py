@@ -390,7 +390,7 @@ def test_modules_that_are_named_have_that():
 
 def test_the_readme_is_short_and_names_the_rooms():
     text = (ROOT / "README.md").read_text()
-    assert len(text.splitlines()) <= 226
+    assert len(text.splitlines()) <= 250
     for marker in ("<!-- families -->\n", "<!-- /families -->\n", "<!-- benchmarks -->\n", "<!-- /benchmarks -->\n"):
         assert text.count(marker) == 1
     (tree,) = [block.text for block in of("text") if block.page == "README.md"]

@@ -17,7 +17,8 @@ FLOORS = (
     ("yojo.saving",),
     ("yojo.reward_model",),
     ("yojo.judges",),
-    ("yojo.converting", "yojo.costs", "yojo.evaluation", "yojo.scoring"),
+    ("yojo.converting", "yojo.costs", "yojo.rankings", "yojo.scoring"),
+    ("yojo.evaluation",),
     ("yojo.training", "yojo.demo"),
     ("yojo.cli",),
 )

@@ -1,0 +1,1 @@
+"""Pairwise votes -> rankings of the candidates of each question, and how sure they are."""
