@@ -10,6 +10,7 @@ import torch
 from yojo.inputs import windows
 from yojo.inputs.example import Example
 from yojo.inputs.feeding import fed
+from yojo.inputs.orders import checked_orders, ordered, put_back
 from yojo.inputs.packing import Collator, Encoded, pack_in_parts
 from yojo.patching import devices, graphs
 from yojo.patching.eval_mode import Modules
@@ -26,11 +27,12 @@ def _named_scores(encoded, scores, dtype):
     scores = [row[: len(item.responses)].clone() for row, item in zip(scores, encoded, strict=True)]
     for row, item in zip(scores, encoded, strict=True):
         if broken := (~row.isfinite()).nonzero()[:, 0].tolist():
+            count = len(row) // item.orders  # in whichever order
             logger.warning(
                 "%s: the scores of responses %s are not finite (%s): hidden states overflow in %s, or weights are not "
                 "finite; bfloat16 and float32 reach further than float16",
                 item.name,
-                ", ".join(map(str, broken)),
+                ", ".join(map(str, dict.fromkeys(n % count for n in broken))),
                 ", ".join(str(row[n].item()) for n in broken),
                 str(dtype).removeprefix("torch."),
             )
@@ -262,6 +264,55 @@ class RewardModel:
                 scores[scored.place] = scored.scores
                 bar.update()
         return [scores[place] for place in range(len(scores))]
+
+    def score_orders(self, example, orders):
+        """Score one example with its responses in several orders, the prompt paid once.
+
+        Args:
+            example: `yojo.Example` with N responses.
+            orders: K tuples of 0..N-1: `order[place]` is the response that stands at that place.
+
+        Returns:
+            [K, N] float32 on the CPU: `scores[k, n]` is that of response n of the example in order k.
+
+        Raises:
+            TypeError, ValueError: an example that cannot be scored, or what is no order of its responses.
+
+        Example:
+            >>> reward_model.score_orders(yojo.Example("Which digit?", ["A 7.", "A 2."]), [(0, 1), (1, 0)])
+            tensor([[ 1.3, -0.8],
+                    [ 1.2, -0.9]])
+        """
+        encoded = self.encode_orders(example, orders)
+        budget = sum(item.num_tokens(self.config) for item in encoded)
+        found = {scored.place: scored.scores for scored in self.score_encoded(encoded, budget)}
+        return self.of_orders([found[place] for place in range(len(encoded))], orders)
+
+    def encode_orders(self, example, orders, place=0):
+        """An example in several orders, encoded: what `score_encoded` takes, and `of_orders` puts together again.
+
+        Args:
+            example, orders: as for `score_orders`.
+            place: how errors name an example that has no id.
+
+        Returns:
+            list of `Encoded`: one with all orders behind one prompt; for the format "mr2rm" one for each order.
+        """
+        orders = checked_orders(orders, len(example.responses))
+        if self.config.format == "mr2rm":
+            return [self.collator.encode(ordered(example, order), place, rankings=False) for order in orders]
+        return [self.collator.encode(example, place, rankings=False).in_orders(orders, self.config)]
+
+    def of_orders(self, scores, orders):
+        """[K, N] float32: the scores of an example in several orders, put together.
+
+        Args:
+            scores: list of the scores of each `Encoded` that `encode_orders` has made.
+            orders: K tuples, those that it was given.
+        """
+        if self.config.format == "mr2rm":
+            return put_back(scores, orders)
+        return scores[0].view(len(orders), -1)
 
     def score_encoded(self, encoded, token_budget=8192, errors="raise"):
         """Score a stream of encoded examples, row by row, and give the scores as they come.

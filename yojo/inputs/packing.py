@@ -39,6 +39,9 @@ class Encoded:
         rankings: N numbers or None.
         leads: N ints, how many ids at the beginning of each response the chat template puts before it.
         open_end: the last response is closed by no separator: it reaches to the last of its tokens (format="mr2rm").
+        branches: tuple of tuples of places in `responses`, the branches as they stand in a row; None: those of the model's
+            mode (`in_orders` gives others).
+        orders: K, in how many orders the responses stand; responses holds them K times.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Encoded:
     rankings: list | None
     leads: list
     open_end: bool = False
+    branches: tuple | None = None
+    orders: int = 1
 
     def num_tokens(self, config):
         """Tokens this example takes in a packed row.
@@ -62,8 +67,44 @@ class Encoded:
         Returns:
             int.
         """
-        branches = len(orders(len(self.responses), config)) if config.mode == "comparative" else 1
-        return len(self.prompt_ids) + branches * sum(map(len, self.responses))
+        branches = self.branches or _branches(len(self.responses), config)
+        return len(self.prompt_ids) + sum(len(self.responses[n]) for branch in branches for n in branch)
+
+    def in_orders(self, orders, config):
+        """The same example with its responses in several orders, all of them behind one prompt.
+
+        Every order is laid out as the mode lays out an example whose responses stand in that order, in branches of its own,
+        so that its scores are those of a pass of its own, to rounding.
+
+        Args:
+            orders: K tuples of 0..N-1: `order[place]` is the response that stands there.
+            config: `YojoConfig` of the model.
+
+        Returns:
+            `Encoded` with K * N responses and without rankings: response n in order k is number k * N + n.
+
+        Raises:
+            ValueError: no orders, one that is no order of N responses, or the format "mr2rm", in which the tokens of a
+                response depend on its place.
+        """
+        count = len(self.responses)
+        if self.open_end:
+            raise ValueError('the format "mr2rm" tokenises an order as a whole: encode every order by itself')
+        if not orders or any(sorted(order) != list(range(count)) for order in orders):
+            raise ValueError(f"{self.name}: orders must be orders of 0..{count - 1}, got {list(orders)!r}")
+        branches = [
+            tuple(k * count + order[place] for place in branch)
+            for k, order in enumerate(orders)
+            for branch in _branches(count, config)
+        ]
+        return dataclasses.replace(
+            self,
+            responses=self.responses * len(orders),
+            leads=self.leads * len(orders),
+            rankings=None,
+            branches=tuple(branches),
+            orders=len(orders),
+        )
 
     def num_bytes(self):
         """Bytes of its vision tensors."""
@@ -271,7 +312,7 @@ class Collator:
             positions.append(item.positions)
             blocks.append(torch.full_like(item.prompt_ids, -1) if item.blocks is None else item.blocks)
             row += len(item.prompt_ids)
-            branches = _branches(len(item.responses), self.config)
+            branches = item.branches or _branches(len(item.responses), self.config)
             sample = [[] for _ in item.responses]
             for branch in branches:
                 branch_ids = [token for n in branch for token in item.responses[n]]
