@@ -210,6 +210,11 @@ class RewardModel:
         """The `YojoConfig` the model is patched with."""
         return self.collator.config
 
+    @property
+    def order_free(self):
+        """Whether no score depends on the order of the responses: in mode "isolated", where none sees another."""
+        return self.config.mode == "isolated"
+
     def score(self, prompt, responses, images=None, videos=None, *, tools=None, literal_tags=False):
         """Score the responses to one prompt in one forward pass.
 

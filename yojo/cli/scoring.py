@@ -173,6 +173,8 @@ def _score_one(prompt, responses, images, videos, model, loading, as_json):
     for file in (*images, *videos):
         if not (file.is_file() or (file in videos and file.is_dir())):
             raise ValueError(f"no such file: {file}")
+    from yojo.judges.judge import Refusal, checked_scores
+
     example = yojo.Example(prompt, responses, images=images, videos=videos)
     if model is None:
         if loading["base_model"] is not None:
@@ -189,7 +191,10 @@ def _score_one(prompt, responses, images, videos, model, loading, as_json):
         from yojo.judges.loading import load_judge
 
         judge = load_judge(model, **loading)
-    scores = [float(value) for value in judge.score_many([example])[0]]
+    (found,) = checked_scores([example], judge.score_many([example]))
+    if isinstance(found, Refusal):
+        raise ValueError(str(found))
+    scores = found.tolist()
     if as_json:
         rows = [{"response": text, "score": value} for text, value in zip(responses, scores, strict=True)]
         media = {"image": str(images[0])} if len(images) == 1 else {}

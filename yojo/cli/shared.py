@@ -35,6 +35,12 @@ def errors():
         yield
     except (TypeError, ValueError, OSError, ImportError) as error:
         fail(str(error))
+    except RuntimeError as error:
+        from yojo.judges.client import EndpointError
+
+        if not isinstance(error, EndpointError):
+            raise
+        fail(str(error))
 
 
 def fail(message):

@@ -9,9 +9,11 @@ _HOMES = {
     "Length": "yojo.judges.baselines",
     "Place": "yojo.judges.baselines",
     "Random": "yojo.judges.baselines",
+    "Refusal": "yojo.judges.judge",
     "checked_scores": "yojo.judges.judge",
     "fingerprint_of": "yojo.judges.judge",
     "load_judge": "yojo.judges.loading",
+    "order_free": "yojo.judges.judge",
 }
 
 __all__ = list(_HOMES)

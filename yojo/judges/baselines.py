@@ -29,6 +29,11 @@ class Length:
     unit: str = "characters"
     shortest: bool = False
 
+    @property
+    def order_free(self):
+        """True: a response is measured by itself."""
+        return True
+
     def __post_init__(self):
         if self.unit not in UNITS:
             raise ValueError(f"unit must be one of {', '.join(UNITS)}, got {self.unit!r}")
@@ -57,6 +62,11 @@ class Place:
 
     last: bool = False
 
+    @property
+    def order_free(self):
+        """False: the order is all there is."""
+        return False
+
     def __post_init__(self):
         _check_bool("last", self.last)
 
@@ -81,6 +91,11 @@ class Random:
     """
 
     seed: int = 0
+
+    @property
+    def order_free(self):
+        """False: the number of a response depends on its place."""
+        return False
 
     def __post_init__(self):
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):

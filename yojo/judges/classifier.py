@@ -62,6 +62,11 @@ class Classifier:
         self.eval_mode = EvalMode()
         self.batch_size = batch_size if batch_size == 1 or self._may_pad(base) else 1
 
+    @property
+    def order_free(self):
+        """True: every response is a pass of its own."""
+        return True
+
     @classmethod
     def from_pretrained(
         cls,

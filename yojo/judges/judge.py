@@ -1,5 +1,6 @@
 """What a judge is: anything with `score_many(examples) -> list of [N]`; and what it gives, checked."""
 
+import dataclasses
 import typing
 
 import numpy as np
@@ -10,8 +11,15 @@ import torch
 class Judge(typing.Protocol):
     """Anything that scores examples: a `yojo.RewardModel`, a stock classifier, a baseline, an object of yours.
 
-    A judge may also have `fingerprint()`, a dict of all that changes its scores, strings and numbers at any depth, by which
-    scores that are kept in files are told from another judge's (`fingerprint_of`).
+    A judge may also have
+
+    - `fingerprint()`, a dict of all that changes its scores, strings and numbers at any depth, by which scores that are
+      kept in files are told from another judge's (`fingerprint_of`);
+    - `order_free`, a bool: True where by construction no score depends on the order of the responses (`order_free`);
+    - `score_each(examples, errors="raise")`, for judges that have many requests under way at once: it takes an iterable of
+      examples, reads it a few ahead, and yields (place, scores) in any order as they come, where the place counts the
+      examples from 0 and the scores are an [N] float32 tensor or a `Refusal`. With errors="return" an example that cannot
+      be scored yields the TypeError or ValueError that says why instead, and the others go on.
     """
 
     def score_many(self, examples):
@@ -21,8 +29,50 @@ class Judge(typing.Protocol):
             examples: list of `yojo.Example`.
 
         Returns:
-            list with N numbers for each (a tensor, an array, a list), in the order of its responses; higher is better.
+            list with N numbers for each (a tensor, an array, a list), in the order of its responses; higher is better. Or a
+            `Refusal` in their place, for an example of which it gave no usable verdict.
         """
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """What a judge returns in place of an example's N scores when it gave no usable verdict: it is no score, and no tie.
+
+    Attributes:
+        reason: why, in a line.
+
+    Raises:
+        TypeError, ValueError: a reason that is no text, or says nothing.
+    """
+
+    reason: str
+
+    def __post_init__(self):
+        if not isinstance(self.reason, str):
+            raise TypeError(f"reason must be a string, got {self.reason!r}")
+        if not self.reason.strip():
+            raise ValueError("reason is empty: say why there is no verdict")
+
+    def __str__(self):
+        return f"the judge gave no verdict: {self.reason}"
+
+
+def order_free(judge):
+    """Whether by construction no score of a judge depends on the order of the responses.
+
+    Args:
+        judge: see `Judge`.
+
+    Returns:
+        bool: what its `order_free` says; False for a judge that does not say.
+
+    Raises:
+        TypeError: it says something that is no bool.
+    """
+    found = getattr(judge, "order_free", False)
+    if not isinstance(found, bool):
+        raise TypeError(f"{type(judge).__name__}.order_free must be True or False, a property, got {found!r}")
+    return found
 
 
 def fingerprint_of(judge):
@@ -51,7 +101,7 @@ def checked_scores(examples, found):
         found: what its `score_many` returned.
 
     Returns:
-        list of [N] float32 tensors on the CPU. They may hold numbers that are not finite.
+        list of [N] float32 tensors on the CPU, which may hold numbers that are not finite; and of the `Refusal`s among them.
 
     Raises:
         TypeError: something that holds no numbers.
@@ -66,6 +116,8 @@ def checked_scores(examples, found):
 
 
 def _checked(example, scores):
+    if isinstance(scores, Refusal):
+        return scores
     try:
         # Of any other number of responses there is no telling whose score is whose.
         made = _as_tensor(scores).to("cpu", torch.float32)

@@ -7,7 +7,7 @@ import itertools
 
 import torch
 
-from yojo.judges.judge import checked_scores
+from yojo.judges.judge import Refusal, checked_scores
 
 BATCH = 64  # examples that a judge is given at a time
 
@@ -40,7 +40,8 @@ def scored(judge, rows, token_budget=8192):
     """Score rows.
 
     Args:
-        judge: anything with `score_many`; one with `score_encoded` (a `yojo.RewardModel`) gets what `encoder_of` made.
+        judge: anything with `score_many`; one with `score_encoded` (a `yojo.RewardModel`) gets what `encoder_of` made, and
+            one with `score_each` the rows as it asks for them.
         rows: iterable of `Row`, all of them ready.
         token_budget: of a packed row.
 
@@ -49,6 +50,8 @@ def scored(judge, rows, token_budget=8192):
     """
     if hasattr(judge, "score_encoded"):
         yield from _through_model(judge, rows, token_budget)
+    elif hasattr(judge, "score_each"):
+        yield from _through_requests(judge, rows)
     else:
         yield from _through_judge(judge, rows)
 
@@ -66,6 +69,26 @@ def _through_model(model, rows, token_budget):
         for found in stream:
             error = None if found.error is None else _said(found.error, found.encoded.name)
             yield _result(waiting.pop(found.place), found.scores, error, found.tokens, found.filled)
+
+
+def _through_requests(judge, rows):
+    waiting = {}  # by place in the stream
+
+    def examples():
+        for place, row in enumerate(rows):
+            waiting[place] = row
+            yield row.ready
+
+    with contextlib.closing(judge.score_each(examples(), errors="return")) as stream:
+        for place, found in stream:
+            row = waiting.pop(place)
+            if isinstance(found, Exception):
+                yield Result(row, None, _said(found, row.ready.name))
+            else:
+                yield _result(row, *checked_scores([row.ready], [found]))
+    if waiting:
+        name = type(judge).__name__
+        raise ValueError(f"{name}.score_each gave nothing for {len(waiting)} examples ({next(iter(waiting.values())).id}, ...)")
 
 
 def _through_judge(judge, rows):
@@ -86,10 +109,12 @@ def _judged(judge, batch):
             yield from _judged(judge, [row])
         return
     for row, scores in zip(batch, checked_scores(examples, found), strict=True):
-        yield _result(row, scores, None)
+        yield _result(row, scores)
 
 
-def _result(row, scores, error, tokens=0, filled=0.0):
+def _result(row, scores, error=None, tokens=0, filled=0.0):
+    if isinstance(scores, Refusal):
+        return Result(row, None, str(scores), tokens, filled)
     if error is None and (broken := (~scores.isfinite()).nonzero()[:, 0].tolist()):
         values = ", ".join(str(scores[n].item()) for n in broken)
         error = f"the scores of responses {', '.join(map(str, broken))} are not finite ({values})"
