@@ -32,7 +32,9 @@ def test_every_order_scores_as_a_pass_of_its_own(reward_model, examples):
             assert torch.allclose(row[list(order)], alone, rtol=0, atol=2e-6)
     differ = (found - found.mean(0)).abs().max() > 1e-4
     config = reward_model.config
-    assert bool(differ) == (config.mode == "comparative" and config.permutations == 1)  # of two responses, 2 are all orders
+    assert bool(differ) == (
+        config.mode == "comparative" and config.permutations == 1
+    )  # of two responses, 2 are all orders
 
 
 def test_the_prompt_is_paid_once(make_reward_model, examples):

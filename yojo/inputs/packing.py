@@ -106,6 +106,20 @@ class Encoded:
             orders=len(orders),
         )
 
+    def one_by_one(self):
+        """list of `Encoded`, one for each order of `in_orders`, with N responses each."""
+        count, each = len(self.responses) // self.orders, len(self.branches) // self.orders
+        return [
+            dataclasses.replace(
+                self,
+                responses=self.responses[:count],
+                leads=self.leads[:count],
+                branches=tuple(tuple(n % count for n in branch) for branch in self.branches[k * each : (k + 1) * each]),
+                orders=1,
+            )
+            for k in range(self.orders)
+        ]
+
     def num_bytes(self):
         """Bytes of its vision tensors."""
         return sum(tensor.nbytes for tensor in self.vision.values())

@@ -101,7 +101,9 @@ def check_url(url):
 def check_key(key):
     """Refuse a key that no header takes, without showing it."""
     if not isinstance(key, str) or not re.fullmatch(r"[\x21-\x7e]*", key):
-        raise ValueError("api_key must be a string of printable ASCII without blanks (or line breaks: is it read from a file?)")
+        raise ValueError(
+            "api_key must be a string of printable ASCII without blanks (or line breaks: is it read from a file?)"
+        )
     return key
 
 
@@ -190,7 +192,9 @@ class Client:
             raise EndpointError(f"{self.url}: {reason}{moved}{hint.get(status, '')}")
         asked = _seconds(headers.get("Retry-After"))
         if asked > LONGEST_ASKED:
-            raise EndpointError(f"{self.url}: it asks to wait {asked:.0f} seconds, more than {LONGEST_ASKED:.0f}; {reason}")
+            raise EndpointError(
+                f"{self.url}: it asks to wait {asked:.0f} seconds, more than {LONGEST_ASKED:.0f}; {reason}"
+            )
         return reason, asked
 
     def _exchange(self, path, data, stop):
@@ -264,7 +268,9 @@ def _proxy(parts):
         return None
     found = urllib.parse.urlsplit(found if "://" in found else f"http://{found}")
     if found.scheme != "http" or not found.hostname:
-        raise EndpointError(f"the proxy of the environment for {parts.scheme} must be an http:// address; set {parts.scheme}_proxy")
+        raise EndpointError(
+            f"the proxy of the environment for {parts.scheme} must be an http:// address; set {parts.scheme}_proxy"
+        )
     return found
 
 

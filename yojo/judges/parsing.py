@@ -3,7 +3,9 @@
 import re
 import string
 
-_THOUGHTS = "</think>"  # models whose server leaves their thoughts in the text end them so; drafts in there are no verdict
+_THOUGHTS = (
+    "</think>"  # models whose server leaves their thoughts in the text end them so; drafts in there are no verdict
+)
 _MARKUP = str.maketrans("", "", "*`")  # **Ranking:** A > B, as judges like to write it
 _WORDS = {"listwise": "Ranking", "pairwise": "Verdict", "pointwise": "Score"}
 

@@ -88,7 +88,9 @@ def _through_requests(judge, rows):
                 yield _result(row, *checked_scores([row.ready], [found]))
     if waiting:
         name = type(judge).__name__
-        raise ValueError(f"{name}.score_each gave nothing for {len(waiting)} examples ({next(iter(waiting.values())).id}, ...)")
+        raise ValueError(
+            f"{name}.score_each gave nothing for {len(waiting)} examples ({next(iter(waiting.values())).id}, ...)"
+        )
 
 
 def _through_judge(judge, rows):
