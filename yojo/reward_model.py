@@ -14,6 +14,7 @@ from yojo.inputs.orders import checked_orders, ordered, put_back
 from yojo.inputs.packing import Collator, Encoded, pack_in_parts
 from yojo.patching import devices, graphs
 from yojo.patching.eval_mode import Modules
+from yojo.patching.modes import set_mode
 from yojo.patching.state import unwrap
 from yojo.saving.identity import reward_model_fingerprint
 from yojo.saving.load import load_pretrained
@@ -409,11 +410,13 @@ class RewardModel:
         return push_to_hub(self, repo_id, private=private, token=token, commit_message=commit_message, **options)
 
     @classmethod
-    def from_pretrained(cls, path, **kwargs):
+    def from_pretrained(cls, path, *, mode=None, permutations=None, max_length=None, **kwargs):
         """Load what `save_pretrained` wrote, or a checkpoint of transformers' own Trainer with a patched model.
 
         Args:
             path: folder, or a hub name.
+            mode, permutations: score in another mode than it was saved with (`yojo.patching.modes.set_mode`).
+            max_length: the most tokens one example may take, or None.
             **kwargs: as for `yojo.saving.load.load_pretrained`: base_model, dtype, device, fuse, trainable, check_base, ...
 
         Returns:
@@ -422,4 +425,6 @@ class RewardModel:
         Raises:
             ValueError: something is missing, damaged, or of another save; nothing is ever filled with random weights.
         """
-        return cls(*load_pretrained(path, **kwargs))
+        model, processor = load_pretrained(path, **kwargs)
+        set_mode(model, mode, permutations)
+        return cls(model, processor, max_length)
