@@ -22,12 +22,14 @@ class Answer:
         scores: [K, N] float32 array, response by response as the record has them; None where there are none.
         refused: why the judge gave no verdict, or None.
         error: why the item could not be scored, or None.
+        tokens: (prompt, responses) of one order, or None where nobody counts them.
     """
 
     asked: object
     scores: np.ndarray | None = None
     refused: str | None = None
     error: str | None = None
+    tokens: tuple | None = None
 
 
 def encoder_of(judge):
@@ -158,4 +160,7 @@ def _of_parts(model, asked, parts):
     for part in parts:
         if part.error is not None:
             return Answer(asked, error=_said(part.error, part.encoded.name))
-    return _finite(asked, model.of_orders([part.scores for part in parts], asked.orders))
+    encoded = parts[0].encoded
+    tokens = len(encoded.prompt_ids), sum(map(len, encoded.responses)) // encoded.orders
+    found = _finite(asked, model.of_orders([part.scores for part in parts], asked.orders))
+    return dataclasses.replace(found, tokens=tokens)

@@ -21,6 +21,7 @@ class Judged:
         scores: [K, N] float64, `scores[k, n]` is that of response n of the record in order k; higher is better. None where
             the judge refused.
         refused: why there are no scores, or None.
+        tokens: (prompt, responses) that a reward model sees in one order, or None.
         tags: dict name -> value, further parts of the benchmark.
         info: dict, what the official metric needs beside these.
     """
@@ -34,6 +35,7 @@ class Judged:
     orders: typing.Sequence
     scores: np.ndarray | None
     refused: str | None = None
+    tokens: tuple | None = None
     tags: typing.Mapping = dataclasses.field(default_factory=dict)
     info: typing.Mapping = dataclasses.field(default_factory=dict)
 

@@ -152,6 +152,7 @@ class _Run:
             "orders": [list(order) for order in asked.orders],
             "scores": None if answer.scores is None else answer.scores.astype(np.float64).tolist(),
             "refused": answer.refused,
+            "tokens": None if answer.tokens is None else list(answer.tokens),
             "job": self.job.job,
         }
         self.job.scores.add([line])
@@ -233,7 +234,7 @@ def _difference(line):
 
 def _is_whole(line, job):
     return (
-        line.get("job") == job and isinstance(line.get("key"), str) and {"orders", "scores", "refused"} <= line.keys()
+        line.get("job") == job and isinstance(line.get("key"), str) and {"orders", "scores", "refused", "tokens"} <= line.keys()
     )
 
 
@@ -254,6 +255,7 @@ def line_of(item, line):
         "orders": line["orders"],
         "scores": line["scores"],
         "refused": line["refused"],
+        "tokens": line["tokens"],
         "tags": dict(item.tags),
         "info": dict(item.info),
         "key": line["key"],
@@ -273,6 +275,7 @@ def judged_of(line):
         orders=tuple(map(tuple, line["orders"])),
         scores=None if line["scores"] is None else np.array(line["scores"], dtype=np.float64),
         refused=line["refused"],
+        tokens=None if line["tokens"] is None else tuple(line["tokens"]),
         tags=line["tags"],
         info=line["info"],
     )

@@ -1,0 +1,317 @@
+"""What a judge reaches on a benchmark: figures with their intervals, over all items, by group, and beside another judge."""
+
+import dataclasses
+import math
+import typing
+
+import numpy as np
+
+from yojo.evaluation import metrics, statistics
+
+DRAWS = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A figure and how sure it is.
+
+    Attributes:
+        value: float; NaN where there is none.
+        low, high: ends of its 95 % interval, by the bootstrap over questions; NaN where one question is all there is.
+        count: items (pairs, for the pairwise figures; questions, for ACC+) that it is of.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: float
+
+    def to_dict(self):
+        """The same for JSON: None for NaN."""
+        return {name: _or_none(value) for name, value in vars(self).items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+    """One number for each item, averaged over the orders in which the judge was asked.
+
+    An item that the judge refused is wrong: 0 right of its responses, and of its pairs. It has no tau and no NDCG.
+
+    Attributes:
+        top1: [I] float64, right with half credit for ties (`yojo.evaluation.metrics.best_of_n`).
+        strict: [I], a tie of right and wrong at the top is wrong.
+        tied: [I], share of the orders with such a tie.
+        pairs: ([I] right pairs, half for ties; [I] pairs).
+        pairs_strict: the same, ties wrong.
+        kendall: [I], NaN where there is none.
+        ndcg: [I], NaN where there is none.
+        averaged: [I], top1 of the scores' means over the orders.
+        averaged_pairs: as pairs, of the scores' means.
+    """
+
+    top1: np.ndarray
+    strict: np.ndarray
+    tied: np.ndarray
+    pairs: tuple
+    pairs_strict: tuple
+    kendall: np.ndarray
+    ndcg: np.ndarray
+    averaged: np.ndarray
+    averaged_pairs: tuple
+
+    @classmethod
+    def of(cls, judged):
+        """From a list of `Judged`."""
+        rows = np.array([_of_item(one) for one in judged], dtype=np.float64).reshape(len(judged), 10).T
+        top1, strict, tied, half, right, count, kendall, ndcg, averaged, averaged_half = rows
+        return cls(top1, strict, tied, (half, count), (right, count), kendall, ndcg, averaged, (averaged_half, count))
+
+
+def _of_item(one):
+    better = np.asarray(one.rankings)[:, None] < np.asarray(one.rankings)[None, :]
+    count = float(better.sum())
+    if one.scores is None:
+        return 0, 0, 0, 0, 0, count, math.nan, math.nan, 0, 0
+    top1, strict, tied, half, right, kendall, ndcg = ([] for _ in range(7))
+    for scores in one.scores:
+        won, equal, _ = metrics.pairs(scores, one.rankings)
+        top1.append(metrics.best_of_n(scores, one.rankings))
+        strict.append(metrics.top1_strict(scores, one.rankings))
+        tied.append(metrics.is_tied(scores, one.rankings))
+        half.append(won + equal / 2)
+        right.append(won)
+        kendall.append(metrics.kendall_tau(scores, one.rankings))
+        ndcg.append(metrics.ndcg(scores, one.rankings))
+    won, equal, _ = metrics.pairs(one.mean, one.rankings)
+    averaged = metrics.best_of_n(one.mean, one.rankings)
+    means = [np.mean(values) for values in (top1, strict, tied, half, right)]
+    return *means, count, _mean(kendall), _mean(ndcg), averaged, won + equal / 2
+
+
+def _mean(values):
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What a judge reaches on a benchmark.
+
+    Attributes:
+        items, questions, refused: numbers of them.
+        official: dict name -> float, as the benchmark's own script counts.
+        headline: `Estimate` of the official figure that is quoted; its interval where one could be had.
+        estimates: dict name -> `Estimate`: top1, top1_strict, tied, macro, pairwise, pairwise_strict, kendall_tau, ndcg, acc_plus,
+            averaged (top1 of the mean over the orders), averaged_pairwise.
+        groups: dict group -> dict name -> `Estimate`: top1, top1_strict, tied.
+        tags: dict tag -> dict value -> the same.
+        error: standard error of top1, by questions.
+        smallest: smallest difference of top1 from a fixed number that this many questions show, with 80 % power at 5 %.
+        length: `yojo.evaluation.statistics.LengthBias`.
+    """
+
+    items: int
+    questions: int
+    refused: int
+    official: typing.Mapping
+    headline: Estimate
+    estimates: typing.Mapping
+    groups: typing.Mapping
+    tags: typing.Mapping
+    error: float
+    smallest: float
+    length: object
+
+
+def figures(judged, benchmark=None, draws=DRAWS, seed=0):
+    """Count what a judge reaches.
+
+    Args:
+        judged: list of `Judged`, not empty.
+        benchmark: `yojo.evaluation.benchmarks.Benchmark`, whose official figures are counted; or None.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        `Figures`.
+
+    Raises:
+        ArithmeticError: groups times their counts do not add up to the whole.
+    """
+    values = Values.of(judged)
+    questions = [one.question for one in judged]
+    groups = [one.group for one in judged]
+
+    def estimate(numbers, some=None, by=None):
+        pick = slice(None) if some is None else some
+        own = [questions[n] for n in (range(len(judged)) if some is None else some)]
+        if isinstance(numbers, tuple):
+            numbers = tuple(part[pick] for part in numbers)
+            known = None
+        else:
+            numbers = numbers[pick]
+            known = ~np.isnan(numbers)
+        if known is not None and not known.all():
+            own = [question for question, is_known in zip(own, known, strict=True) if is_known]
+            numbers = numbers[known]
+        found = statistics.table(numbers, ["all"] * len(own) if by is None else by)
+        low, high = statistics.bootstrap(numbers, own, by, draws, seed) if own else (math.nan, math.nan)
+        return Estimate(found.micro if by is None else found.macro, low, high, found.count)
+
+    whole = statistics.table(values.top1, groups)
+    statistics.check_parts((whole.micro, whole.count), list(whole.groups.values()))
+    estimates = {
+        "top1": estimate(values.top1),
+        "top1_strict": estimate(values.strict),
+        "tied": estimate(values.tied),
+        "macro": estimate(values.top1, by=groups),
+        "pairwise": estimate(values.pairs),
+        "pairwise_strict": estimate(values.pairs_strict),
+        "kendall_tau": estimate(values.kendall),
+        "ndcg": estimate(values.ndcg),
+        "acc_plus": _acc_plus(values.strict, questions, draws, seed),
+        "averaged": estimate(values.averaged),
+        "averaged_pairwise": estimate(values.averaged_pairs),
+    }
+
+    def part(names, name):
+        some = [n for n, own in enumerate(names) if own == name]
+        pairs = (("top1", values.top1), ("top1_strict", values.strict), ("tied", values.tied))
+        return {key: estimate(numbers, some) for key, numbers in pairs}
+
+    tags = {}
+    for tag in sorted({tag for one in judged for tag in one.tags}):
+        names = [str(one.tags.get(tag, "")) for one in judged]
+        tags[tag] = {name: part(names, name) for name in sorted(set(names))}
+    error = statistics.standard_error(values.top1, questions)
+    official = {} if benchmark is None else dict(benchmark.official(judged))
+    return Figures(
+        items=len(judged),
+        questions=len(set(questions)),
+        refused=sum(one.scores is None for one in judged),
+        official=official,
+        headline=_headline(judged, benchmark, official, questions, groups, draws, seed, estimates),
+        estimates=estimates,
+        groups={name: part(groups, name) for name in sorted(set(groups))},
+        tags=tags,
+        error=error,
+        smallest=statistics.smallest_difference(error) if not math.isnan(error) else math.nan,
+        length=statistics.length_bias(judged),
+    )
+
+
+def _acc_plus(strict, questions, draws, seed):
+    """Of questions, all of whose items are right in every order."""
+    names = sorted(set(questions))
+    place = {name: n for n, name in enumerate(names)}
+    right = np.ones(len(names))
+    for value, question in zip(strict, questions, strict=True):
+        right[place[question]] *= value == 1
+    low, high = statistics.bootstrap(right, names, None, draws, seed)
+    return Estimate(float(right.mean()), low, high, float(len(names)))
+
+
+OFFICIAL_DRAWS = 400  # of the official figure, which is counted anew for each
+
+
+def _headline(judged, benchmark, official, questions, groups, draws, seed, estimates):
+    """The official figure with an interval: that of the mean it is equal to, or by counting it anew for every draw."""
+    if benchmark is None:
+        return estimates["top1"]
+    value = official[benchmark.headline]
+    for name in ("top1", "macro", "top1_strict"):
+        if abs(estimates[name].value - value) < 1e-12:
+            return estimates[name]
+
+    def counted(some):
+        return benchmark.official([judged[n] for n in some])[benchmark.headline]
+
+    low, high = statistics.bootstrap_statistic(counted, questions, groups, min(draws, OFFICIAL_DRAWS), seed)
+    return Estimate(value, low, high, float(len(judged)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two judges on the same items.
+
+    Attributes:
+        first, second: their names.
+        items: that both have been asked about.
+        difference: `yojo.evaluation.statistics.Difference` of top1, first minus second.
+        mcnemar: `yojo.evaluation.statistics.McNemar`, over items that are right in every order, ties wrong.
+        agreement: `yojo.evaluation.statistics.Agreement`.
+        smallest: smallest difference that these questions show, with 80 % power at 5 %.
+    """
+
+    first: str
+    second: str
+    items: int
+    difference: object
+    mcnemar: object
+    agreement: object
+    smallest: float
+
+
+def compare(first, second, names=("first", "second"), draws=DRAWS, seed=0):
+    """Compare two judges on the items that both have been asked about.
+
+    Args:
+        first, second: lists of `Judged` of the same benchmark.
+        names: of the judges.
+        draws, seed: of the bootstrap.
+
+    Returns:
+        `Comparison`.
+
+    Raises:
+        ValueError: no common item.
+    """
+    others = {one.number: one for one in second}
+    common = [(one, others[one.number]) for one in first if one.number in others]
+    if not common:
+        raise ValueError(f"{names[0]} and {names[1]} have no item in common")
+    a, b = ([pair[n] for pair in common] for n in (0, 1))
+    ours, theirs = Values.of(a), Values.of(b)
+    questions = [one.question for one in a]
+    error = statistics.standard_error(ours.top1 - theirs.top1, questions)
+    return Comparison(
+        first=names[0],
+        second=names[1],
+        items=len(common),
+        difference=statistics.paired_bootstrap(ours.top1, theirs.top1, questions, None, draws, seed),
+        mcnemar=statistics.mcnemar(ours.strict == 1, theirs.strict == 1),
+        agreement=statistics.agreement(a, b),
+        smallest=math.nan if math.isnan(error) else statistics.smallest_difference(error),
+    )
+
+
+def misses(judged, count=20):
+    """Items that the judge has most wrong: by how much, on average over the orders, a worse response is above the best one.
+
+    Margins are in units of the judge's own spread, the median over items of the standard deviation of an item's mean scores,
+    where it is not 0.
+
+    Args:
+        judged: list of `Judged`.
+        count: int, of items at most.
+
+    Returns:
+        list of (Judged, margin, number of the response that is above), worst first.
+    """
+    found = []
+    for one in judged:
+        if one.scores is None or one.best.all():
+            continue
+        mean, best = one.mean, one.best
+        chosen = int(np.flatnonzero(~best)[np.argmax(mean[~best])])
+        margin = float(mean[chosen] - mean[best].max())
+        if margin > 0:
+            found.append((one, margin, chosen))
+    spreads = [one.mean.std() for one in judged if one.scores is not None and len(one.rankings) > 1]
+    unit = float(np.median(spreads)) if spreads else 0.0
+    found.sort(key=lambda miss: (-miss[1], miss[0].number))
+    return [(one, margin / unit if unit else margin, chosen) for one, margin, chosen in found[:count]]
+
+
+def _or_none(value):
+    return None if isinstance(value, float) and not math.isfinite(value) else value
