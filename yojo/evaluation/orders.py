@@ -64,7 +64,7 @@ def balanced_orders(count, orders, seed, number):
     found = []
     for square in _sample(total - bool(rest), squares, seed, count, orders, number):
         first = _arrangement(square + (bool(rest) and square >= shared), count)
-        found += [_shifted(first, shift) for shift in range(count)]
+        found += [_shifted(first, number + shift) for shift in range(count)]  # the first order is another each time
     first, start = _arrangement(shared, count), number * rest + _draw(count, seed, count, "start")
     return found + [_shifted(first, start + step) for step in range(rest)]
 
