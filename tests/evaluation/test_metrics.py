@@ -3,10 +3,12 @@
 import math
 import random
 
+import numpy as np
 import pytest
 from scipy.stats import kendalltau
+from sklearn.metrics import ndcg_score
 
-from yojo.evaluation.metrics import best_of_n, kendall_tau, pairs, ranking_metrics
+from yojo.evaluation.metrics import best_of_n, is_tied, kendall_tau, ndcg, pairs, ranking_metrics, top1_strict
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,7 @@ from yojo.evaluation.metrics import best_of_n, kendall_tau, pairs, ranking_metri
 )
 def test_best_of_n(scores, rankings, expected):
     assert best_of_n(scores, rankings) == pytest.approx(expected)
+    assert top1_strict(scores, rankings) == (expected == 1) and is_tied(scores, rankings) == (expected not in (0, 1))
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,46 @@ def test_kendall_tau_is_that_of_scipy():
         assert math.isnan(found) if math.isnan(expected) else found == pytest.approx(expected)
         compared += not math.isnan(expected)
     assert 100 < compared < 200
+
+
+def random_samples(seed, size):
+    rng = random.Random(seed)
+    for _ in range(size):
+        count = rng.randrange(1, 9)
+        yield (
+            [rng.choice((-1.5, 0.0, 0.25, 2.0, rng.random())) for _ in range(count)],
+            [rng.randrange(1, 5) for _ in range(count)],
+        )
+
+
+def test_ndcg_is_that_of_sklearn():
+    compared = 0
+    for scores, rankings in random_samples(1, 200):
+        found = ndcg(scores, rankings)
+        gains = [2 ** len({other for other in rankings if other > rank}) - 1 for rank in rankings]
+        if any(gains):
+            assert found == pytest.approx(ndcg_score([gains], [scores]))
+            compared += 1
+        else:
+            assert math.isnan(found)
+    assert 100 < compared < 200
+
+
+def test_ndcg_by_hand():
+    assert ndcg([2, 1, 0], [1, 2, 3]) == 1
+    # Gains 3, 1, 0 in the order of the ranks; here they come as 1, 3, 0.
+    assert ndcg([1, 2, 0], [1, 2, 3]) == pytest.approx((1 + 3 / math.log2(3)) / (3 + 1 / math.log2(3)))
+    assert ndcg([0, 0], [7, 3]) == pytest.approx((1 + 1 / math.log2(3)) / 2)
+    assert math.isnan(ndcg([1, 0], [2, 2])) and math.isnan(ndcg([1], [1]))
+
+
+def test_responses_may_stand_anywhere_and_scores_be_scaled():
+    rng = np.random.default_rng(0)
+    for scores, rankings in random_samples(2, 100):
+        other = rng.permutation(len(scores))
+        for metric in (best_of_n, top1_strict, is_tied, pairs, kendall_tau, ndcg):
+            moved = metric(8 * np.array(scores)[other], 2 * np.array(rankings)[other])
+            assert moved == pytest.approx(metric(scores, rankings), nan_ok=True)
 
 
 def test_metrics_of_many_samples():

@@ -1,4 +1,4 @@
-"""How well scores order responses: best-of-N and pairwise accuracy, Kendall's tau, spread, accuracy by position."""
+"""How well scores order responses: best-of-N and pairwise accuracy, Kendall's tau, NDCG, spread, accuracy by position."""
 
 import math
 
@@ -18,6 +18,32 @@ def best_of_n(scores, rankings):
     scores, rankings = np.asarray(scores, dtype=np.float64), np.asarray(rankings)
     top = scores == scores.max()
     return float((top & (rankings == rankings.min())).sum() / top.sum())
+
+
+def top1_strict(scores, rankings):
+    """Whether every highest score belongs to a response of the best rank: a tie at the top of right and wrong is wrong.
+
+    Args:
+        scores: [N] floats, higher is better.
+        rankings: [N] numbers, 1 = best.
+
+    Returns:
+        float: 0 or 1.
+    """
+    return float(best_of_n(scores, rankings) == 1)
+
+
+def is_tied(scores, rankings):
+    """Whether the highest score is shared by a response of the best rank and another one: the choice falls by lot.
+
+    Args:
+        scores: [N] floats, higher is better.
+        rankings: [N] numbers, 1 = best.
+
+    Returns:
+        bool.
+    """
+    return 0 < best_of_n(scores, rankings) < 1
 
 
 def pairs(scores, rankings):
@@ -53,6 +79,29 @@ def kendall_tau(scores, rankings):
     by_rank = np.sign(rankings[None, :] - rankings[:, None])[above]
     norm = math.sqrt((by_score != 0).sum() * (by_rank != 0).sum())
     return float((by_score * by_rank).sum() / norm) if norm else float("nan")
+
+
+def ndcg(scores, rankings):
+    """Normalised discounted cumulative gain of the order that scores give.
+
+    A response gains 2^w - 1, w being how many different ranks are worse than its own, and counts 1 / log2(1 + place) at its
+    place, from 1; responses with equal scores share what their places count. The sum is divided by its largest value.
+
+    Args:
+        scores: [N] floats, higher is better.
+        rankings: [N] numbers, 1 = best.
+
+    Returns:
+        float in (0, 1]: 1 for the order of the ranks; NaN where all ranks tie.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    _, level = np.unique(-np.asarray(rankings), return_inverse=True)  # 0 for the worst rank
+    gain = 2.0**level - 1
+    discount = 1 / np.log2(np.arange(len(scores)) + 2)
+    _, tied, sizes = np.unique(-scores, return_inverse=True, return_counts=True)
+    shared = np.bincount(np.repeat(np.arange(len(sizes)), sizes), weights=discount) / sizes
+    best = (np.sort(gain)[::-1] * discount).sum()
+    return float((gain * shared[tied]).sum() / best) if best else float("nan")
 
 
 def ranking_metrics(samples):
