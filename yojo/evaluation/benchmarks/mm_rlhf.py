@@ -1,0 +1,99 @@
+"""MM-RLHF-RewardBench: 170 pairs about an image or a video; several pairs share an id, and all of them must be right."""
+
+import collections
+
+import numpy as np
+
+from yojo.evaluation.benchmarks import benchmark, figures
+
+# The group is the first of these that the path of the image, else of the video, contains.
+GROUPS = ("mcq", "long", "short", "safety", "video")
+FRAMES = 32
+
+
+def parse(record):
+    """A record -> `Parsed`; chosen is the first response, always."""
+    images = benchmark.media(record, "image")
+    videos = benchmark.media(record, "video")
+    if not images and not videos:
+        raise ValueError(f"neither image nor video; the record has {', '.join(map(str, record))}")
+    if images and videos:
+        raise ValueError("both image and video are given: a record of this benchmark has one of them")
+    name = benchmark.name_of(record, "id") or benchmark.text(record, "id")
+    path = _path(images[0] if images else videos[0])
+    return benchmark.Parsed(
+        prompt=benchmark.text(record, "prompt"),
+        responses=[benchmark.text(record, "chosen"), benchmark.text(record, "rejected")],
+        rankings=[1, 2], images=images, videos=videos, frames=FRAMES, id=name, question=name,
+        group=next((group for group in GROUPS if group in path), "other"),
+    )  # fmt: skip
+
+
+def _path(source):
+    if isinstance(source, dict):
+        source = source.get("path")
+    return source if isinstance(source, str) else ""
+
+
+def all_right(judged):
+    """ACC+: the share of ids of which every item is right, in the same order of each; the mean over the orders.
+
+    Args:
+        judged: list of `Judged`. Where all items of an id are given m times, the id counts m times.
+
+    Returns:
+        float in [0, 1].
+    """
+    right = weight = 0.0
+    for items in figures.by(judged, lambda item: item.id).values():
+        times = max(collections.Counter(item.number for item in items).values())
+        weight += times
+        if all(item.scores is not None for item in items):
+            verdicts = [
+                all(figures.strict(scores, item.best) for scores, item in zip(order, items, strict=True))
+                for order in figures.together(items)
+            ]
+            right += times * float(np.mean(verdicts))
+    return right / weight
+
+
+def official(judged):
+    """accuracy (ACC, a tie is wrong) and accuracy_plus (ACC+), of all and by group.
+
+    An id of which an item is in a group counts in that group's ACC+, where all its items must be right, as for all.
+    """
+    judged = figures.checked(judged)
+    figured = {
+        "accuracy": figures.accuracy(judged, figures.strict), "accuracy_plus": all_right(judged),
+        **figures.by_group(judged, lambda items: figures.accuracy(items, figures.strict)),
+    }  # fmt: skip
+    for group, items in figures.by(judged, lambda item: item.group).items():
+        ids = {item.id for item in items}
+        figured[f"group_plus/{group}"] = all_right([item for item in judged if item.id in ids])
+    return figured
+
+
+BENCHMARKS = (
+    benchmark.Benchmark(
+        name="mm-rlhf-rewardbench",
+        title="MM-RLHF-RewardBench",
+        paper="https://arxiv.org/abs/2502.10391",
+        hub="yifanzhang114/MM-RLHF-RewardBench",
+        patterns=("mm_reward_bench.jsonl", "images/*"),
+        split="mm_reward_bench.jsonl",
+        counts={benchmark.ALL: 170},
+        fields=("id", "prompt", "chosen", "rejected"),
+        optional=("image", "video"),
+        confirmed=True,
+        headline="accuracy",
+        notes="Chosen is always the first response: a judge that sees one order only is rewarded for liking the first. Equal "
+        "scores are wrong. A folder of frames is shown as 32 evenly spaced ones, as in the authors' code; one with fewer, "
+        "whole. The group is told by the path of the image or video ('other' where it names none).",
+        published={
+            "Molmo2-4B RM": 92.4, "Qwen3-VL-4B RM": 84.7, "GPT-5 as judge": 71.8, "Skywork-VL-Reward 7B": 72.4,
+            "IXC-2.5-Reward 7B": 71.2,
+        },
+        parse=parse,
+        official=official,
+    ),
+)  # fmt: skip
