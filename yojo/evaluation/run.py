@@ -90,7 +90,8 @@ def judge_items(
     """
     own = fingerprint or (fingerprint_of(judge) if out is not None or hasattr(judge, "fingerprint") else {})
     plan = Plan(None if order_free(judge) else orders, seed, len(items))
-    told = {"judge": own, "benchmark": items.name, "orders": plan.orders, "seed": seed}
+    name = items.benchmark.name if hasattr(items, "benchmark") else items.name
+    told = {"judge": own, "benchmark": name, "orders": plan.orders, "seed": seed}
     with contextlib.ExitStack() as stack:
         if out is None:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="yojo-"))) / "scores.jsonl"
@@ -98,7 +99,7 @@ def judge_items(
         else:
             kept = out = Path(out)
             out.parent.mkdir(parents=True, exist_ok=True)
-        job = Job(out, told, {"benchmark": items.name, "items": len(items)}, made(), shard, resume)
+        job = Job(out, told, {"benchmark": name, "items": len(items)}, made(), shard, resume)
         run = _Run(judge, items, plan, job, workers, progress, label)
         stack.callback(run.close)
         return dataclasses.replace(run.run(), file=kept)
@@ -234,7 +235,9 @@ def _difference(line):
 
 def _is_whole(line, job):
     return (
-        line.get("job") == job and isinstance(line.get("key"), str) and {"orders", "scores", "refused", "tokens"} <= line.keys()
+        line.get("job") == job
+        and isinstance(line.get("key"), str)
+        and {"orders", "scores", "refused", "tokens"} <= line.keys()
     )
 
 

@@ -1,0 +1,308 @@
+"""A report as tables of strings, for a terminal and as Markdown: the same rows in both."""
+
+import math
+
+NAMES = {
+    "headline": "official",
+    "top1": "best of N",
+    "top1_strict": "ties wrong",
+    "tied": "ties",
+    "macro": "mean of groups",
+    "pairwise": "pairs",
+    "kendall_tau": "Kendall tau-b",
+    "ndcg": "NDCG",
+    "acc_plus": "ACC+",
+    "averaged": "orders averaged",
+}
+ACCURACY = ("headline", "top1", "top1_strict", "tied", "macro")
+RANKS = ("pairwise", "kendall_tau", "ndcg", "acc_plus", "averaged")
+SHARES = {"headline", "top1", "top1_strict", "tied", "macro", "pairwise", "acc_plus", "averaged"}
+
+
+def percent(value, digits=1):
+    """ "62.5", of a share; "-" for NaN or None."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+def number(value, digits=3):
+    """ "0.412"; "-" for NaN or None."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def estimate(found, is_share=True):
+    """ "62.5 (58.1 to 66.9)" of an `Estimate`."""
+    shown = percent if is_share else number
+    if math.isnan(found.value):
+        return "-"
+    interval = "" if math.isnan(found.low) else f" ({shown(found.low)} to {shown(found.high)})"
+    return shown(found.value) + interval
+
+
+def tables(report):
+    """The tables of a report.
+
+    Args:
+        report: `yojo.evaluation.report.Report`.
+
+    Returns:
+        list of (title, note, header, rows): strings, note may be empty; rows are lists of strings.
+    """
+    found = [_main(report), _ranks(report), _groups(report)]
+    if report.comparisons:
+        found.append(_comparisons(report))
+    found += [_lengths(report), _orders(report), _calibrations(report)]
+    if report.benchmark["reference"]:
+        found.append(_reference(report))
+    return [table for table in found if table is not None]
+
+
+def _main(report):
+    benchmark = report.benchmark
+    names = [name for name in ACCURACY if name != "headline" or benchmark["headline"]]
+    titles = NAMES | {"headline": f"official ({benchmark['headline']})"}
+    note = (
+        "Percent; in brackets 95 % intervals, by the bootstrap over questions. A tie at the top counts half in best of N. Figures are "
+        "means over the orders in which a judge was asked. The last rows look at nothing."
+    )
+    return "Accuracy", note, ["judge", *(titles[name] for name in names)], _estimates(report, names)
+
+
+def _ranks(report):
+    note = (
+        "Pairs in percent, a tied pair counts half; Kendall's tau-b and NDCG of whole rankings. ACC+: questions all of whose items are "
+        "right in every order. Orders averaged: best of N of a judge's mean scores over its orders."
+    )
+    return "Rankings", note, ["judge", *(NAMES[name] for name in RANKS)], _estimates(report, RANKS)
+
+
+def _estimates(report, names):
+    rows = []
+    for verdict in [*report.judges, *report.baselines]:
+        own = verdict.figures.estimates | {"headline": verdict.figures.headline}
+        if verdict.is_baseline:  # nobody asks how sure they are
+            cells = [(percent if name in SHARES else number)(own[name].value) for name in names]
+        else:
+            cells = [estimate(own[name], name in SHARES) for name in names]
+        rows.append([verdict.name, *cells])
+    return rows
+
+
+def _groups(report):
+    groups = sorted({group for verdict in report.judges for group in verdict.figures.groups})
+    if len(groups) < 2:
+        return None
+    header = ["group", "items", *(verdict.name for verdict in report.judges)]
+    rows = []
+    for group in groups:
+        own = [verdict.figures.groups.get(group) for verdict in report.judges]
+        rows.append(
+            [
+                group,
+                str(max(int(one["top1"].count) for one in own if one)),
+                *("-" if one is None else estimate(one["top1"]) for one in own),
+            ]
+        )
+    return "Groups", "Best of N, a tie at the top counts half.", header, rows
+
+
+def _comparisons(report):
+    header = [
+        "judges",
+        "items",
+        "difference",
+        "p",
+        "only the first right",
+        "only the second",
+        "McNemar p",
+        "same choice",
+        "kappa",
+        "tau",
+    ]
+    header.append("smallest shown")
+    rows = []
+    for one in report.comparisons:
+        found = one.difference
+        rows.append(
+            [
+                f"{one.first} - {one.second}",
+                str(one.items),
+                f"{percent(found.value)} ({percent(found.low)} to {percent(found.high)})",
+                number(found.p),
+                str(one.mcnemar.only_a),
+                str(one.mcnemar.only_b),
+                number(one.mcnemar.p),
+                percent(one.agreement.same_choice),
+                number(one.agreement.kappa),
+                number(one.agreement.kendall),
+                percent(one.smallest),
+            ]
+        )
+    note = (
+        "Best of N in percentage points, with the paired bootstrap over questions; McNemar's exact test counts items that are right "
+        "in every order. The smallest difference that this benchmark shows with 80 % power at 5 % stands last."
+    )
+    return "Judges compared", note, header, rows
+
+
+def _lengths(report):
+    header = [
+        "judge",
+        "items",
+        "refused",
+        "left out",
+        "smallest difference",
+        "tau with length",
+        "longer preferred",
+        "longer is better",
+    ]
+    rows = []
+    for verdict in report.judges:
+        own = verdict.figures
+        rows.append(
+            [
+                verdict.name,
+                str(own.items),
+                str(own.refused),
+                str(len(verdict.left_out)),
+                percent(own.smallest),
+                number(own.length.kendall),
+                percent(own.length.judge),
+                percent(own.length.labels),
+            ]
+        )
+    note = (
+        "Refused items count as wrong; those left out could not be read or scored, and do not count. The smallest difference from a "
+        "fixed number that the items show with 80 % power at 5 %, in percentage points. Kendall's tau-b of score and characters "
+        "within items; of pairs of unlike length, how often the judge prefers the longer response, and how often it is better."
+    )
+    return "Items and length", note, header, rows
+
+
+def _orders(report):
+    rows = []
+    for verdict in report.judges:
+        if verdict.order is None:
+            continue
+        own = verdict.order
+        rows.append(
+            [
+                verdict.name,
+                "free of order"
+                if verdict.fingerprint is not None and verdict.orders is None
+                else str(verdict.orders or "-"),
+                str(own.items),
+                percent(own.flip_rate),
+                percent(own.any_flip),
+                number(own.kendall),
+                number(own.pairwise_instability),
+                number(own.global_inconsistency),
+                percent(own.first_place),
+                percent(own.spread_share),
+            ]
+        )
+    if not rows:
+        return None
+    header = ["judge", "orders", "items", "flips", "any flip", "tau", "PPI", "GPI", "first place", "spread"]
+    note = (
+        "Flips: how often two orders of an item choose differently; any flip: items in which some do. Tau-b between orders. PPI and GPI "
+        "as in docs/evaluation.md. First place: how often the response that stands first is chosen. Spread: of a response's score over "
+        "orders, in percent of that between responses. A judge that is free of order is asked twice about some items, to see that "
+        "it is."
+    )
+    return "Orders", note, header, rows
+
+
+def _calibrations(report):
+    rows = []
+    for verdict in report.judges:
+        own = verdict.calibration
+        if own is not None:
+            rows.append(
+                [
+                    verdict.name,
+                    str(own.items),
+                    percent(own.ece),
+                    number(own.brier),
+                    number(own.nll),
+                    number(own.temperature),
+                    percent(own.ece_fitted),
+                    number(own.nll_fitted),
+                ]
+            )
+    if not rows:
+        return None
+    header = ["judge", "items", "ECE", "Brier", "NLL", "temperature", "ECE fitted", "NLL fitted"]
+    note = (
+        "Softmax over an item's scores against whether a response is the best. Fitted: with the temperature that makes it most likely, "
+        "fitted on other questions than it is measured on."
+    )
+    return "Calibration", note, header, rows
+
+
+def _reference(report):
+    rows = [[name, f"{value:.1f}"] for name, value in report.benchmark["reference"].items()]
+    note = "As the paper of the method states them (arXiv 2604.10966); not measured here, and its protocol is its own."
+    return "Published figures, for reference", note, ["model", "percent"], rows
+
+
+def about(report):
+    """Lines that say what was evaluated, and on what."""
+    benchmark = report.benchmark
+    title = benchmark["title"] or benchmark["name"]
+    yield f"{title}: {benchmark['items']:,} items, {benchmark['questions']:,} questions"
+    for group, (published, found) in benchmark["differs"].items():
+        yield f"not the published benchmark: {found} items of {'it' if group == 'all' else group}, {published} published"
+    if benchmark["bad"]:
+        yield f"{len(benchmark['bad'])} records of it cannot be judged, and are left out"
+    for verdict in report.judges:
+        how = ["scores made elsewhere" if verdict.fingerprint is None else f"fingerprint {verdict.job}"]
+        if verdict.fingerprint is not None:
+            if verdict.orders is None:
+                how.append(f"free of order (two orders differ by {verdict.order_error:.1g} at most)")
+            else:
+                how.append(f"{verdict.orders} orders, seed {verdict.seed}")
+        yield f"{verdict.name}: {', '.join(how)}"
+
+
+def text(report):
+    """Lines for a terminal."""
+    yield from about(report)
+    for title, _, header, rows in tables(report):
+        yield ""
+        yield title
+        widths = [max(len(row[n]) for row in [header, *rows]) for n in range(len(header))]
+        for row in [header, *rows]:
+            yield (
+                "  "
+                + "  ".join(
+                    cell.ljust(width) if n == 0 else cell.rjust(width)
+                    for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+                ).rstrip()
+            )
+    yield from _costs(report)
+
+
+def _costs(report):
+    for verdict in report.judges:
+        if verdict.order is not None and verdict.orders is not None:
+            yield ""
+            yield f"{verdict.name}: {verdict.order.cost_line()}"
+
+
+def markdown(report):
+    """A whole page of Markdown."""
+    benchmark = report.benchmark
+    lines = [f"# {benchmark['title'] or benchmark['name']}", ""]
+    lines += [f"- {line}" for line in about(report)]
+    for title, note, header, rows in tables(report):
+        lines += ["", f"## {title}", "", note, ""] if note else ["", f"## {title}", ""]
+        lines.append("| " + " | ".join(map(_cell, header)) + " |")
+        lines.append("| --- |" + " ---: |" * (len(header) - 1))
+        lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+    lines += [line if line else "" for line in _costs(report)]
+    made = ", ".join(f"{name} {value}" for name, value in report.made.items())
+    return "\n".join([*lines, "", made, ""])
+
+
+def _cell(text):
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
