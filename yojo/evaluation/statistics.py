@@ -275,7 +275,8 @@ def wilson(right, count, level=0.95):
         raise ValueError(f"right must be between 0 and count={count}, got {right}")
     if not count:
         return 0.0, 1.0
-    z2, share = NormalDist().inv_cdf(0.5 + level / 2) ** 2, min(1.0, right / count)
+    count, share = float(count), min(1.0, float(right / count))
+    z2 = NormalDist().inv_cdf(0.5 + level / 2) ** 2
     middle = share + z2 / (2 * count)
     half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count * count)))
     scale = 1 + z2 / count
