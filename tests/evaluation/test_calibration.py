@@ -27,8 +27,8 @@ def log_odds_items(seed, size=4000, scale=1.0, counts=(2, 3, 4)):
     items = []
     for number in range(size):
         scores = rng.normal(0, 1.5, int(rng.choice(counts)))
-        chances = np.exp(scores) / np.exp(scores).sum()
-        best = rng.choice(len(scores), p=chances)
+        probabilities = np.exp(scores) / np.exp(scores).sum()
+        best = rng.choice(len(scores), p=probabilities)
         rankings = [1 if n == best else 2 for n in range(len(scores))]
         items.append(judged([scale * scores], number=number, rankings=rankings))
     return items
@@ -47,8 +47,8 @@ def test_figures_by_hand():
     assert found.raw.nll == pytest.approx(-(2 * math.log(3 / 4) + math.log(1 / 4)) / 3)
     assert found.raw.ece == pytest.approx(3 / 4 - 2 / 3)
     low, high = found.bins
-    assert (low.count, low.chance, low.share) == pytest.approx((3, 1 / 4, 1 / 3))
-    assert (high.count, high.chance, high.share) == pytest.approx((3, 3 / 4, 2 / 3))
+    assert (low.count, low.probability, low.frequency) == pytest.approx((3, 1 / 4, 1 / 3))
+    assert (high.count, high.probability, high.frequency) == pytest.approx((3, 3 / 4, 2 / 3))
     assert (high.low, high.high) == wilson(2, 3)
     # The best temperature gives 2/3: gap / T = log 2.
     assert found.temperature == pytest.approx(gap / math.log(2), rel=1e-5) and found.at_limit is None
@@ -64,10 +64,10 @@ def test_best_responses_share():
 def test_figures_are_those_of_sklearn():
     items = log_odds_items(0, 300, counts=(2,))
     found = calibration(items)
-    chance = [1 / (1 + math.exp(item.scores[0, 0] - item.scores[0, 1])) for item in items]
+    probability = [1 / (1 + math.exp(item.scores[0, 0] - item.scores[0, 1])) for item in items]
     second = [item.rankings[1] == 1 for item in items]
-    assert found.raw.nll == pytest.approx(log_loss(second, chance))
-    assert found.raw.brier == pytest.approx(2 * brier_score_loss(second, chance))
+    assert found.raw.nll == pytest.approx(log_loss(second, probability))
+    assert found.raw.brier == pytest.approx(2 * brier_score_loss(second, probability))
 
 
 def test_temperature_is_that_of_another_optimiser():
@@ -90,25 +90,25 @@ def test_temperature_is_that_of_another_optimiser():
     assert calibration(items).temperature == pytest.approx(float(log.detach().exp()), rel=1e-5)
 
 
-# ---- judges whose chances are known ----
+# ---- judges whose probabilities are known ----
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0, 1e-6, 1e6])
 def test_scores_that_are_log_odds(scale):
     items = log_odds_items(2, scale=scale)
     found = calibration(items)
-    # log T has the standard error 1 / sqrt(items x mean variance of the score under its own chances).
+    # log T has the standard error 1 / sqrt(items x mean variance of the score under its own probabilities).
     variance = 0.0
     for item in items:
         scores = item.scores[0] / scale
-        chances = np.exp(scores) / np.exp(scores).sum()
-        variance += chances @ scores**2 - (chances @ scores) ** 2
+        probabilities = np.exp(scores) / np.exp(scores).sum()
+        variance += probabilities @ scores**2 - (probabilities @ scores) ** 2
     assert abs(math.log(found.temperature / scale)) < 3 / math.sqrt(variance) < 0.1
-    # In a bin, share minus chance has a standard error of sqrt(chance (1 - chance) / count).
-    noise = sum(one.count * math.sqrt(one.chance * (1 - one.chance) / one.count) for one in found.scaled_bins)
+    # In a bin, share minus probability has a standard error of sqrt(p (1 - p) / count).
+    noise = sum(one.count * math.sqrt(one.probability * (1 - one.probability) / one.count) for one in found.scaled_bins)
     noise /= sum(one.count for one in found.scaled_bins)
     assert found.scaled.ece < 1.3 * noise < 0.025
-    assert all(one.low < one.chance < one.high for one in found.scaled_bins[1:-1:4])
+    assert all(one.low < one.probability < one.high for one in found.scaled_bins[1:-1:4])
     if scale == 1:
         assert found.raw.ece < 1.3 * noise and found.scaled.nll == pytest.approx(found.raw.nll, abs=1e-3)
     if scale == 3:
@@ -145,7 +145,7 @@ def test_what_has_no_temperature():
     assert "the lowest tried" in found.lines()[1]
     wrong = [judged([[1.0, 2.0]], number=n) for n in range(4)]
     assert calibration(wrong).at_limit == "high" and "do not tell" in calibration(wrong).lines()[1]
-    far = [judged([[0.0, 5000.0]], number=n) for n in range(4)]  # chances of 0 whose logarithm is still -5000
+    far = [judged([[0.0, 5000.0]], number=n) for n in range(4)]  # probabilities of 0 whose logarithm is still -5000
     assert calibration(far).raw.nll == pytest.approx(5000)
     one = calibration([judged([[2.0, 1.0]]), judged([[1.0, 2.0]], question="question 0")])
     assert math.isnan(one.scaled.nll) and one.scaled_bins == () and one.raw.nll > 0
@@ -192,7 +192,7 @@ def test_over_orders():
 def test_bins_are_as_many_as_the_sample_bears():
     for size, expected in ((10, 1), (39, 1), (40, 2), (150, 7), (1000, 15)):
         assert len(calibration(log_odds_items(6, size, counts=(2,))).bins) == expected
-    # Equal chances are never parted, however many bins there are.
+    # Equal probabilities are never parted, however many bins there are.
     items = [judged([[math.log(3), 0]], number=n) for n in range(50)]
     assert [one.count for one in calibration(items, bins=10).bins] == [50, 50]
     assert len(calibration(items, bins=1).bins) == 1

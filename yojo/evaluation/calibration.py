@@ -1,4 +1,4 @@
-"""How far a judge's scores can be read as chances: softmax over an item's responses against which one is best."""
+"""How far a judge's scores can be read as probabilities: softmax over an item's responses against which one is best."""
 
 import dataclasses
 import hashlib
@@ -15,32 +15,32 @@ LIMITS = 1e-3, 1e3  # of a fitted temperature, in units of the spread of scores 
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
-    """Responses that were given about the same chance.
+    """Responses that were given about the same probability.
 
     Attributes:
         count: how many; those of K orders count 1/K each.
-        chance: mean of the chances they were given.
-        share: share of them that are the best one.
-        low: lower end of the 95 % Wilson interval of `share`, as if responses were independent.
+        probability: mean of the probabilities they were given.
+        frequency: share of them that are the best one.
+        low: lower end of the 95 % Wilson interval of `frequency`, as if responses were independent.
         high: upper end.
     """
 
     count: float
-    chance: float
-    share: float
+    probability: float
+    frequency: float
     low: float
     high: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """How good chances are; lower is better.
+    """How good probabilities are; lower is better.
 
     Attributes:
-        ece: expected calibration error: over bins, the mean of |share of best responses - mean chance|, each bin weighing as
-            many responses as it has. A finite sample shows some for perfect chances too.
-        brier: mean over items of the sum over responses of (chance - target)^2, in [0, 2].
-        nll: mean over items of -sum over responses of target log(chance), in nats. The target is 1 for the best response;
+        ece: expected calibration error: over bins, the mean of |frequency - mean probability|, each bin weighing as
+            many responses as it has. A finite sample shows some for perfect probabilities too.
+        brier: mean over items of the sum over responses of (probability - target)^2, in [0, 2].
+        nll: mean over items of -sum over responses of target log(probability), in nats. The target is 1 for the best response;
             several best ones share it.
     """
 
@@ -51,7 +51,7 @@ class Figures:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How far a judge's scores can be read as chances, from `calibration`; NaN where there are no items.
+    """How far a judge's scores can be read as probabilities, from `calibration`; NaN where there are no items.
 
     Attributes:
         items: number of items looked at.
@@ -63,8 +63,8 @@ class Calibration:
             falls as far as T rises (the scores say nothing, or the reverse), "none" where all scores tie. T is then no estimate.
         scaled: Figures of softmax(scores / T), with T for each half of the questions fitted on the other half; NaN where there
             are fewer than two questions.
-        bins: tuple of `Bin` of the raw chances, from the lowest.
-        scaled_bins: tuple of `Bin` of the scaled chances.
+        bins: tuple of `Bin` of the raw probabilities, from the lowest.
+        scaled_bins: tuple of `Bin` of the scaled probabilities.
     """
 
     items: int
@@ -120,30 +120,37 @@ class Calibration:
             axes, titles, (self.bins, self.scaled_bins), (self.raw, self.scaled), strict=True
         ):
             axis.plot([0, 1], [0, 1], color="#1f2328", linewidth=1, linestyle="--")
-            axis.set(title=title, xlabel="chance given to a response", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+            axis.set(title=title, xlabel="probability by the scores", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
             axis.set_aspect("equal")
             axis.grid(alpha=0.25)
             if bins:
-                chance, share = [one.chance for one in bins], [one.share for one in bins]
+                probability, frequency = [one.probability for one in bins], [one.frequency for one in bins]
                 # A share of 0 or 1 may leave its interval by a rounding.
-                down = [max(0.0, one.share - one.low) for one in bins]
-                up = [max(0.0, one.high - one.share) for one in bins]
+                down = [max(0.0, one.frequency - one.low) for one in bins]
+                up = [max(0.0, one.high - one.frequency) for one in bins]
                 axis.errorbar(
-                    chance, share, [down, up], fmt="o", color="#4c78a8", ecolor="#9db7d5", markersize=4.5, capsize=2
+                    probability,
+                    frequency,
+                    [down, up],
+                    fmt="o",
+                    color="#4c78a8",
+                    ecolor="#9db7d5",
+                    markersize=4.5,
+                    capsize=2,
                 )
                 note = f"ECE {figures.ece:.3f}\nBrier {figures.brier:.3f}\nNLL {figures.nll:.3f}"
             else:
                 note = "too few questions"
             axis.text(0.04, 0.96, note, transform=axis.transAxes, va="top", fontsize=9)
-        axes[0].set_ylabel("share that is the best one")
+        axes[0].set_ylabel("how often it is the best one")
         figure.savefig(file, format=format, dpi=110)
 
 
 def calibration(items, over="mean", bins=None, seed=0):
-    """How far a judge's scores can be read as chances.
+    """How far a judge's scores can be read as probabilities.
 
     Bins hold about equally many responses: of n responses min(15, n / 40) bins, one at least, their edges at the quantiles of
-    the chances; equal chances are never parted.
+    the probabilities; equal probabilities are never parted.
 
     Args:
         items: list of `Judged`.
@@ -208,14 +215,14 @@ class _Rows:
             self.scores[row, : len(one)], self.targets[row, : len(one)] = one, target
         self.weights, self.there = np.array(weights), np.isfinite(self.scores)
 
-    def log_chances(self, temperature):
+    def log_probabilities(self, temperature):
         """[R, M] float64, -inf where there is no response; `temperature` is a float or [R]."""
         # The highest score is 0: no power overflows, and their sum is 1 or more.
         scaled = self.scores / np.broadcast_to(temperature, self.weights.shape)[:, None]
         return scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
 
     def nll(self, temperature, rows=slice(None)):
-        logs = np.where(self.targets > 0, self.log_chances(temperature), 0.0)
+        logs = np.where(self.targets > 0, self.log_probabilities(temperature), 0.0)
         each = -(self.targets * logs).sum(axis=1)
         return float((self.weights * each)[rows].sum() / self.weights[rows].sum())
 
@@ -250,31 +257,33 @@ class _Rows:
         """(Figures, tuple of Bin); `temperature` is a float or [R]."""
         if not self.items:
             return Figures(math.nan, math.nan, math.nan), ()
-        chances = np.exp(self.log_chances(temperature))
-        brier = (self.weights * ((chances - self.targets) ** 2).sum(axis=1)).sum() / self.weights.sum()
-        weights = np.broadcast_to(self.weights[:, None], chances.shape)[self.there]
-        made = _bins(chances[self.there], self.targets[self.there], weights, bins)
-        error = sum(one.count * abs(one.share - one.chance) for one in made) / weights.sum()
+        probabilities = np.exp(self.log_probabilities(temperature))
+        brier = (self.weights * ((probabilities - self.targets) ** 2).sum(axis=1)).sum() / self.weights.sum()
+        weights = np.broadcast_to(self.weights[:, None], probabilities.shape)[self.there]
+        made = _bins(probabilities[self.there], self.targets[self.there], weights, bins)
+        error = sum(one.count * abs(one.frequency - one.probability) for one in made) / weights.sum()
         return Figures(float(error), float(brier), self.nll(temperature)), made
 
 
-def _bins(chances, targets, weights, bins):
-    """tuple of Bin with about the same weight each; equal chances (up to rounding) are in one."""
-    chances = np.round(chances, 12)
-    order = np.lexsort((targets, weights, chances))
-    chances, targets, weights = chances[order], targets[order], weights[order]
+def _bins(probabilities, targets, weights, bins):
+    """tuple of Bin with about the same weight each; equal probabilities (up to rounding) are in one."""
+    probabilities = np.round(probabilities, 12)
+    order = np.lexsort((targets, weights, probabilities))
+    probabilities, targets, weights = probabilities[order], targets[order], weights[order]
     number = max(1, min(MOST_BINS, int(weights.sum() / PER_BIN + 1e-9))) if bins is None else bins
-    values, first = np.unique(chances, return_index=True)
+    values, first = np.unique(probabilities, return_index=True)
     ends = np.append(np.cumsum(weights)[first[1:] - 1], weights.sum())
     middle = (ends + np.append(0.0, ends[:-1])) / 2  # of each value's stretch: that is the bin it goes to
     of_value = np.minimum((middle / weights.sum() * number + 1e-9).astype(int), number - 1)
-    of = of_value[np.searchsorted(values, chances)]
+    of = of_value[np.searchsorted(values, probabilities)]
     made = []
     for one in np.unique(of):
         weight = weights[of == one]
         count = weight.sum()
-        chance, share = ((weight * what[of == one]).sum() / count for what in (chances, targets))
-        made.append(Bin(float(count), float(chance), float(share), *wilson(min(share, 1.0) * count, count)))
+        probability, frequency = ((weight * what[of == one]).sum() / count for what in (probabilities, targets))
+        made.append(
+            Bin(float(count), float(probability), float(frequency), *wilson(min(frequency, 1.0) * count, count))
+        )
     return tuple(made)
 
 
