@@ -5,6 +5,8 @@ import importlib
 # Public name -> the module it lives in; loaded on first use, since torch and transformers take seconds.
 _HOMES = {
     "Classifier": "yojo.judges.classifier",
+    "EndpointError": "yojo.judges.client",
+    "Generative": "yojo.judges.generative",
     "Judge": "yojo.judges.judge",
     "Length": "yojo.judges.baselines",
     "Place": "yojo.judges.baselines",

@@ -1,13 +1,15 @@
-"""`load_judge`: a judge by its name, a folder, a hub name or a baseline."""
+"""`load_judge`: a judge by its name, a folder, a hub name, a baseline or a model behind an endpoint."""
 
 import json
 import os
+import re
 from pathlib import Path
 
 import torch
 
 from yojo.files.saved import CONFIG_FILE, local_folder
 from yojo.judges.baselines import UNITS, Length, Place, Random
+from yojo.judges.prompts import STYLES
 from yojo.reward_model import RewardModel
 from yojo.saving import stock
 from yojo.saving.load import load_pretrained
@@ -16,6 +18,9 @@ BASELINES = ("length", "length:words", "length:shortest", "place", "place:last",
 # What says the same as a bare name, for whoever has a folder of that name.
 _IN_FULL = {"length": "length:characters", "place": "place:first", "random": "random:0"}
 
+_OPENAI = "openai:"
+_ENDPOINT = re.compile(r"openai:(.+?)@(https?://[^#]*)(?:#(.*))?", re.DOTALL)
+
 
 def load_judge(name, *, base_model=None, check_base=True, check_files=True, device=None, dtype=None, max_length=None):
     """Load a judge by its name.
@@ -23,28 +28,35 @@ def load_judge(name, *, base_model=None, check_base=True, check_files=True, devi
     Args:
         name: folder or hub name of a reward model (or a checkpoint of transformers' Trainer with a patched model), or of a
             stock sequence classifier; or a baseline: "length", "length:words", "length:shortest", "length:words:shortest",
-            "place", "place:last", "random", "random:SEED". A folder with a baseline's name is "./length".
+            "place", "place:last", "random", "random:SEED". A folder with a baseline's name is "./length". Or a model behind
+            an OpenAI-compatible endpoint, as `yojo.judges.Generative` asks it: "openai:MODEL@http://host:port/v1", with
+            "#pairwise" or "#pointwise" behind it for another style than listwise.
         base_model, check_base, check_files: as for `yojo.RewardModel.from_pretrained`.
-        device: where a model goes; baselines need none.
+        device: where a model goes; baselines and models behind an endpoint need none.
         dtype: torch dtype or its name, such as "bfloat16"; the one a model was saved in by default.
         max_length: the most tokens of an example (of a conversation, for a classifier); or None.
 
     Returns:
-        `yojo.RewardModel`, `yojo.judges.Classifier` or a baseline.
+        `yojo.RewardModel`, `yojo.judges.Classifier`, `yojo.judges.Generative` or a baseline.
 
     Raises:
         ValueError: a name that is none of these, or something that cannot be loaded, with the reason.
     """
     check_device(device)
-    baseline = _baseline(name) if isinstance(name, str) else None
-    if baseline is not None:
+    made, kind = None, "baseline"
+    if isinstance(name, str):
+        made = _baseline(name)
+        if name.startswith(_OPENAI):
+            made, kind = _generative(name), "endpoint's judge"
+    if made is not None:
         for option, value in (("base_model", base_model), ("dtype", dtype), ("max_length", max_length)):
             if value is not None:
-                raise ValueError(f"{option}={value!r} is given, and the baseline {name} has no model")
-        return baseline
+                raise ValueError(f"{option}={value!r} is given, and the {kind} {name} has no model here")
+        return made
     if str(name).startswith(("http://", "https://")):
         raise ValueError(
-            f"{name} is an address: judges that are served come with `yojo serve`; name a folder or a hub name"
+            f"{name} is an address: judges that are served come with `yojo serve`; name a folder or a hub name, or the model "
+            "of an OpenAI-compatible endpoint: openai:MODEL@http://host:port/v1"
         )
     path, dtype = local_folder(name), _dtype(dtype)
     if not (path / CONFIG_FILE).is_file() and not stock.is_checkpoint(path) and _is_classifier(path):
@@ -71,6 +83,22 @@ def _baseline(name):
     if made is None:
         raise ValueError(f"{name!r} is no baseline; there are {', '.join(BASELINES)}")
     return made
+
+
+def _generative(name):
+    """The judge of a name that begins with openai: and has a model and an address."""
+    from yojo.judges.generative import Generative
+
+    expected = (
+        "openai:MODEL@http://host:port/v1, with #pairwise or #pointwise behind it for another style than listwise"
+    )
+    found = _ENDPOINT.fullmatch(name)
+    if found is None:  # nothing is shown behind the model: it may hold a password
+        raise ValueError(f"{name.partition('@')[0]}... is no name of an endpoint's model: it must be {expected}")
+    model, url, style = found.groups()
+    if style is not None and style not in STYLES:
+        raise ValueError(f"the style behind # must be one of {', '.join(STYLES)}, got {style!r}")
+    return Generative(url, model, style=style or "listwise")
 
 
 def _length(options):

@@ -23,7 +23,8 @@ def verdict(reply, style, labels=()):
     """The verdict in a judge's reply.
 
     The last line that is not blank must be the verdict: "Ranking: C > A = B", "Verdict: A" (B, tie) or "Score: 7". Lines above
-    that begin in this way must say the same. Stars and backquotes do not count, nor do the thoughts in front of "</think>".
+    that begin in this way must say the same. What stands in a fenced block (```) or in quotes is quoted, and no verdict; stars
+    and backquotes within the line do not count, nor do the thoughts in front of "</think>".
 
     Args:
         reply: str.
@@ -39,8 +40,7 @@ def verdict(reply, style, labels=()):
         Unparsable: anything else; the message says what.
     """
     word = _WORDS[style]
-    lines = [line.translate(_MARKUP).strip() for line in reply.rpartition(_THOUGHTS)[2].splitlines()]
-    lines = [line for line in lines if line]
+    lines = [line.translate(_MARKUP).strip() for line in _unquoted(reply.rpartition(_THOUGHTS)[2].splitlines())]
     begins = re.compile(rf"{word}\s*:", re.IGNORECASE)
     found = [line[match.end() :].strip() for line in lines if (match := begins.match(line))]
     if not found:
@@ -54,6 +54,17 @@ def verdict(reply, style, labels=()):
     if any(other != last for other in others):
         raise Unparsable(f'{len(found)} lines "{word}: ..." say different things')
     return last
+
+
+def _unquoted(lines):
+    """Lines that are not blank, without those in fenced blocks, whose ends stay."""
+    is_quoted = False
+    for line in lines:
+        if line.strip().startswith("```"):
+            is_quoted = not is_quoted
+            yield line.replace("`", "'")
+        elif line.strip() and not is_quoted:
+            yield line
 
 
 def _read(read, text):

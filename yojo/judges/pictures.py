@@ -1,0 +1,115 @@
+"""Images and videos as an endpoint takes them: data URLs that show what a person sees, frames with what they are frames of."""
+
+import base64
+import io
+import os
+
+from yojo.inputs.images import load_image
+from yojo.inputs.lookup import find_image
+from yojo.inputs.videos import Video, load_video
+
+# Formats that endpoints take, and modes that every viewer shows alike.
+_TAKEN = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
+_PLAIN = ("1", "L", "P", "RGB", "RGBA", "LA")
+
+
+def image_url(source, name):
+    """A data URL of an image.
+
+    A PNG, JPEG, WebP or GIF file goes as it is, byte for byte, where it shows simply opened what `yojo.inputs.images` reads
+    from it. Anything else (EXIF data that turn it, transparency, 16 bits, other formats, arrays, PIL images) becomes a PNG of
+    what `yojo.inputs.images` reads.
+
+    Args:
+        source: what `Example.images` takes, or a data URL.
+        name: how errors name it.
+
+    Returns:
+        str, "data:image/png;base64,...".
+
+    Raises:
+        TypeError, ValueError: as `load_image`.
+    """
+    if isinstance(source, str) and source.startswith("data:"):
+        source = find_image(source, "", False, name)
+    picture = load_image(source, name)
+    content = _content(source)
+    mime = None if content is None else _type_as_it_is(content, picture)
+    if mime is None:
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        content, mime = file.getvalue(), "image/png"
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+def _content(source):
+    """The bytes of a file; None for what is none."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source)
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, "rb") as file:
+            return file.read()
+    return None
+
+
+def _type_as_it_is(content, picture):
+    """The media type of a file that shows a picture to whoever simply opens it, or None."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content)) as opened:
+        if opened.format not in _TAKEN or opened.mode not in _PLAIN or opened.size != picture.size:
+            return None
+        mime = _TAKEN[opened.format]
+        return mime if opened.convert("RGB").tobytes() == picture.tobytes() else None
+
+
+def video_frames(source, name, max_frames):
+    """Frames of a video, evenly sampled.
+
+    K = min(T, max_frames) of its T frames, or fewer where a file has an `fps` that wants fewer: the middle ones of K equal
+    pieces.
+
+    Args:
+        source: what `Example.videos` takes.
+        name: how errors name it.
+        max_frames: int.
+
+    Returns:
+        (urls, seconds, total): K data URLs (PNG); K floats, when each is shown, or None where nothing says how far apart
+        frames stand; T.
+
+    Raises:
+        TypeError, ValueError: a video that cannot be read, or one with fewer frames a second than its `fps` asks for.
+    """
+    video, metadata, rate = load_video(source, name)
+    if metadata is None:
+        frames, indices, total, fps = _of_file(video, rate, name, max_frames)
+    else:
+        total, fps = len(video), metadata["fps"] if isinstance(source, Video) and source.fps is not None else None
+        indices = middles(total, max_frames)
+        frames = video[indices]
+    urls = [image_url(frame, f"{name}: frame {at}") for at, frame in zip(indices, frames, strict=True)]
+    return urls, None if fps is None else [at / fps for at in indices], total
+
+
+def middles(total, most):
+    """The middle frames of min(total, most) equal pieces of a video of `total` frames: list of ints."""
+    count = min(total, most)
+    return [(2 * n + 1) * total // (2 * count) for n in range(count)]
+
+
+def _of_file(path, rate, name, max_frames):
+    from yojo.inputs.decoding import read_video
+
+    def sample(metadata):
+        if rate is None:
+            return middles(metadata.total_num_frames, max_frames)
+        if rate > metadata.fps * 1.01:
+            raise ValueError(f"it has {metadata.fps:g} frames a second, fewer than fps={rate:g} asks for")
+        return middles(metadata.total_num_frames, min(max_frames, max(1, round(metadata.duration * rate))))
+
+    try:
+        frames, metadata = read_video(path, sample)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return frames, metadata.frames_indices, metadata.total_num_frames, metadata.fps
