@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +21,10 @@ from yojo.cli.shared import (
     LiteralTags,
     Map,
     column_map,
+    demo_judge,
     errors,
+    going_on_later,
+    shard_of,
 )
 
 
@@ -149,7 +151,7 @@ def score(
             "ignore_columns": ignore_columns or (),
         }
         running = {
-            "shard": _shard(shard),
+            "shard": shard_of(shard),
             "resume": resume,
             "workers": workers if workers is not None else 2 if ray is None else 0,
             "token_budget": token_budget,
@@ -214,16 +216,7 @@ def _score_files(files, out, model, loading, ray, report, as_json, options):
     from yojo.scoring import file as scoring
     from yojo.scoring.scorer import Load
 
-    if model == "demo":
-        if Path(model).exists():
-            raise ValueError(
-                "demo is the digits demonstration's model, and there is something of that name here: write ./demo"
-            )
-        if loading["base_model"] is not None:
-            raise ValueError("--base-model is given with --model demo, which has its own")
-        from yojo.demo.reward import BACKBONE, REWARD_MODEL
-
-        model, loading = str(REWARD_MODEL), loading | {"base_model": str(BACKBONE)}
+    model, loading = demo_judge(model, loading, "--model")
     if report is not None:
         from yojo.scoring.report import check_picture
 
@@ -232,8 +225,7 @@ def _score_files(files, out, model, loading, ray, report, as_json, options):
         raise ValueError("--ray places its actors itself: leave --device and --devices out")
     if options["devices"] is not None and options["device"] is not None:
         raise ValueError("--device and --devices both say where the model goes: leave one of them out")
-    kept = signal.signal(signal.SIGTERM, _interrupted)  # schedulers send it: what was written gets its name
-    try:
+    with going_on_later():
         summary = scoring.score_file(
             Load(model, **loading),
             files[0] if len(files) == 1 else files,
@@ -243,11 +235,6 @@ def _score_files(files, out, model, loading, ray, report, as_json, options):
             ray=ray,
             **options,
         )
-    except KeyboardInterrupt:
-        typer.echo("stopped: what was scored is kept, and the same command goes on with it", err=True)
-        raise typer.Exit(130) from None
-    finally:
-        signal.signal(signal.SIGTERM, kept)
     if report is not None:
         from yojo.scoring.report import report as draw
 
@@ -258,17 +245,3 @@ def _score_files(files, out, model, loading, ray, report, as_json, options):
         for line in summary.lines():
             typer.echo(line)
     return summary.exit_code
-
-
-def _interrupted(number, frame):
-    raise KeyboardInterrupt
-
-
-def _shard(text):
-    """(i, n) of "i/n"."""
-    if text is None:
-        return None
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise ValueError(f"--shard is i/n, the i-th of n from 0, such as 0/8 to 7/8; got {text!r}")
-    return int(number), int(count)

@@ -1,6 +1,7 @@
 """What several commands share: options, and errors as lines."""
 
 import contextlib
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -60,3 +61,55 @@ def column_map(pairs):
             raise ValueError(f"--map gives {field} twice: {columns[field]} and {column}")
         columns[field] = column
     return columns
+
+
+def shard_of(text):
+    """(i, n) of "i/n"; None for None."""
+    if text is None:
+        return None
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ValueError(f"--shard is i/n, the i-th of n from 0, such as 0/8 to 7/8; got {text!r}")
+    return int(number), int(count)
+
+
+def demo_judge(name, loading, option):
+    """The digits demonstration's model, where a judge is called demo, in any mode.
+
+    Args:
+        name: of a judge, as `yojo.judges.load_judge` takes it.
+        loading: dict of further arguments of `load_judge`.
+        option: that it was given with.
+
+    Returns:
+        (name, loading), the folder of the model and its base model for "demo" and "demo#MODE", else as they came.
+    """
+    head, mark, mode = str(name).partition("#")
+    if head != "demo":
+        return name, loading
+    if Path("demo").exists():
+        raise ValueError(
+            "demo is the digits demonstration's model, and there is something of that name here: write ./demo"
+        )
+    if loading["base_model"] is not None:
+        raise ValueError(f"--base-model is given with {option} demo, which has its own")
+    from yojo.demo.reward import BACKBONE, REWARD_MODEL
+
+    return f"{REWARD_MODEL}{mark}{mode}", loading | {"base_model": str(BACKBONE)}
+
+
+@contextlib.contextmanager
+def going_on_later():
+    """A run that is interrupted says that it can be gone on with; schedulers' SIGTERM is an interrupt."""
+    kept = signal.signal(signal.SIGTERM, _interrupted)  # what was written gets its name
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("stopped: what was scored is kept, and the same command goes on with it", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, kept)
+
+
+def _interrupted(number, frame):
+    raise KeyboardInterrupt

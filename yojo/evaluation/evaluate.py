@@ -186,13 +186,13 @@ def _named(judge):
     if isinstance(judge, dict):
         return dict(judge)
     if isinstance(judge, Load):
-        return {_short(judge.name): judge}
+        return {short_name(judge.name): judge}
     if isinstance(judge, (str, os.PathLike)):
-        return {_short(judge): judge}
+        return {short_name(judge): judge}
     return {type(judge).__name__: judge}
 
 
-def _short(name):
+def short_name(name):
     """What a judge is called that is named by a folder, an address or a baseline."""
     return os.path.basename(os.fspath(name).rstrip("/")) or os.fspath(name)
 

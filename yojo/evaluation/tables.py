@@ -221,20 +221,22 @@ def _calibrations(report):
                 [
                     verdict.name,
                     str(own.items),
-                    percent(own.ece),
-                    number(own.brier),
-                    number(own.nll),
-                    number(own.temperature),
-                    percent(own.ece_fitted),
-                    number(own.nll_fitted),
+                    number(own.raw.ece),
+                    number(own.raw.brier),
+                    number(own.raw.nll),
+                    number(own.temperature) + ("" if own.at_limit is None else f" ({own.at_limit})"),
+                    number(own.scaled.ece),
+                    number(own.scaled.brier),
+                    number(own.scaled.nll),
                 ]
             )
     if not rows:
         return None
-    header = ["judge", "items", "ECE", "Brier", "NLL", "temperature", "ECE fitted", "NLL fitted"]
+    header = ["judge", "items", "ECE", "Brier", "NLL", "temperature", "ECE at it", "Brier", "NLL"]
     note = (
-        "Softmax over an item's scores against whether a response is the best. Fitted: with the temperature that makes it most likely, "
-        "fitted on other questions than it is measured on."
+        "Softmax over an item's mean scores against whether a response is the best, in shares and nats. Behind the temperature that makes the "
+        "labels most likely the same figures at a temperature fitted on other questions than it is measured on. A temperature at its "
+        "limit is no estimate: low where every best response scores highest, high where scores do not tell."
     )
     return "Calibration", note, header, rows
 

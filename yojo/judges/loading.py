@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
+from yojo.config import CHOICES
 from yojo.files.saved import CONFIG_FILE, local_folder
 from yojo.judges.baselines import UNITS, Length, Place, Random
 from yojo.judges.prompts import STYLES
 from yojo.reward_model import RewardModel
 from yojo.saving import stock
-from yojo.saving.load import load_pretrained
 
 BASELINES = ("length", "length:words", "length:shortest", "place", "place:last", "random", "random:SEED")
 # What says the same as a bare name, for whoever has a folder of that name.
@@ -30,7 +30,8 @@ def load_judge(name, *, base_model=None, check_base=True, check_files=True, devi
             stock sequence classifier; or a baseline: "length", "length:words", "length:shortest", "length:words:shortest",
             "place", "place:last", "random", "random:SEED". A folder with a baseline's name is "./length". Or a model behind
             an OpenAI-compatible endpoint, as `yojo.judges.Generative` asks it: "openai:MODEL@http://host:port/v1", with
-            "#pairwise" or "#pointwise" behind it for another style than listwise.
+            "#pairwise" or "#pointwise" behind it for another style than listwise. Behind the name of a reward model
+            "#isolated", "#comparative" or "#permutations=K": score in that mode, whatever it was saved with.
         base_model, check_base, check_files: as for `yojo.RewardModel.from_pretrained`.
         device: where a model goes; baselines and models behind an endpoint need none.
         dtype: torch dtype or its name, such as "bfloat16"; the one a model was saved in by default.
@@ -58,15 +59,37 @@ def load_judge(name, *, base_model=None, check_base=True, check_files=True, devi
             f"{name} is an address: judges that are served come with `yojo serve`; name a folder or a hub name, or the model "
             "of an OpenAI-compatible endpoint: openai:MODEL@http://host:port/v1"
         )
+    name, mode = _mode(os.fspath(name))
     path, dtype = local_folder(name), _dtype(dtype)
     if not (path / CONFIG_FILE).is_file() and not stock.is_checkpoint(path) and _is_classifier(path):
         from yojo.judges.classifier import Classifier
 
         if base_model is not None:
             raise ValueError(f"base_model is given, but {path} holds a full model, a sequence classifier")
+        if mode:
+            raise ValueError(f"{name} is a sequence classifier, which has no modes: leave #... out")
         return Classifier.from_pretrained(path, dtype=dtype, device=device, max_length=max_length)
     options = {"base_model": base_model, "check_base": check_base, "check_files": check_files}
-    return RewardModel(*load_pretrained(path, dtype=dtype, device=device, **options), max_length=max_length)
+    return RewardModel.from_pretrained(path, dtype=dtype, device=device, max_length=max_length, **mode, **options)
+
+
+def has_model(name):
+    """Whether a judge of this name has a model that is loaded here: it is no baseline and no model behind an endpoint."""
+    return not isinstance(name, str) or not (name.startswith(_OPENAI) or _baseline(name) is not None)
+
+
+def _mode(name):
+    """A name without the mode behind it, and the mode as options of `yojo.RewardModel.from_pretrained`."""
+    head, mark, mode = name.rpartition("#")
+    if not mark or os.path.exists(name):
+        return name, {}
+    if mode in CHOICES["mode"]:
+        return head, {"mode": mode}
+    key, _, count = mode.partition("=")
+    if key == "permutations" and count.isascii() and count.isdigit():
+        return head, {"mode": "comparative", "permutations": int(count)}
+    modes = ", ".join(f"#{one}" for one in CHOICES["mode"])
+    raise ValueError(f"{name}: what stands behind # must be a mode, {modes} or #permutations=K, got {mode!r}")
 
 
 def _baseline(name):
