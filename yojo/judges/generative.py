@@ -256,9 +256,9 @@ class Generative:
         return content
 
     def _count(self, reply):
-        name, print_ = str(reply.get("model") or "not named"), reply.get("system_fingerprint")
+        name, state = reply.get("model") or "not named", reply.get("system_fingerprint")
         with self._lock:
-            self._seen[f"{name} ({print_})" if print_ else name] += 1
+            self._seen[_line(f"{name} ({state})" if state else name)] += 1
 
     def _result(self, asked):
         """[N] float32; or the first exception or `Refusal` among the requests of an example."""
@@ -313,7 +313,7 @@ def _pairs(count):
 
 
 def _line(text):
-    text = " ".join(str(text).split())
+    text = " ".join(str(text).encode(errors="replace").decode().split())  # half a surrogate pair goes into no file
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
