@@ -5,6 +5,7 @@ import json
 import huggingface_hub
 import pytest
 import torch
+from endpoint_cases import Endpoint, by_length, said
 from saved_cases import adapted, backbone, patched
 from typer.testing import CliRunner
 
@@ -112,3 +113,34 @@ def test_processor_options_are_obeyed_or_refused(make_reward_model, tmp_path):
     for wrong, message in (("[1]", "must be an object"), ("{", "must be JSON")):
         with pytest.raises(ValueError, match=f"processor_options {message}"):
             parse(BACKBONE, wrong)
+
+
+# ---- a model behind an endpoint ----
+
+
+def test_a_judge_behind_an_endpoint(tmp_path):
+    with Endpoint(by_length) as endpoint:
+        name = f"openai:m@{endpoint.url}#pairwise"
+        done = call(*ASKED, "--model", name, "--json")
+        assert done.exit_code == 0, done.output
+        rows = json.loads(done.stdout.splitlines()[-1])["scores"]
+        assert [row["score"] for row in rows] == [0, 1]
+        (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "q", "responses": ["a", "bbb", "cc"]}) + "\n")
+        done = call(tmp_path / "in.jsonl", "--model", name, "--out", tmp_path / "out.jsonl")
+        assert done.exit_code == 0, done.output
+        assert json.loads((tmp_path / "out.jsonl").read_text())["scores"] == [0, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "answer, message",
+    [
+        (said(None, refusal="no"), "error: the judge gave no verdict: it refuses: no"),
+        ((401, {}, "who are you?"), "status 401: who are you?"),
+        ((400, {}, "what?"), "the request is refused, status 400: what?"),
+    ],
+)
+def test_what_an_endpoint_says_is_one_line(answer, message, tmp_path):
+    with Endpoint(lambda body: answer) as endpoint:
+        done = call(*ASKED, "--model", f"openai:m@{endpoint.url}")
+    assert done.exit_code == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -337,6 +337,20 @@ def test_loopback():
         assert not is_loopback(host), host
 
 
+@pytest.mark.parametrize(
+    "url, host, port, path",
+    [
+        ("http://h/v1/", "h", 80, "/v1"),
+        ("https://h.example/api/v1", "h.example", 443, "/api/v1"),
+        ("http://[::1]/v1", "::1", 80, "/v1"),
+        ("http://[::1]:8000", "::1", 8000, ""),
+    ],
+)
+def test_addresses(url, host, port, path, no_proxies):
+    connection, before, headers = client.Client(url)._connection()
+    assert (connection.host, connection.port, before, headers) == (host, port, path, {})
+
+
 @pytest.fixture()
 def no_proxies(monkeypatch):
     for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):

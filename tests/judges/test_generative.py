@@ -312,6 +312,7 @@ def test_judges_by_name(monkeypatch):
         ("openai:m@http://u:secret@h/v1", "url must hold no user name and no password.*pass api_key"),
         ("openai:m@http:///v1", "url must be an address with a host"),
         ("openai:m@http://h/v1?key=secret", "url must have no query"),
+        ("openai:m@http://h/v1?", "url must have no query"),
         ("http://h/v1", "openai:MODEL@http://host:port/v1"),
     ],
 )

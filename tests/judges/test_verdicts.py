@@ -62,6 +62,7 @@ def test_rankings(reply, scores):
         ("Ranking: C > B > A\n```\nRanking: A > B > C\n```", "is not the last one"),
         ("```\nRanking: A > B > C", "there is no line"),
         ("Ranking: A > B > C</think>", "there is no line"),
+        ("<think>Well:\nRanking: A > B > C", "its thoughts have no end"),
     ],
 )
 def test_no_ranking(reply, message):

@@ -89,7 +89,7 @@ def check_url(url):
         raise ValueError(f"url cannot be read ({error}); {expected}") from error
     if "@" in parts.netloc:  # the address is not shown
         raise ValueError("url must hold no user name and no password: they would stand in files; pass api_key instead")
-    if parts.query or parts.fragment:
+    if "?" in url or "#" in url:
         raise ValueError(f"url must have no query (?...) and no fragment (#...); {expected}")
     if not host or not url.isascii() or re.search(r"[\s\x00-\x1f\x7f]", url):
         raise ValueError(f"url must be an address with a host, in ASCII without blanks; {expected}, got {url!r}")
@@ -223,7 +223,7 @@ class Client:
             kind, own = http.client.HTTPSConnection, {**own, "context": self._tls}
         proxy = _proxy(parts)
         if proxy is None:
-            return kind(parts.hostname, parts.port, **own), parts.path, {}
+            return kind(parts.hostname, parts.port or (80 if self._tls is None else 443), **own), parts.path, {}
         login = {}
         if proxy.username is not None:
             words = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"

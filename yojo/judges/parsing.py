@@ -3,9 +3,8 @@
 import re
 import string
 
-_THOUGHTS = (
-    "</think>"  # models whose server leaves their thoughts in the text end them so; drafts in there are no verdict
-)
+# Models whose server leaves their thoughts in the text put them so; drafts in there are no verdict.
+_THOUGHTS, _THOUGHTS_END = "<think>", "</think>"
 _MARKUP = str.maketrans("", "", "*`")  # **Ranking:** A > B, as judges like to write it
 _WORDS = {"listwise": "Ranking", "pairwise": "Verdict", "pointwise": "Score"}
 
@@ -40,7 +39,9 @@ def verdict(reply, style, labels=()):
         Unparsable: anything else; the message says what.
     """
     word = _WORDS[style]
-    lines = [line.translate(_MARKUP).strip() for line in _unquoted(reply.rpartition(_THOUGHTS)[2].splitlines())]
+    if reply.lstrip().startswith(_THOUGHTS) and _THOUGHTS_END not in reply:
+        raise Unparsable("its thoughts have no end")
+    lines = [line.translate(_MARKUP).strip() for line in _unquoted(reply.rpartition(_THOUGHTS_END)[2].splitlines())]
     begins = re.compile(rf"{word}\s*:", re.IGNORECASE)
     found = [line[match.end() :].strip() for line in lines if (match := begins.match(line))]
     if not found:
