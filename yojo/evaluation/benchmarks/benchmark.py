@@ -81,9 +81,9 @@ class Item(Entry):
     example: typing.Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Benchmark:
-    """A benchmark that can be opened and scored.
+    """A benchmark that can be opened and scored; two are the same where their names are.
 
     Attributes:
         name: as `get` takes it.
@@ -121,6 +121,12 @@ class Benchmark:
     optional: tuple = ()
     published: dict = dataclasses.field(default_factory=dict)
     readers: typing.Callable | None = None
+
+    def __eq__(self, other):
+        return isinstance(other, Benchmark) and self.name == other.name
+
+    def __hash__(self):
+        return hash(self.name)
 
 
 # ---- what parsers share ----
@@ -177,10 +183,24 @@ def labelled(record, name, ranks):
     return list(ranks[label])
 
 
-def media(record, name):
-    """A field with one image or video as a list; empty where there is none."""
+def holds(record, name):
+    """Whether a field holds an image or a video: tables fill in nothing and empty strings."""
     value = record.get(name)
-    return [] if value is None or (isinstance(value, (str, bytes, list, tuple)) and not len(value)) else [value]
+    return value is not None and not (isinstance(value, (str, bytes, list, tuple)) and not value)
+
+
+def images(record, name):
+    """A field with an image, or a list of them, as a list."""
+    if not holds(record, name):
+        raise ValueError(f"no {name}; the record has {', '.join(map(str, record))}")
+    return list(record[name]) if isinstance(record[name], (list, tuple)) else [record[name]]
+
+
+def videos(record, name):
+    """A field with a video as a list; a list of frames is one video."""
+    if not holds(record, name):
+        raise ValueError(f"no {name}; the record has {', '.join(map(str, record))}")
+    return [record[name]]
 
 
 def tags_of(record, *names):

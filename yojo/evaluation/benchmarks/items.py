@@ -1,6 +1,7 @@
 """`Items`: the items of an opened benchmark, in the file's order, their media looked up when they are asked for."""
 
 import collections
+import operator
 
 from yojo.data.readers import DataError
 from yojo.evaluation.benchmarks.benchmark import ALL, Entry, Item
@@ -77,8 +78,7 @@ class Items:
 
     def light(self, index):
         """`Entry` of an item: what is known of it without its prompt and media."""
-        if isinstance(index, bool) or not isinstance(index, int):
-            raise TypeError(f"index must be an int, got {index!r}")
+        index = operator.index(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
         return self._entries[index]

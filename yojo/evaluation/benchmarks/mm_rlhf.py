@@ -13,18 +13,21 @@ FRAMES = 32
 
 def parse(record):
     """A record -> `Parsed`; chosen is the first response, always."""
-    images = benchmark.media(record, "image")
-    videos = benchmark.media(record, "video")
-    if not images and not videos:
-        raise ValueError(f"neither image nor video; the record has {', '.join(map(str, record))}")
-    if images and videos:
-        raise ValueError("both image and video are given: a record of this benchmark has one of them")
+    there = [medium for medium in ("image", "video") if benchmark.holds(record, medium)]
+    if len(there) != 1:
+        said = (
+            "both image and video"
+            if there
+            else f"neither image nor video; the record has {', '.join(map(str, record))}"
+        )
+        raise ValueError(f"{said}: a record of this benchmark has one of them")
+    (medium,) = there
     name = benchmark.name_of(record, "id") or benchmark.text(record, "id")
-    path = _path(images[0] if images else videos[0])
+    path = _path(record[medium])
     return benchmark.Parsed(
         prompt=benchmark.text(record, "prompt"),
         responses=[benchmark.text(record, "chosen"), benchmark.text(record, "rejected")],
-        rankings=[1, 2], images=images, videos=videos, frames=FRAMES, id=name, question=name,
+        rankings=[1, 2], **{f"{medium}s": [record[medium]]}, frames=FRAMES, id=name, question=name,
         group=next((group for group in GROUPS if group in path), "other"),
     )  # fmt: skip
 

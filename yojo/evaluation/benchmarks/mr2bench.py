@@ -22,7 +22,7 @@ def parse(count, medium, record):
     rankings = benchmark.present(record, "rankings")
     if not isinstance(rankings, (list, tuple)):
         raise ValueError(f"rankings must be a list of ranks, 1 = best, got {type(rankings).__name__}")
-    found = benchmark.media(record, medium) or [benchmark.present(record, medium)]
+    found = benchmark.images(record, medium) if medium == "image" else benchmark.videos(record, medium)
     return benchmark.Parsed(
         prompt=benchmark.text(record, "prompt"), responses=responses, rankings=list(rankings),
         fps=record.get("fps"), id=benchmark.name_of(record, "id"), question=benchmark.name_of(record, "question"),

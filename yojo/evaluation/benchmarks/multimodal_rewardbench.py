@@ -19,7 +19,7 @@ def parse(record):
         prompt=benchmark.text(record, "Text"),
         responses=[benchmark.text(record, "Output1"), benchmark.text(record, "Output2")],
         rankings=benchmark.labelled(record, "Better", RANKS),
-        images=benchmark.media(record, "Image") or [benchmark.present(record, "Image")],
+        images=benchmark.images(record, "Image"),
         id=name, question=name, group=group, tags={"category": category},
     )  # fmt: skip
 

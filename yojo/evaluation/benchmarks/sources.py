@@ -75,7 +75,7 @@ class FileSource:
         return self._readers[shard], index - (self._ends[shard - 1] if shard else 0)
 
     def where(self, index):
-        """ "file:line" of a record."""
+        """Where a record stands, as "file:line"."""
         reader, at = self._locate(index)
         return f"{reader.name}:{reader.line(at)}"
 
@@ -154,7 +154,7 @@ class PreferenceSource:
         return len(self.records)
 
     def where(self, index):
-        """ "file:line" of a record."""
+        """Where a record stands, as "file:line"."""
         return self.records.label(index)
 
     def _ranks(self, fields):
@@ -173,11 +173,10 @@ class PreferenceSource:
         where = self.where(index)
         try:
             names = {name: name_of({name: _reach(raw, column)}, name) for name, column in self.names.items()}
-            question = names.get("question") or question_of(fields.prompt, fields.images, fields.videos)
             return check(
                 Parsed(
                     prompt=fields.prompt, responses=list(fields.responses), rankings=self._ranks(fields), id=names.get("id"),
-                    question=question, group=names.get("group") or ALL,
+                    question=names.get("question"), images=fields.images, videos=fields.videos, group=names.get("group") or ALL,
                 )
             )  # fmt: skip
         except NOT_A_RECORDS_FAULT:

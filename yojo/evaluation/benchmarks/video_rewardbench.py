@@ -9,7 +9,7 @@ def parse(record):
         prompt=benchmark.text(record, "prompt"),
         responses=[benchmark.text(record, "chosen"), benchmark.text(record, "rejected")],
         rankings=[1, 2],
-        videos=benchmark.media(record, "video") or [benchmark.present(record, "video")],
+        videos=benchmark.videos(record, "video"),
         fps=record.get("fps"),
         id=benchmark.name_of(record, "id"),
         question=benchmark.name_of(record, "question"),

@@ -24,10 +24,9 @@ def parse(record):
             f"human_ranking must be [0, 1] (the first is better) or [1, 0]: there are no ties, got {ranking}"
         )
     name = benchmark.name_of(record, "id") or benchmark.text(record, "id")
-    images = benchmark.media(record, "image") or [benchmark.present(record, "image")]
     return benchmark.Parsed(
         prompt=benchmark.text(record, "query"), responses=responses, rankings=[int(place) + 1 for place in ranking],
-        images=images, id=name, question=name, group=GROUPS.get(re.split("[_-]", name)[0], "general"),
+        images=benchmark.images(record, "image"), id=name, question=name, group=GROUPS.get(re.split("[_-]", name)[0], "general"),
         tags=benchmark.tags_of(record, "query_source"),
     )  # fmt: skip
 
