@@ -251,7 +251,12 @@ def score_by_place(items):
     Raises:
         ValueError: as in `flip_rate`.
     """
-    return _by_place(items, lambda scores: scores - scores.mean(axis=1, keepdims=True), lambda count: 0.0)
+
+    def value(scores):
+        same = np.ptp(scores, axis=1, keepdims=True) == 0  # whose mean may differ from them in the last bit
+        return np.where(same, 0.0, scores - scores.mean(axis=1, keepdims=True))
+
+    return _by_place(items, value, lambda count: 0.0)
 
 
 def _by_place(items, value, minus):
