@@ -17,6 +17,8 @@ _HOMES = {
     "RewardTrainingArguments": "yojo.training.arguments",
     "Video": "yojo.inputs.videos",
     "YojoConfig": "yojo.config",
+    "evaluate": "yojo.evaluation.evaluate",
+    "order_bias": "yojo.evaluation.listed",
     "patch": "yojo.patching.patch",
     "score_file": "yojo.scoring.file",
     "unpatch": "yojo.patching.patch",

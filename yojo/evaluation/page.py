@@ -23,6 +23,7 @@ def page(report, items=None):
         items: of `yojo.evaluation.benchmarks.open_benchmark`; None: misses without prompts, responses and images.
     """
     import jinja2
+    import matplotlib
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -39,9 +40,10 @@ def page(report, items=None):
     for verdict in report.judges:
         own = []
         for title, found in (("Orders", verdict.order), ("Calibration", verdict.calibration)):
-            if found is not None:
+            if found is not None and found.items:
                 file = io.BytesIO()
-                found.plot(file, "svg")
+                with matplotlib.rc_context(plots.STYLE):
+                    found.plot(file, "svg")
                 own.append((title, _inline(file.getvalue())))
         details.append(
             {

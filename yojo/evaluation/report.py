@@ -11,7 +11,8 @@ import numpy as np
 from yojo.evaluation import figures as counting
 from yojo.evaluation.calibration import calibration
 from yojo.evaluation.judged import Judged
-from yojo.evaluation.orders import order_report
+from yojo.evaluation.order_report import order_report
+from yojo.evaluation.orders import cost
 
 VERSION = 1
 MISSES = 20
@@ -25,7 +26,7 @@ class Verdict:
         name: of the judge.
         judged: list of `Judged`.
         figures: `yojo.evaluation.figures.Figures`.
-        order: `yojo.evaluation.orders.OrderReport`; None where no item was judged in several orders.
+        order: `yojo.evaluation.order_report.OrderReport`; None where no item was judged in several orders.
         calibration: `yojo.evaluation.calibration.Calibration`, or None where nothing can be said.
         misses: list of (Judged, margin, number of the response above the best), worst first.
         left_out: list of (number, id, reason): items without scores.
@@ -169,12 +170,20 @@ def verdict_of(name, judged, benchmark=None, *, draws=counting.DRAWS, seed=0, **
         name=name,
         judged=judged,
         figures=counting.figures(judged, benchmark, draws, seed),
-        order=order_report(judged, name) if several else None,
+        order=order_report(judged, name, mean_cost(judged)) if several else None,
         calibration=_calibration(judged),
         misses=counting.misses(judged, MISSES),
         seed=what.pop("orders_seed", None),
         **what,
     )
+
+
+def mean_cost(judged):
+    """Tokens of an item on average, as `yojo.evaluation.orders.cost` counts them; None where they are not known."""
+    known = [one for one in judged if one.tokens is not None and len(one.orders) > 1]
+    found = [cost(prompt, [responses], len(one.orders)) for one in known for prompt, responses in [one.tokens]]
+    names = ("one_order", "isolated", "permutations", "separate_orders")
+    return {name: float(np.mean([each[name] for each in found])) for name in names} if found else None
 
 
 def _calibration(judged):

@@ -66,6 +66,7 @@ def judge_items(
     progress=False,
     fingerprint=None,
     label="judging",
+    every_order=False,
 ):
     """Ask a judge about every item of a benchmark.
 
@@ -81,6 +82,7 @@ def judge_items(
         progress: show a bar.
         fingerprint: dict of all that changes the judge's scores, where it does not say so itself.
         label: of the bar.
+        every_order: ask a judge that says it is free of order in K orders all the same.
 
     Returns:
         `Outcome`.
@@ -89,7 +91,7 @@ def judge_items(
         ValueError: a judge that is not free of order though it says so; bad arguments; another judge's file.
     """
     own = fingerprint or (fingerprint_of(judge) if out is not None or hasattr(judge, "fingerprint") else {})
-    plan = Plan(None if order_free(judge) else orders, seed, len(items))
+    plan = Plan(None if order_free(judge) and not every_order else orders, seed, len(items))
     name = items.benchmark.name if hasattr(items, "benchmark") else items.name
     told = {"judge": own, "benchmark": name, "orders": plan.orders, "seed": seed}
     with contextlib.ExitStack() as stack:

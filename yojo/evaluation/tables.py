@@ -24,6 +24,11 @@ def percent(value, digits=1):
     return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
 
 
+def chance(value):
+    """A p value: "0.041", "<0.001"."""
+    return "<0.001" if value is not None and value < 0.001 else number(value)
+
+
 def number(value, digits=3):
     """ "0.412"; "-" for NaN or None."""
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
@@ -58,7 +63,8 @@ def tables(report):
 
 def _main(report):
     benchmark = report.benchmark
-    names = [name for name in ACCURACY if name != "headline" or benchmark["headline"]]
+    has_own = any(one.figures.headline != one.figures.estimates["top1"] for one in report.judges)
+    names = [name for name in ACCURACY if name != "headline" or has_own]
     titles = NAMES | {"headline": f"official ({benchmark['headline']})"}
     note = (
         "Percent; in brackets 95 % intervals, by the bootstrap over questions. A tie at the top counts half in best of N. Figures are "
@@ -127,10 +133,10 @@ def _comparisons(report):
                 f"{one.first} - {one.second}",
                 str(one.items),
                 f"{percent(found.value)} ({percent(found.low)} to {percent(found.high)})",
-                number(found.p),
+                chance(found.p),
                 str(one.mcnemar.only_a),
                 str(one.mcnemar.only_b),
-                number(one.mcnemar.p),
+                chance(one.mcnemar.p),
                 percent(one.agreement.same_choice),
                 number(one.agreement.kappa),
                 number(one.agreement.kendall),
@@ -196,16 +202,16 @@ def _orders(report):
                 number(own.kendall),
                 number(own.pairwise_instability),
                 number(own.global_inconsistency),
-                percent(own.first_place),
-                percent(own.spread_share),
+                percent(own.first_place_agreement),
+                percent(own.relative_spread),
             ]
         )
     if not rows:
         return None
-    header = ["judge", "orders", "items", "flips", "any flip", "tau", "PPI", "GPI", "first place", "spread"]
+    header = ["judge", "orders", "items", "flips", "any flip", "tau", "PPI", "GPI", "agreement", "spread"]
     note = (
         "Flips: how often two orders of an item choose differently; any flip: items in which some do. Tau-b between orders. PPI and GPI "
-        "as in docs/evaluation.md. First place: how often the response that stands first is chosen. Spread: of a response's score over "
+        "as in docs/evaluation.md. Agreement: share of an item's most frequent choice. Spread: deviation of a response's score over "
         "orders, in percent of that between responses. A judge that is free of order is asked twice about some items, to see that "
         "it is."
     )
@@ -281,14 +287,21 @@ def text(report):
                     for n, (cell, width) in enumerate(zip(row, widths, strict=True))
                 ).rstrip()
             )
-    yield from _costs(report)
+    for lines in _biases(report):
+        yield ""
+        yield from lines
 
 
-def _costs(report):
+def _biases(report):
+    """What is to be said of every judge that depends on the order."""
     for verdict in report.judges:
-        if verdict.order is not None and verdict.orders is not None:
-            yield ""
-            yield f"{verdict.name}: {verdict.order.cost_line()}"
+        if verdict.order is not None and verdict.order.items and not is_free(verdict):
+            yield verdict.order.lines()
+
+
+def is_free(verdict):
+    """Whether a judge was asked as one that is free of order."""
+    return verdict.fingerprint is not None and verdict.orders is None
 
 
 def markdown(report):
@@ -301,7 +314,8 @@ def markdown(report):
         lines.append("| " + " | ".join(map(_cell, header)) + " |")
         lines.append("| --- |" + " ---: |" * (len(header) - 1))
         lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
-    lines += [line if line else "" for line in _costs(report)]
+    for said in _biases(report):
+        lines += ["", *(f"- {line.strip()}" for line in said)]
     made = ", ".join(f"{name} {value}" for name, value in report.made.items())
     return "\n".join([*lines, "", made, ""])
 
