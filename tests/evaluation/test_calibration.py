@@ -72,17 +72,16 @@ def test_figures_are_those_of_sklearn():
 
 def test_temperature_is_that_of_another_optimiser():
     items = log_odds_items(1, 300, scale=2.5)
+    scores = torch.full((300, 4), -math.inf, dtype=torch.float64)
+    for row, item in zip(scores, items, strict=True):
+        row[: item.scores.shape[1]] = torch.tensor(item.scores[0])
+    best = torch.tensor([int(item.best.argmax()) for item in items])
     log = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([log], line_search_fn="strong_wolfe", max_iter=200, tolerance_grad=1e-12)
 
     def loss():
         optimiser.zero_grad()
-        value = sum(
-            torch.nn.functional.cross_entropy(
-                torch.tensor(item.scores[0]) / log.exp(), torch.tensor(int(item.best.argmax()))
-            )
-            for item in items
-        )
+        value = torch.nn.functional.cross_entropy(scores / log.exp(), best)
         value.backward()
         return value
 

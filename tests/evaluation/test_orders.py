@@ -222,18 +222,16 @@ def slow_instability(item, parts):
 
 @pytest.mark.parametrize("ties", [True, False])
 def test_measures_against_enumeration(ties):
-    items = random_items(3, 60, ties) + random_items(4, 15, ties, counts=(5,), orders=7)
-    for number, item in enumerate(items):
-        rate, some = slow_flips(item)
-        assert flip_rate(items)[number] == pytest.approx(rate) and any_flip(items)[number] == pytest.approx(some)
-        taus = [kendalltau(*pair).statistic for pair in itertools.combinations(item.scores, 2)]
-        taus = [tau for tau in taus if not math.isnan(tau)]
-        expected = np.mean(taus) if taus else math.nan
-        assert kendall_between(items)[number] == pytest.approx(expected, nan_ok=True)
-        assert global_inconsistency(items)[number] == pytest.approx(slow_disagreement(item))
-        for parts in (2, 3, 4):
-            found = pairwise_instability(items, parts)[number]
-            assert found == pytest.approx(slow_instability(item, parts), nan_ok=True)
+    items = random_items(3, 50, ties) + random_items(4, 8, ties, counts=(5,), orders=7)
+    flips, some = np.transpose([slow_flips(item) for item in items])
+    assert flip_rate(items) == pytest.approx(flips) and any_flip(items) == pytest.approx(some)
+    assert global_inconsistency(items) == pytest.approx([slow_disagreement(item) for item in items])
+    taus = [[kendalltau(*pair).statistic for pair in itertools.combinations(item.scores, 2)] for item in items]
+    taus = [np.nanmean(values) if np.isfinite(values).any() else math.nan for values in taus]
+    assert kendall_between(items) == pytest.approx(taus, nan_ok=True) and np.isfinite(taus).sum() > 50
+    for parts in (2, 3, 4):
+        expected = [slow_instability(item, parts) for item in items]
+        assert pairwise_instability(items, parts) == pytest.approx(expected, nan_ok=True)
 
 
 def test_majorities_that_go_round():

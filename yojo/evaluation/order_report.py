@@ -235,5 +235,5 @@ def _bars(axis, by_place, levels):
         if len(by_place) > 1:
             middle, top = (at[0] + at[-1]) / 2, axis.get_xaxis_transform()
             axis.text(middle, 0.98, f"N={count}", transform=top, ha="center", va="top", fontsize=8)
-    axis.set_xticks(ticks, labels, fontsize=10 if len(ticks) <= 24 else 5)
+    axis.set_xticks(ticks, labels, fontsize=10 if len(ticks) <= 14 else 7 if len(ticks) <= 30 else 4)
     axis.set_xlabel("place in the row")
