@@ -72,7 +72,7 @@ def test_figures_are_those_of_sklearn():
 
 def test_temperature_is_that_of_another_optimiser():
     items = log_odds_items(1, 300, scale=2.5)
-    scores = torch.full((300, 4), -math.inf, dtype=torch.float64)
+    scores = torch.full((300, 4), -1e9, dtype=torch.float64)
     for row, item in zip(scores, items, strict=True):
         row[: item.scores.shape[1]] = torch.tensor(item.scores[0])
     best = torch.tensor([int(item.best.argmax()) for item in items])
