@@ -79,10 +79,9 @@ class Ask:
         self.items, self.plan, self.encode, self.known = items, plan, encode, known
 
     def __call__(self, number):
-        name = str(number)
+        name = str(self.items.light(number).id)
         try:
             item = self.items[number]
-            name = str(item.id)
             key = example_key(item.example)
         except (DataError, OSError, TypeError, ValueError) as error:
             return Asked(number, name, error=what_it_says(error))

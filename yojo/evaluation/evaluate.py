@@ -152,7 +152,7 @@ def _report(items, found, scores, files, folder, draws, seed):
     report = Report(
         benchmark=_described(items, benchmark),
         judges=verdicts,
-        baselines=baselines(light, benchmark, draws, seed),
+        baselines=baselines(light, benchmark),
         comparisons=[
             compare(one.judged, other.judged, (one.name, other.name), draws, seed)
             for one, other in itertools.combinations(verdicts, 2)

@@ -123,7 +123,7 @@ class Figures:
     length: object
 
 
-def figures(judged, benchmark=None, draws=DRAWS, seed=0):
+def figures(judged, benchmark=None, draws=DRAWS, seed=0, intervals=True):
     """Count what a judge reaches.
 
     Args:
@@ -131,6 +131,7 @@ def figures(judged, benchmark=None, draws=DRAWS, seed=0):
         benchmark: `yojo.evaluation.benchmarks.Benchmark`, whose official figures are counted; or None.
         draws: of the bootstrap.
         seed: of the bootstrap.
+        intervals: False: none are counted, and nothing is drawn.
 
     Returns:
         `Figures`.
@@ -141,6 +142,9 @@ def figures(judged, benchmark=None, draws=DRAWS, seed=0):
     values = Values.of(judged)
     questions = [one.question for one in judged]
     groups = [one.group for one in judged]
+
+    def interval(numbers, own, by=None):
+        return statistics.bootstrap(numbers, own, by, draws, seed) if intervals else (math.nan, math.nan)
 
     def estimate(numbers, some=None, by=None):
         pick = slice(None) if some is None else some
@@ -155,7 +159,7 @@ def figures(judged, benchmark=None, draws=DRAWS, seed=0):
             own = [question for question, is_known in zip(own, known, strict=True) if is_known]
             numbers = numbers[known]
         found = statistics.table(numbers, ["all"] * len(own) if by is None else by)
-        low, high = statistics.bootstrap(numbers, own, by, draws, seed) if own else (math.nan, math.nan)
+        low, high = interval(numbers, own, by) if own else (math.nan, math.nan)
         return Estimate(found.micro if by is None else found.macro, low, high, found.count)
 
     whole = statistics.table(values.top1, groups)
@@ -169,7 +173,7 @@ def figures(judged, benchmark=None, draws=DRAWS, seed=0):
         "pairwise_strict": estimate(values.pairs_strict),
         "kendall_tau": estimate(values.kendall),
         "ndcg": estimate(values.ndcg),
-        "acc_plus": _acc_plus(values.strict, questions, draws, seed),
+        "acc_plus": _acc_plus(values.strict, questions, interval),
         "averaged": estimate(values.averaged),
         "averaged_pairwise": estimate(values.averaged_pairs),
     }
@@ -190,7 +194,9 @@ def figures(judged, benchmark=None, draws=DRAWS, seed=0):
         questions=len(set(questions)),
         refused=sum(one.scores is None for one in judged),
         official=official,
-        headline=_headline(judged, benchmark, official, questions, groups, draws, seed, estimates),
+        headline=_headline(
+            judged, benchmark, official, estimates, min(draws, OFFICIAL_DRAWS) if intervals else 0, seed
+        ),
         estimates=estimates,
         groups={name: part(groups, name) for name in sorted(set(groups))},
         tags=tags,
@@ -200,34 +206,35 @@ def figures(judged, benchmark=None, draws=DRAWS, seed=0):
     )
 
 
-def _acc_plus(strict, questions, draws, seed):
+def _acc_plus(strict, questions, interval):
     """Of questions, all of whose items are right in every order."""
     names = sorted(set(questions))
     place = {name: n for n, name in enumerate(names)}
     right = np.ones(len(names))
     for value, question in zip(strict, questions, strict=True):
         right[place[question]] *= value == 1
-    low, high = statistics.bootstrap(right, names, None, draws, seed)
+    low, high = interval(right, names)
     return Estimate(float(right.mean()), low, high, float(len(names)))
 
 
 OFFICIAL_DRAWS = 400  # of the official figure, which is counted anew for each
 
 
-def _headline(judged, benchmark, official, questions, groups, draws, seed, estimates):
+def _headline(judged, benchmark, official, estimates, draws, seed):
     """The official figure with an interval: that of the mean it is equal to, or by counting it anew for every draw."""
     if benchmark is None:
         return estimates["top1"]
     value = official[benchmark.headline]
     for name in ("top1", "macro", "top1_strict"):
         if abs(estimates[name].value - value) < 1e-12:
-            return estimates[name]
+            return dataclasses.replace(estimates[name], value=value)
 
     def counted(some):
         return benchmark.official([judged[n] for n in some])[benchmark.headline]
 
-    low, high = statistics.bootstrap_statistic(counted, questions, groups, min(draws, OFFICIAL_DRAWS), seed)
-    return Estimate(value, low, high, float(len(judged)))
+    questions, groups = [one.question for one in judged], [one.group for one in judged]
+    ends = statistics.bootstrap_statistic(counted, questions, groups, draws, seed) if draws else (math.nan, math.nan)
+    return Estimate(value, *ends, float(len(judged)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,11 +25,13 @@ def possible(count):
 def balanced_orders(count, orders, seed, number):
     """Orders for one item of a benchmark in which every response stands in every place equally often.
 
-    Orders come in Latin squares: `count` orders that have every response once in every place. An item gets as many whole
-    squares as fit, drawn for it alone, and the rest from a square that all items share, each going on where the one before
-    stopped. So of one item's orders no response stands in a place more than once more often than in another, and over any run
-    of `count / gcd(count, orders)` items that follow each other all do equally often, whatever the seed. For `orders` below
-    `count` this means that the orders of items repeat with that period.
+    Orders come in Latin squares: `count` orders that have every response once in every place. They are Williams's (1949): for an
+    even `count` the reverse of every order is in the square, so that of two responses either stands before the other equally
+    often, and directly before it, too. An item gets as many whole squares as fit, drawn for it alone, and the rest from a
+    square that all items share, each going on where the one before stopped. So of one item's orders no response stands in a
+    place more than once more often than in another, and over any run of `count / gcd(count, orders)` items that follow each
+    other all do equally often, whatever the seed. For `orders` below `count` this means that the orders of items repeat with
+    that period; two orders of an even `count` are each other's reverse.
 
     The same for the same arguments in every process and version: nothing here depends on a library's random numbers.
 
@@ -58,19 +60,27 @@ def balanced_orders(count, orders, seed, number):
             f"orders={orders}, and {count} responses have {available} orders: ask for min(orders, possible({count}))"
         )
     squares, rest = divmod(orders, count)
-    # A square is what shifting one order gives; those that put response 0 first stand for all (count - 1)! of them.
+    # A square is one arrangement of the responses read in a zigzag, from every start: (count - 1)! are different.
     total = math.factorial(count - 1)
     shared = _draw(total, seed, count, "shared")
     found = []
     for square in _sample(total - bool(rest), squares, seed, count, orders, number):
         first = _arrangement(square + (bool(rest) and square >= shared), count)
-        found += [_shifted(first, number + shift) for shift in range(count)]  # the first order is another each time
-    first, start = _arrangement(shared, count), number * rest + _draw(count, seed, count, "start")
-    return found + [_shifted(first, start + step) for step in range(rest)]
+        begin = first.index(number % count)  # the first order of items begins with each response in turn
+        found += [_shifted(first, begin + shift) for shift in range(count)]
+    first, start = _arrangement(shared, count), _draw(count, seed, count, "start")
+    if rest and count % rest == 0:  # as far from each other as they can be
+        shifts = [start + number + step * (count // rest) for step in range(rest)]
+    else:
+        shifts = [start + number * rest + step for step in range(rest)]
+    return found + [_shifted(first, shift) for shift in shifts]
 
 
-def _shifted(order, shift):
-    return tuple((response + shift) % len(order) for response in order)
+def _shifted(arrangement, shift):
+    """Read from `shift` on, forwards and backwards in turns: 0, 1, -1, 2, -2, ..."""
+    count = len(arrangement)
+    zigzag = ((place + 1) // 2 * (1 if place % 2 else -1) for place in range(count))
+    return tuple(arrangement[(step + shift) % count] for step in zigzag)
 
 
 def _arrangement(index, count):

@@ -192,12 +192,12 @@ def _calibration(judged):
     return None
 
 
-def baselines(judged, benchmark=None, draws=counting.DRAWS, seed=0):
+def baselines(judged, benchmark=None):
     """What judges reach that look at nothing: the longest, the shortest, and the one that stands first in the record.
 
     Args:
         judged: list of `Judged`, for the items.
-        benchmark, draws, seed: as for `verdict_of`.
+        benchmark: as for `verdict_of`.
 
     Returns:
         list of `Verdict`.
@@ -214,7 +214,7 @@ def baselines(judged, benchmark=None, draws=counting.DRAWS, seed=0):
             )
             for one in judged
         ]
-        found.append(Verdict(name, own, counting.figures(own, benchmark, draws, seed), is_baseline=True))
+        found.append(Verdict(name, own, counting.figures(own, benchmark, intervals=False), is_baseline=True))
     return found
 
 

@@ -1,0 +1,333 @@
+"""`yojo.evaluate`: judges on benchmarks from the record to the report, scores made elsewhere, and what is refused."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from benchmark_cases import CASES, made, opened, records_of, write, write_media
+from cases import Constants, Leaning, items
+
+import yojo
+from yojo.data import DataError
+from yojo.evaluation.evaluate import BadItems, evaluate
+from yojo.evaluation.figures import Values, compare, figures, misses
+from yojo.evaluation.given import given_scores
+from yojo.judges import Length, Place, Random, Refusal
+
+
+@pytest.fixture(params=CASES)
+def known(request, tmp_path):
+    return made(request.param, tmp_path)
+
+
+# ---- whole evaluations ----
+
+
+def test_the_first_place_gets_its_share_of_every_benchmark(known, tmp_path):
+    """In K = N orders every response stands first once, 1/N for each best one, and in 6 of 3 in half the orders before another."""
+    for size in {len(known.light(n).rankings) for n in range(len(known))}:
+        report = evaluate(Place(), known, orders=6 if size == 3 else size, draws=20)
+        (verdict,) = report.judges
+        some = [one for one in verdict.judged if len(one.rankings) == size]
+        values = Values.of(some)
+        assert np.allclose(values.top1, [one.best.sum() / size for one in some], rtol=0, atol=1e-15)
+        assert np.allclose(values.averaged, [one.best.sum() / size for one in some])  # all tie
+        if size != 5:
+            assert np.allclose(values.pairs[0] / values.pairs[1], 0.5)
+
+
+def test_a_report_of_every_benchmark(known, tmp_path):
+    judges = {"longest": Length(), "first": Place(), "chance": Random()}
+    report = evaluate(judges, known, orders=2, draws=20)
+    official = {verdict.name: dict(known.benchmark.official(verdict.judged)) for verdict in report.judges}
+    assert {verdict.name: verdict.figures.official for verdict in report.judges} == official
+    longest, baseline = report.judges[0].figures, report.baselines[0].figures
+    assert longest.official == baseline.official and longest.estimates["top1"].value == baseline.estimates["top1"].value
+    for verdict in report.judges:
+        own = verdict.figures
+        assert own.headline.value == own.official[known.benchmark.headline]
+        assert math.isclose(
+            sum(one["top1"].value * one["top1"].count for one in own.groups.values()),
+            own.estimates["top1"].value * own.items,
+        )
+        for one in [own.headline, *own.estimates.values()]:
+            assert math.isnan(one.low) or one.low - 1e-9 <= one.value <= one.high + 1e-9
+    text = report.markdown()
+    assert text.startswith(f"# {known.benchmark.title}\n") and "nan" not in text
+    for lines in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):  # every row of a table has as many cells
+        assert len({line.count("|") for line in lines.splitlines()}) == 1
+    assert not [line for line in report.lines() if "nan" in line]
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_a_report_in_a_folder(tmp_path):
+    made_up = made("mmrb2", tmp_path)
+    report = evaluate({"first": Place(), "chance": Random()}, made_up, out=tmp_path / "out", orders=2, draws=20)
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == [
+        "chance.jsonl", "first.jsonl", "report.html", "report.json", "report.md",
+    ]  # fmt: skip
+    found = json.loads((tmp_path / "out/report.json").read_text(), parse_constant=pytest.fail)
+    assert found == json.loads(json.dumps(report.to_dict()))
+    assert [judge["name"] for judge in found["judges"]] == ["first", "chance"] and len(found["comparisons"]) == 1
+    page = (tmp_path / "out/report.html").read_text()
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", page) and page.count("<h2>") == 8
+
+
+def test_a_report_needs_nothing_from_elsewhere(tmp_path):
+    records = records_of("vl-rewardbench")
+    records[0]["query"] = "<script>alert(1)</script> & <b>what</b>?"
+    items = opened("vl-rewardbench", write(records, write_media(tmp_path)))
+    page = evaluate({"a <b> & c": Length(shortest=True)}, items).html(items)
+    assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;b&gt;what" in page
+    assert "a &lt;b&gt; &amp; c" in page
+    assert set(re.findall(r'(?:src|href)="([a-z]+:[a-z]+/)', page)) == {"data:image/"}
+    assert "data:image/jpeg;base64," in page  # what the misses show
+
+
+def test_a_report_is_the_same_however_its_scores_came_about(tmp_path):
+    items = made("vl-rewardbench", tmp_path)
+    whole = evaluate({"leaning": Leaning()}, items, out=tmp_path / "a", orders=2, seed=5)
+    for number in (1, 0):
+        assert evaluate({"leaning": Leaning()}, items, out=tmp_path / "b", orders=2, seed=5, shard=(number, 2)) is None
+    again = evaluate({"leaning": Leaning()}, items, out=tmp_path / "b", orders=2, seed=5, workers=1)
+    assert (tmp_path / "a/leaning.jsonl").read_bytes() == (tmp_path / "b/leaning.jsonl").read_bytes()
+    one, other = (report.to_dict() for report in (whole, again))
+    for found in (one, other):
+        found["made"].pop("date")
+        found.pop("files")
+    assert one == other
+
+
+def test_scores_made_elsewhere_get_the_same_figures(tmp_path):
+    items = made("rewardbench2", tmp_path)
+    own = evaluate({"ours": Leaning()}, items, out=tmp_path / "out", orders=3, draws=20)
+    report = evaluate(None, items, draws=20, judge_scores={"theirs": tmp_path / "out/ours.jsonl"})
+    assert repr(report.judges[0].figures) == repr(own.judges[0].figures)
+    both = evaluate(
+        {"ours": Leaning()}, items, orders=3, draws=20, judge_scores={"theirs": tmp_path / "out/ours.jsonl"}
+    )
+    (one,) = both.comparisons
+    assert (one.difference.value, one.difference.p, one.mcnemar.only_a, one.agreement.same_choice) == (0, 1, 0, 1)
+
+
+def test_refusals_count_as_wrong(tmp_path):
+    class Refusing(Length):
+        def score_many(self, examples):
+            found = super().score_many(examples)
+            return [Refusal("no") if "How many" in str(e.prompt) else s for e, s in zip(examples, found, strict=True)]
+
+        def fingerprint(self):
+            return {"judge": "refusing"}
+
+    items = made("vl-rewardbench", tmp_path)
+    whole, some = (evaluate(judge, items).judges[0] for judge in (Length(), Refusing()))
+    assert some.figures.refused == 1 and some.figures.items == whole.figures.items == 7
+    (right,) = [one for one in whole.judged if one.number == 2]
+    assert math.isclose(
+        7 * (whole.figures.estimates["top1"].value - some.figures.estimates["top1"].value),
+        float(np.argmax(right.mean) == np.argmin(right.rankings)),
+    )
+
+
+# ---- what is refused ----
+
+
+def test_a_missing_image_is_named_and_the_rest_is_kept(tmp_path):
+    items = made("vl-rewardbench", tmp_path)
+    (tmp_path / "images/b.png").unlink()
+    with pytest.raises(BadItems, match=r"3 items have no scores .*kept in .*out") as error:
+        evaluate({"length": Length()}, items, out=tmp_path / "out")
+    assert "length: item 1 (RLHF_2): example 'data.jsonl:2': image 0: no such file" in str(error.value)
+    assert [row[1] for row in error.value.bad] == [1, 3, 5]
+    report = evaluate({"length": Length()}, items, out=tmp_path / "out", skip_bad=True)
+    assert report.judges[0].figures.items == 4 and len(report.judges[0].left_out) == 3
+    assert any("left out" in line for line in report.lines()) and "no such file" in report.html(items)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r[1].update(human_ranking=[0, 0]), r"data\.jsonl:2': human_ranking"),
+        (lambda r: r[2].update(response=["same", "same"]), r"data\.jsonl:3': .*same"),
+        (lambda r: r[3].pop("query"), r"data\.jsonl:4': no query"),
+    ],
+)
+def test_bad_records_are_named(tmp_path, change, message):
+    records = records_of("vl-rewardbench")
+    change(records)
+    data = write(records, write_media(tmp_path))
+    with pytest.raises(DataError, match=message):
+        evaluate("length", "vl-rewardbench", data, partial=True)
+    report = evaluate("length", "vl-rewardbench", data, partial=True, skip_bad=True)
+    assert len(report.benchmark["bad"]) == 1 and report.benchmark["items"] == 6
+    assert any("1 records of it cannot be judged" in line for line in report.lines())
+
+
+def test_another_version_is_named(tmp_path):
+    data = write(records_of("vl-rewardbench"), write_media(tmp_path))
+    with pytest.raises(DataError, match="general: 183 published, 2 found.*another version"):
+        evaluate("length", "vl-rewardbench", data)
+    lines = list(evaluate("length", "vl-rewardbench", data, partial=True).lines())
+    assert "not the published benchmark: 2 items of general, 183 published" in lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((None, items()), {}, "there is no judge"),
+        (({"a": Length(), "A ": Length()}, items()), {"judge_scores": {"a": "f"}}, "a name stands for two judges: a, A , a"),
+        (({"a b": Length(), "a/b": Length()}, items()), {"out": "o"}, "two judges would both be called a-b"),
+        (({"report": Length()}, items()), {"out": "o"}, "no judge can be called report"),
+        (({"": Length()}, items()), {}, "judges must have names"),
+        (("length", "vl-rewardbench"), {}, "data is missing: .*hub"),
+        (("length", "vl-rewardbank", "x"), {}, "did you mean vl-rewardbench"),
+        (("length", items(), "x"), {}, "the benchmark is open already"),
+        (("length", items()), {"image_root": "x"}, "the benchmark is open already"),
+        (("length", items()), {"shard": (0, 2)}, "shards are put together from a folder"),
+        (("length", items()), {"shard": (2, 2), "out": "o"}, "shard must be number/count"),
+        (("lengthy", items()), {}, "lengthy"),
+        ((Leaning(), items()), {"orders": 0}, "orders must be an int of at least 1"),
+        ((Leaning(), items()), {"draws": 0}, "draws must be at least 1"),
+        ((Leaning(), type(items())()), {}, "there are no items"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments(arguments, options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((TypeError, ValueError), match=message):
+        evaluate(*arguments, **options)
+
+
+# ---- scores made elsewhere ----
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_scores_are_matched_by_row_by_id_and_by_ids_that_repeat(tmp_path):
+    made = items(14)  # two items of every id
+    by_row = [{"row": n, "scores": [float(n + k) for k in range(len(made[n].rankings))]} for n in range(14)]
+    expected = [one.scores.tolist() for one in given_scores(lines(tmp_path / "r.jsonl", by_row[::-1]), made)]
+    by_id = [{"id": made[n].id, "scores": by_row[n]["scores"]} for n in range(14)]
+    assert [one.scores.tolist() for one in given_scores(lines(tmp_path / "i.jsonl", by_id), made)] == expected
+    nested = [{"row": n, "scores": [row["scores"]]} for n, row in enumerate(by_row)]
+    assert [one.scores.tolist() for one in given_scores(lines(tmp_path / "n.jsonl", nested), made)] == expected
+    refused = [*by_row[:3], {"row": 3, "scores": None, "refused": "no"}, *by_row[4:]]
+    assert given_scores(lines(tmp_path / "f.jsonl", refused), made)[3].refused == "no"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.pop(), "has no scores for 1 of 14 items, the first of them item 13"),
+        (lambda r: r.append(r[0]), r"s\.jsonl:15: item 0 has scores already"),
+        (lambda r: r[1].update(row=14), r"s\.jsonl:2: row must be an int from 0 to 13, got 14"),
+        (lambda r: r[1].update(row=True), "row must be an int"),
+        (lambda r: r[1].update(id="q5"), r"s\.jsonl:2: row 1 of the benchmark is 'q1', the id here is 'q5'"),
+        (lambda r: r[1].pop("row"), "neither row nor id"),
+        (lambda r: (r[1].pop("row"), r[1].update(id="q99")), "the benchmark has no item 'q99'"),
+        (lambda r: r[1]["scores"].pop(), "scores must be 4 finite numbers"),
+        (lambda r: r[1].update(scores=[1, 2, 3, None]), "scores must be 4 finite numbers"),
+        (lambda r: r[1].update(scores=[True] * 4), "scores must be 4 finite numbers"),
+        (lambda r: r[1].update(scores=[1, 2, 3, float("inf")]), r"s\.jsonl:2"),
+        (lambda r: r[1].update(scores="1234"), "scores must be a list of 4 numbers"),
+        (lambda r: r[1].update(scores=[[1, 2, 3, 4]] * 2), "scores for 2 orders, and no orders"),
+        (lambda r: r[1].update(scores=[[1, 2, 3, 4]] * 2, orders=[[0, 1, 2, 3]] * 3), "orders must be 2 orders of 0..3"),
+        (lambda r: r[1].update(scores=[[1, 2, 3, 4]], orders=[[0, 1, 2, 2]]), "orders must be 1 orders of 0..3"),
+        (lambda r: r[1].update(refused="no"), "it has scores and refused"),
+    ],
+)  # fmt: skip
+def test_scores_that_do_not_fit(tmp_path, change, message):
+    made = items(14)
+    rows = [{"row": n, "scores": [float(k) for k in range(len(made[n].rankings))]} for n in range(14)]
+    change(rows)
+    with pytest.raises(ValueError, match=message):
+        given_scores(lines(tmp_path / "s.jsonl", rows), made)
+
+
+# ---- figures ----
+
+
+def said(number, scores, rankings=(1, 2, 2), question=None, group="g"):
+    from yojo.evaluation.judged import Judged
+
+    orders = tuple(tuple(np.roll(range(len(rankings)), k)) for k in range(len(scores or [0])))
+    array = None if scores is None else np.array(scores, dtype=np.float64)
+    refused = None if scores is not None else "no"
+    return Judged(number, f"i{number}", question or f"q{number}", group, rankings, [3, 2, 1], orders, array, refused)
+
+
+def test_figures_by_hand():
+    judged = [
+        said(0, [[2, 1, 0], [0, 1, 2]], group="a"),  # right, wrong: of its two pairs 2 and 0 right; the mean ties all
+        said(1, [[1, 1, 0], [3, 1, 1]], group="a"),  # tied, right: pairs 1.5 and 2; mean 2, 1, .5
+        said(2, None, group="b", question="q1"),
+        said(3, [[1, 0, 0]], (1, 2, 3), group="b"),  # right; pairs 1.5 + ... of 3: 2 right and a tie
+    ]
+    found = figures(judged)
+    own = {name: one.value for name, one in found.estimates.items()}
+    assert own["top1"] == (0.5 + 0.75 + 0 + 1) / 4 and own["top1_strict"] == (0.5 + 0.5 + 0 + 1) / 4
+    assert own["tied"] == 0.5 / 4 and own["macro"] == (0.625 + 0.5) / 2
+    assert own["pairwise"] == (1 + 1.75 + 0 + 2.5) / 9 and own["pairwise_strict"] == (1 + 1.5 + 0 + 2) / 9
+    assert own["averaged"] == (1 / 3 + 1 + 0 + 1) / 4 and own["averaged_pairwise"] == (1 + 2 + 0 + 2.5) / 9
+    assert own["acc_plus"] == 1 / 3  # q0 is right in one order, q1 has a refusal
+    assert found.refused == 1 and found.items == 4 and found.questions == 3
+    assert found.groups["a"]["top1"].value == 0.625 and found.groups["b"]["top1"].count == 2
+    assert found.estimates["kendall_tau"].count == 3
+
+
+def test_misses_by_hand():
+    judged = [
+        said(0, [[0, 4, 1]]),  # by 4
+        said(1, [[3, 1, 0]]),  # none
+        said(2, [[0, 1, 9]]),  # by 9, response 2
+        said(3, [[1, 1, 1]]),  # a tie is no miss
+        said(4, None),
+        said(5, [[0, 1, 2]], (1, 1, 1)),
+    ]
+    found = misses(judged)
+    assert [(one.number, chosen) for one, _, chosen in found] == [(2, 2), (0, 1)]
+    unit = np.median([one.mean.std() for one in judged if one.scores is not None])
+    assert [margin * unit for _, margin, _ in found] == [9, 4]
+    assert len(misses(judged, 1)) == 1
+
+
+def test_judges_are_compared_on_what_both_were_asked():
+    first = [said(n, [[1, 0, 0]]) for n in range(6)]
+    second = [said(n, [[0, 1, 0]]) for n in range(2, 8)]
+    found = compare(first, second, ("a", "b"))
+    assert (found.items, found.difference.value, found.mcnemar.only_a, found.agreement.same_choice) == (4, 1.0, 4, 0.0)
+    with pytest.raises(ValueError, match="a and b have no item in common"):
+        compare(first[:2], second, ("a", "b"))
+
+
+# ---- order bias ----
+
+
+def test_order_bias_needs_no_labels():
+    examples = [yojo.Example(f"q{n}?", [f"a{n}", f"b{n}", f"c{n}"]) for n in range(12)]
+    report = yojo.order_bias(Place(), examples, orders=3)
+    assert report.flip_rate == 1 and report.items == 12 and report.judge == "Place"
+    assert report.exposure[3][0] == pytest.approx(2 / 3) and report.exposure[3][1] == pytest.approx(-1 / 3)
+    free = yojo.order_bias(Constants(), examples, orders=3, name="ours")
+    assert free.flip_rate == 0 and free.judge == "ours" and free.orders == (3, 3)
+
+
+def test_order_bias_of_a_reward_model(make_reward_model, examples):
+    some = [example for example in examples if len(example.responses) > 1]
+    report = yojo.order_bias(make_reward_model(layers=1), some, orders=2)
+    assert report.spread > 0 and report.cost["permutations"] > report.cost["one_order"]
+    assert "to remove it: isolated reads" in report.lines()[-1]
+
+
+def test_order_bias_of_nothing():
+    with pytest.raises(ValueError, match="there are no examples"):
+        yojo.order_bias(Place(), [])
+    with pytest.raises(TypeError, match="examples must be yojo.Example objects, got str at place 0"):
+        yojo.order_bias(Place(), ["x"])
+    broken = [yojo.Example("p", ["a", "b"], images=["none.png"], id="one")]
+    with pytest.raises(ValueError, match="1 of 1 examples cannot be scored: one: .*none.png"):
+        yojo.order_bias(Place(), broken)
