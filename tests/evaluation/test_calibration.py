@@ -256,6 +256,23 @@ def test_plot(tmp_path):
     calibration(log_odds_items(8, 1)).plot(io.BytesIO())  # no halves
 
 
+def test_what_is_drawn():
+    found = calibration(log_odds_items(8, 500, scale=3.0))
+    for axis, bins, figures in zip(
+        found._figure().axes, (found.bins, found.scaled_bins), (found.raw, found.scaled), strict=True
+    ):
+        diagonal, points = axis.lines[0], axis.containers[0].lines[0]
+        assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+        assert points.get_xdata().tolist() == [one.probability for one in bins]
+        assert points.get_ydata().tolist() == [one.frequency for one in bins]
+        (bars,) = axis.containers[0].lines[2]
+        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+        assert ends == pytest.approx(np.array([[one.low, one.high] for one in bins]))
+        assert f"ECE {figures.ece:.3f}" in axis.texts[0].get_text()
+    alone = calibration(log_odds_items(8, 1))._figure().axes
+    assert alone[1].texts[0].get_text() == "too few questions" and alone[1].containers == []
+
+
 def test_importing_loads_nothing_heavy():
     code = f"import sys, {module.__name__}; print([n for n in ('torch', 'scipy', 'matplotlib') if n in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

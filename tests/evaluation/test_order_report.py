@@ -117,6 +117,29 @@ def test_plot(tmp_path):
     assert "<svg" in (tmp_path / "orders.svg").read_text()
 
 
+def test_what_is_drawn():
+    found = order_report([*random_items(0), FAITHFUL])
+    chosen, scored, spread = found._figure().axes
+    assert [bar.get_height() for bar in chosen.patches] == pytest.approx(
+        [value + 1 / count for count, values in found.exposure.items() for value in values]
+    )
+    assert [line.get_ydata().tolist() for line in chosen.lines] == [[1 / count] * 2 for count in (2, 3, 4)]
+    assert [text.get_text() for text in chosen.texts] == ["N=2", "N=3", "N=4"]
+    places = [bar.get_x() + bar.get_width() / 2 for bar in chosen.patches]
+    assert places == pytest.approx([0, 1, 3, 4, 5, 7, 8, 9, 10]) == chosen.get_xticks().tolist()
+    assert [label.get_text() for label in chosen.get_xticklabels()] == list("121231234")
+    heights = [bar.get_height() for bar in scored.patches]
+    assert heights == pytest.approx([value for values in found.score_by_place.values() for value in values])
+    assert all(line.get_ydata().tolist() == [0, 0] for line in scored.lines)
+    assert sum(bar.get_height() for bar in spread.patches) == found.items == 31
+    mean, between = (line.get_xdata()[0] for line in spread.lines)
+    assert mean == found.spread and between == pytest.approx(found.spread / found.relative_spread)
+    # Nothing moves: a scale all the same, and words.
+    still = order_report([FAITHFUL])._figure().axes
+    assert still[1].get_ylim() == (-1, 1) and still[2].texts[0].get_text() == "no score changes"
+    assert len(still[2].lines) == 1 and still[0].texts[:] == []
+
+
 def test_drawing_leaves_pyplot_alone():
     code = (
         f"import io, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from random_judged import judged; import {module.__name__} as m\n"

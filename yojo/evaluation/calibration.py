@@ -109,6 +109,9 @@ class Calibration:
             ImportError: matplotlib is missing.
             ValueError: there are no items to draw.
         """
+        self._figure().savefig(file, format=format, dpi=110)
+
+    def _figure(self):
         if not self.items:
             raise ValueError("there is nothing to draw: no item has scores for two responses or more")
         from matplotlib.figure import Figure
@@ -143,7 +146,7 @@ class Calibration:
                 note = "too few questions"
             axis.text(0.04, 0.96, note, transform=axis.transAxes, va="top", fontsize=9)
         axes[0].set_ylabel("how often it is the best one")
-        figure.savefig(file, format=format, dpi=110)
+        return figure
 
 
 def calibration(items, over="mean", bins=None, seed=0):

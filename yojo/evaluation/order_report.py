@@ -127,6 +127,9 @@ class OrderReport:
             ImportError: matplotlib is missing.
             ValueError: there are no items to draw.
         """
+        self._figure().savefig(file, format=format, dpi=110)
+
+    def _figure(self):
         if not self.items:
             raise ValueError("there is nothing to draw: no item has scores in two orders")
         from matplotlib.figure import Figure
@@ -155,7 +158,7 @@ class OrderReport:
             axis.set_axisbelow(True)
             axis.margins(y=0.12)
         figure.suptitle(f"{self.judge}: {self.items:,} items, flip rate {self.flip_rate:.1%}")
-        figure.savefig(file, format=format, dpi=110)
+        return figure
 
 
 def order_report(items, judge="judge", cost=None):
