@@ -3,6 +3,8 @@
 import _thread
 import collections
 import email.utils
+import http.client
+import json
 import signal
 import socket
 import threading
@@ -124,6 +126,16 @@ def test_what_would_be_refused_again_is_not_tried_again(status, error, message, 
         assert len(endpoint.bodies) == 1 and not waits
     said = str(caught.value)
     assert said.startswith(f"example 'two': {endpoint.url}: ") and "\n" not in said and len(said) < 500
+
+
+def test_replies_without_end(waits, monkeypatch):
+    whole = json.dumps(said("Ranking: A > B"))
+    with Endpoint(lambda body: whole.encode()) as endpoint:
+        monkeypatch.setattr(client, "LARGEST", len(whole))
+        assert endpoint.judge(retries=0).score_many([TWO])[0].tolist() == [1, 0]
+        monkeypatch.setattr(client, "LARGEST", len(whole) - 1)
+        with pytest.raises(EndpointError, match=f"a reply of more than {len(whole) - 1} bytes"):
+            endpoint.judge(retries=0).score_many([TWO])
 
 
 def test_timeouts(waits):
@@ -321,6 +333,7 @@ def test_pool_hands_over_whatever_is_raised():
     pool = Pool(2)
     pool.give("a", lambda: 1 / 0)
     pool.give("b", _thread.get_ident)
+    assert requesting() and all(thread.daemon for thread in requesting())  # none holds up the end of a program
     found = {tag: (value, error) for tag, value, error in (pool.take(), pool.take())}
     assert isinstance(found["a"][1], ZeroDivisionError) and found["b"][0] != threading.get_ident()
     pool.close()
@@ -337,6 +350,10 @@ def test_loopback():
         assert not is_loopback(host), host
 
 
+def to(url):
+    return client.Client(url, "", timeout=5.0, retries=0, concurrency=1)
+
+
 @pytest.mark.parametrize(
     "url, host, port, path",
     [
@@ -347,7 +364,7 @@ def test_loopback():
     ],
 )
 def test_addresses(url, host, port, path, no_proxies):
-    connection, before, headers = client.Client(url)._connection()
+    connection, before, headers = to(url)._connection()
     assert (connection.host, connection.port, before, headers) == (host, port, path, {})
 
 
@@ -376,6 +393,19 @@ def test_proxies_are_for_others_than_this_machine(no_proxies, waits):
         no_proxies.setenv("http_proxy", "socks5://127.0.0.1:9")
         with pytest.raises(EndpointError, match="the proxy of the environment for http must be an http:// address"):
             far.score_many([TWO])
+
+
+def test_ways_through_proxies(no_proxies):
+    no_proxies.setenv("http_proxy", "proxy.invalid")
+    no_proxies.setenv("https_proxy", "http://me@proxy.invalid:3128")
+    connection, before, headers = to("http://h/v1")._connection()
+    assert (connection.host, connection.port, before, headers) == ("proxy.invalid", 80, "http://h/v1", {})
+    connection, before, headers = to("https://h/v1")._connection()
+    assert (connection.host, connection.port, before, headers) == ("proxy.invalid", 3128, "/v1", {})
+    # The login is for the proxy alone, and the request goes through a tunnel that it cannot look into.
+    assert (connection._tunnel_host, connection._tunnel_port) == ("h", 443)
+    assert connection._tunnel_headers["Proxy-Authorization"] == "Basic bWU6"
+    assert isinstance(connection, http.client.HTTPSConnection)
 
 
 def test_https_is_spoken_to_https(no_proxies, waits):

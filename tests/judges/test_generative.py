@@ -131,6 +131,8 @@ def test_the_boundary_stands_in_nothing_that_is_shown(monkeypatch):
         (said("Ranking: A > B > C", "content_filter"), "content filter"),
         (said("Ranking: A > B > C", "length"), r"cut \(finish_reason length, max_tokens=4096\): raise max_tokens"),
         (said(None, refusal="half \ud83d"), r"it refuses: half \?"),
+        (said(None, refusal="n" * 200), r"it refuses: n{200}$"),
+        (said(None, refusal="n" * 201), r"it refuses: n{197}\.\.\.$"),
         (said(""), r"the reply is empty \(finish_reason stop\)"),
         (said(None), "the reply is empty"),
         ((400, {}, json.dumps({"error": {"code": "content_filter", "message": "no"}})), "the endpoint refuses it"),
@@ -230,7 +232,20 @@ def test_every_style_says_how_to_answer_and_what_is_material():
 def test_fingerprint():
     with Endpoint(by_length) as endpoint:
         base = fingerprint_of(endpoint.judge())
-        assert json.loads(json.dumps(base)) == base and base["url"] == endpoint.url and base["model"] == "judge-1"
+        assert json.loads(json.dumps(base)) == base and re.fullmatch("[0-9a-f]{32}", base.pop("prompt"))
+        assert base == {
+            "judge": "Generative",
+            "url": endpoint.url,
+            "model": "judge-1",
+            "style": "listwise",
+            "temperature": 0.0,
+            "seed": 0,
+            "max_tokens": 4096,
+            "image_detail": "",
+            "max_frames": 16,
+            "extra_body": {},
+        }
+        base = fingerprint_of(endpoint.judge())
         same = endpoint.judge(concurrency=3, timeout=1, retries=0, api_key="other", image_detail=None)
         assert same.fingerprint() == base
         for change in (

@@ -121,7 +121,7 @@ class Client:
         concurrency: requests that are with the server at once, at most.
     """
 
-    def __init__(self, url, key="", timeout=300.0, retries=5, concurrency=8):
+    def __init__(self, url, key, timeout, retries, concurrency):
         self.url = check_url(url)
         self._key, self.timeout, self.retries = check_key(key), timeout, retries
         self._room = threading.BoundedSemaphore(concurrency)
