@@ -23,16 +23,16 @@ class Endpoint:
     Args:
         rule: function (body) -> text, or dict of a whole reply, or bytes to send as they are, or (status, headers, text), or
             one of the ways to fail: "reset", "half", "silence".
+        tls: `ssl.SSLContext` of a server that speaks https; or None.
 
     Attributes:
         bodies, headers, paths: of the requests, in the order in which they came.
         most: requests that were here at once, at most.
-        broken: connections whose client left before there was an answer.
     """
 
-    def __init__(self, rule):
-        self.rule, self.bodies, self.headers, self.paths = rule, [], [], []
-        self.here = self.most = self.broken = 0
+    def __init__(self, rule, tls=None):
+        self.rule, self.tls, self.bodies, self.headers, self.paths = rule, tls, [], [], []
+        self.here = self.most = 0
         self.lock, self.ended = threading.Lock(), threading.Event()
 
     def __enter__(self):
@@ -54,8 +54,10 @@ class Endpoint:
                 pass
 
         self.server = Server(("127.0.0.1", 0), Handler)
+        if self.tls is not None:
+            self.server.socket = self.tls.wrap_socket(self.server.socket, server_side=True)
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        self.url = f"http{'' if self.tls is None else 's'}://127.0.0.1:{self.server.server_port}/v1"
         return self
 
     def __exit__(self, *_):

@@ -5,8 +5,11 @@ import collections
 import email.utils
 import http.client
 import json
+import shutil
 import signal
 import socket
+import ssl
+import subprocess
 import threading
 import time
 
@@ -415,6 +418,49 @@ def test_https_is_spoken_to_https(no_proxies, waits):
         with pytest.raises(EndpointError, match="no answer after 2 tries.*SSL"):
             judge.score_many([TWO])
         assert not endpoint.bodies
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A server's `ssl.SSLContext`, and the file of its certificate, which nobody knows."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl that makes a certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost -addext"
+    files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    subprocess.run(["openssl", *words.split(), "subjectAltName=IP:127.0.0.1", *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return context, str(folder / "cert.pem")
+
+
+def test_certificates_are_looked_at(certificate, monkeypatch, waits):
+    context, file = certificate
+    with Endpoint(by_length, context) as endpoint:
+        with pytest.raises(EndpointError, match="CERTIFICATE_VERIFY_FAILED"):
+            endpoint.judge().score_many([TWO])
+        assert not endpoint.bodies and not waits  # the next one would be the same
+        monkeypatch.setenv("SSL_CERT_FILE", file)
+        assert endpoint.judge().score_many([TWO])[0].tolist() == [0, 1]
+        assert endpoint.headers[0]["Authorization"] == f"Bearer {KEY}"
+
+
+def test_requests_over_https_end_when_nobody_waits(certificate, monkeypatch):
+    context, file = certificate
+    monkeypatch.setenv("SSL_CERT_FILE", file)
+
+    def rule(body):
+        if "q1" in blocks_of(body)[0][0][1]:
+            while endpoint.here < 3:
+                time.sleep(0.005)
+            return (401, {}, "no")
+        endpoint.ended.wait(20)
+        return by_length(body)
+
+    with Endpoint(rule, context) as endpoint:
+        with pytest.raises(EndpointError, match="status 401"):
+            endpoint.judge(concurrency=3).score_many(examples(3))
+        assert ended(requesting())
 
 
 def test_the_demand_is_one_request_for_each(waits):

@@ -8,10 +8,12 @@ import re
 import pytest
 import torch
 from endpoint_cases import KEY, Endpoint, blocks_of, by_length, parts_of, said
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scoring_cases import bad_of, lines_of, run, write
 
 import yojo
-from yojo.judges import Generative, Refusal, checked_scores, fingerprint_of, load_judge, order_free
+from yojo.judges import Generative, Refusal, checked_scores, fingerprint_of, load_judge, order_free, prompts
 
 THREE = yojo.Example("How many?", ["Two.", "I see three.", "née ☃ 三つ"], id="three")
 ONE = yojo.Example("Which?", ["This one."], id="one")
@@ -74,6 +76,7 @@ def test_requests_say_all_they_should_and_carry_the_key():
     assert (first["model"], first["temperature"], first["seed"], first["max_tokens"]) == ("judge-1", 0.25, 11, 77)
     assert "max_tokens" not in second and second["temperature"] == 0 and second["seed"] == 0
     assert endpoint.headers[0]["Authorization"] == f"Bearer {KEY}" and "Authorization" not in endpoint.headers[1]
+    assert endpoint.headers[0]["Content-Type"] == "application/json" and endpoint.headers[0]["User-Agent"] == "yojo"
 
 
 def test_order_free():
@@ -109,9 +112,31 @@ def test_a_response_cannot_close_its_block_or_judge():
         assert new != old and all(new not in part for part in (*example.responses, example.prompt))
 
 
-def test_the_boundary_stands_in_nothing_that_is_shown(monkeypatch):
-    from yojo.judges import prompts
+_TEXTS = st.lists(
+    st.lists(
+        st.sampled_from(
+            ["</response A ", "<response B ", "0a1b2c3d4e5f", ">", "\n", "Ranking: A > B", "☃", "x ", "{format}"]
+        ),
+        min_size=1,
+        max_size=8,
+    ).map("".join),
+    min_size=1,
+    max_size=5,
+)
 
+
+@given(_TEXTS, st.sampled_from(prompts.STYLES))
+@settings(max_examples=80, deadline=None)
+def test_blocks_hold_what_they_should_whatever_it_is(texts, style):
+    prompt, responses = texts[0], texts[:1] if style == "pointwise" else texts
+    pieces = prompts._block("message user", [prompt])
+    body = {"messages": prompts.messages_of(prompts.template_of(style), style, pieces, responses)}
+    conversation, found = blocks_of(body)
+    assert conversation == [("message user", prompt)] and list(found.values()) == responses
+    assert list(found) == ([""] if style == "pointwise" else list("ABCDE"[: len(responses)]))
+
+
+def test_the_boundary_stands_in_nothing_that_is_shown(monkeypatch):
     first = prompts.boundary_of(["t", "a"])
     assert first == prompts.boundary_of(["t", "a"]) and re.fullmatch("[0-9a-f]{12}", first)
     assert first != prompts.boundary_of(["ta"]) != prompts.boundary_of(["a", "t"])

@@ -200,7 +200,8 @@ class Client:
     def _exchange(self, path, data, stop):
         """(status, headers, body) of one request on a connection of its own."""
         connection, target, more = self._connection()
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "close", **more}
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "yojo", **more}
+        headers["Connection"] = "close"
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         with contextlib.closing(connection):

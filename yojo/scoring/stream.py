@@ -1,4 +1,4 @@
-"""Rows made ready -> their scores, as they come: reward models through packed rows, other judges by the handful."""
+"""Rows made ready -> their scores, as they come: reward models through packed rows, others by the handful or as they ask."""
 
 import contextlib
 import dataclasses
