@@ -1,7 +1,7 @@
-"""What official metrics are made of: the credit of one item in every order it was judged in, and means by group.
+"""What official metrics are made of: the credit of an item in every order it was judged in, and means by group.
 
-A refused item (`scores` None) is wrong and stays in the denominator. Every order is a verdict of its own; an item's credit is
-the mean over its orders.
+A refused item (`scores` None) is wrong and stays in the denominator. Every order is a verdict of its own; an item's credit
+is the mean over its orders.
 """
 
 import math
@@ -10,20 +10,33 @@ import numpy as np
 
 
 def shared(scores, best):
-    """Share of the highest scores that belong to a best response: half credit for a tie of two."""
-    top = scores == scores.max()
-    return float((top & best).sum() / top.sum())
+    """Share of the highest scores that belong to a best response: half credit for a tie of two.
+
+    Args:
+        scores: [K, N] float, one row an order.
+        best: [N] bool, the responses of the best rank.
+
+    Returns:
+        [K] float in [0, 1].
+    """
+    top = scores == scores.max(axis=1, keepdims=True)
+    return (top & best).sum(axis=1) / top.sum(axis=1)
 
 
 def strict(scores, best):
-    """1 where every best response has a higher score than every other one: a tie is wrong."""
-    return float(scores[best].min() > scores[~best].max())
+    """1 where every best response has a higher score than every other one, else 0: a tie is wrong. As `shared`."""
+    return (margins(scores, best) > 0).astype(np.float64)
 
 
 def inverse(scores, best):
-    """1 / number of the highest scores where a best response has one of them, else 0."""
-    top = scores == scores.max()
-    return float((top & best).any() / top.sum())
+    """1 / number of the highest scores where a best response has one of them, else 0. As `shared`."""
+    top = scores == scores.max(axis=1, keepdims=True)
+    return (top & best).any(axis=1) / top.sum(axis=1)
+
+
+def margins(scores, best):
+    """[K] float, the worst score of a best response minus the best score of the others."""
+    return scores[:, best].min(axis=1) - scores[:, ~best].max(axis=1)
 
 
 def checked(judged):
@@ -45,22 +58,35 @@ def checked(judged):
                 f"order, got {list(np.shape(item.scores))}"
             )
         if np.isnan(item.scores).any():
-            raise ValueError(
-                f"item {item.number} ({item.id}): a score is NaN: a judge that failed refuses (scores None)"
-            )
+            raise ValueError(f"item {item.number} ({item.id}): a score is NaN: of a judge that failed, scores are None")
     return judged
 
 
+def verdicts(item, rule=shared):
+    """[K] float, `rule` of an item's scores in each order; one 0 where the judge refused."""
+    return np.zeros(1) if item.scores is None else rule(np.asarray(item.scores), item.best)
+
+
 def credit(item, rule=shared):
-    """Mean over an item's orders of `rule(scores, best)`; 0 where the judge refused."""
-    if item.scores is None:
-        return 0.0
-    return float(np.mean([rule(np.asarray(scores), item.best) for scores in item.scores]))
+    """Mean of an item's verdicts."""
+    return float(verdicts(item, rule).mean())
 
 
-def accuracy(judged, rule=shared):
-    """Mean credit of items."""
-    return float(np.mean([credit(item, rule) for item in judged]))
+def accuracy(judged, of=credit):
+    """Mean credit of items, as `of(item)` gives it."""
+    return float(np.mean([of(item) for item in judged]))
+
+
+def accuracies(judged, of=credit):
+    """dict: "accuracy", the mean credit of all items, and "group/NAME", that of each group."""
+    credits, groups = [], {}
+    for item in judged:
+        credits.append(of(item))
+        groups.setdefault(item.group, []).append(credits[-1])
+    return {
+        "accuracy": float(np.mean(credits)),
+        **{f"group/{name}": float(np.mean(values)) for name, values in groups.items()},
+    }
 
 
 def by(judged, key):
@@ -71,19 +97,13 @@ def by(judged, key):
     return parts
 
 
-def by_group(judged, figure=accuracy, prefix="group"):
-    """dict "group/NAME" -> figure of the items of that group."""
-    return {f"{prefix}/{name}": figure(items) for name, items in by(judged, lambda item: item.group).items()}
-
-
-def together(items):
-    """Verdicts of several items that count as one: the k-th order of each, until all begin anew together.
+def together(*each):
+    """Verdicts of several items that count as one.
 
     Args:
-        items: list of `Judged`, with scores.
+        each: sequences, the values of one item in each of its orders.
 
     Returns:
-        list of lists, one [N] array for each item.
+        list of tuples: the k-th value of every item, until all begin anew together.
     """
-    orders = math.lcm(*(len(item.scores) for item in items))
-    return [[np.asarray(item.scores[k % len(item.scores)]) for item in items] for k in range(orders)]
+    return [tuple(values[k % len(values)] for values in each) for k in range(math.lcm(*map(len, each)))]

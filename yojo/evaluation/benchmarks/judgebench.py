@@ -59,18 +59,14 @@ def agreed(item):
     return float(np.sign(better - worse).sum() > 0)
 
 
-def _accuracy(judged):
-    return float(np.mean([agreed(item) for item in judged]))
-
-
 def official(judged):
     """accuracy over all items, each group's, and split/gpt, split/claude where the split is known."""
     judged = figures.checked(judged)
     splits = figures.by([item for item in judged if "split" in item.tags], lambda item: item.tags["split"])
     return {
-        "accuracy": _accuracy(judged), **figures.by_group(judged, _accuracy),
-        **{f"split/{name}": _accuracy(items) for name, items in splits.items()},
-    }  # fmt: skip
+        **figures.accuracies(judged, agreed),
+        **{f"split/{name}": figures.accuracy(items, agreed) for name, items in splits.items()},
+    }
 
 
 def _variant(split):

@@ -50,14 +50,14 @@ def all_right(judged):
     right = weight = 0.0
     for items in figures.by(judged, lambda item: item.id).values():
         times = max(collections.Counter(item.number for item in items).values())
+        orders = figures.together(*(figures.verdicts(item, figures.strict) for item in items))
+        right += times * float(np.mean([all(order) for order in orders]))
         weight += times
-        if all(item.scores is not None for item in items):
-            verdicts = [
-                all(figures.strict(scores, item.best) for scores, item in zip(order, items, strict=True))
-                for order in figures.together(items)
-            ]
-            right += times * float(np.mean(verdicts))
     return right / weight
+
+
+def _credit(item):
+    return figures.credit(item, figures.strict)
 
 
 def official(judged):
@@ -66,14 +66,11 @@ def official(judged):
     An id of which an item is in a group counts in that group's ACC+, where all its items must be right, as for all.
     """
     judged = figures.checked(judged)
-    figured = {
-        "accuracy": figures.accuracy(judged, figures.strict), "accuracy_plus": all_right(judged),
-        **figures.by_group(judged, lambda items: figures.accuracy(items, figures.strict)),
-    }  # fmt: skip
+    found = figures.accuracies(judged, _credit) | {"accuracy_plus": all_right(judged)}
     for group, items in figures.by(judged, lambda item: item.group).items():
         ids = {item.id for item in items}
-        figured[f"group_plus/{group}"] = all_right([item for item in judged if item.id in ids])
-    return figured
+        found[f"group_plus/{group}"] = all_right([item for item in judged if item.id in ids])
+    return found
 
 
 BENCHMARKS = (

@@ -10,7 +10,7 @@ _IMAGE = re.compile(r"<image_\d+>")
 
 
 def parse(record):
-    """A pair -> `Parsed`, from the benchmark's own JSON ("prompt_content") or from a row of its hub data set ("prompt_text")."""
+    """A pair -> `Parsed`: of the benchmark's own JSON ("prompt_content"), or a row of its hub data set ("prompt_text")."""
     name = benchmark.name_of(record, "pair_id") or benchmark.name_of(record, "id")
     if name is None:
         raise ValueError(f"neither pair_id nor id; the record has {', '.join(map(str, record))}")
@@ -22,7 +22,8 @@ def parse(record):
         responses = [_response(record, f"response_{side}") for side in "ab"]
     else:
         raise ValueError(
-            "no prompt_content: files named *_response_only.json hold no prompts; build the benchmark with its build_from_hf.py"
+            "no prompt_content: files named *_response_only.json hold no prompts; build the benchmark with its "
+            "build_from_hf.py"
         )
     prompt = [{"role": "user", "content": content}]
     chosen = benchmark.text(record, "chosen")
@@ -40,6 +41,8 @@ def _pieces(content, name):
     for piece in content:
         if not isinstance(piece, (list, tuple)) or len(piece) != 2 or piece[0] not in ("text", "image"):
             raise ValueError(f"{name} must hold ['text' or 'image', value] pairs, got {str(piece)[:60]}")
+        if piece[0] == "text" and not isinstance(piece[1], str):
+            raise ValueError(f"{name}: a text must be a string, got {type(piece[1]).__name__}")
     return content
 
 
@@ -82,8 +85,8 @@ def _row_response(record, name):
 
 def _holds_images(name):
     return ValueError(
-        f"{name} holds images, and responses are judged as text: it cannot be judged without them; skip_bad (--skip-bad) leaves "
-        "such pairs out and counts them"
+        f"{name} holds images, and responses are judged as text: it cannot be judged without them; skip_bad (--skip-bad) "
+        "leaves such pairs out and counts them"
     )
 
 
@@ -96,8 +99,7 @@ def readers(source):
 
 def official(judged):
     """accuracy over all trials, every order of a pair being one, and each task's."""
-    judged = figures.checked(judged)
-    return {"accuracy": figures.accuracy(judged), **figures.by_group(judged)}
+    return figures.accuracies(figures.checked(judged))
 
 
 BENCHMARKS = (
@@ -113,10 +115,10 @@ BENCHMARKS = (
         optional=("pair_id", "id", "task", "prompt_source", "prompt_content", "prompt_text", "prompt_images"),
         confirmed=True,
         headline="accuracy",
-        notes="Most responses hold images; such a pair is an error, or left out and counted with skip_bad, and never judged "
-        "without them. So figures here are of a part of the benchmark and not to be compared with its leaderboard. Equal "
-        "scores get half credit; the authors' script takes trials without a verdict out of the denominator, here a refusal is "
-        "wrong. The task is told by the name of the file or its folder.",
+        notes="Most responses hold images; such a pair is an error, or left out and counted with skip_bad, and never "
+        "judged without them. So figures here are of a part of the benchmark and not to be compared with its leaderboard. "
+        "Equal scores get half credit; the authors' script takes trials without a verdict out of the denominator, here a "
+        "refusal is wrong. The task is told by the name of the file or its folder.",
         parse=parse,
         official=official,
         readers=readers,

@@ -31,36 +31,38 @@ def parse(count, medium, record):
 
 
 def official(judged):
-    """best_of_n, pairwise (over all pairs ranked differently, equal scores count half) and kendall_tau (tau-b, in [-1, 1]).
+    """best_of_n, pairwise (over all pairs ranked differently, equal scores count half), kendall_tau (tau-b, in [-1, 1]).
 
-    Each is the mean over an item's orders. kendall_tau of equal scores is 0, as a coin's; of a refusal -1, as all pairs wrong.
+    Each is the mean over an item's orders. kendall_tau of equal scores is 0, as a coin's; of a refusal -1, as where all
+    pairs are wrong.
     """
     judged = figures.checked(judged)
-    groups = figures.by(judged, lambda item: item.group)
-    figured = _figures(judged)
-    for name, items in groups.items():
-        of_group = _figures(items)
-        figured[f"group/{name}"] = of_group["best_of_n"]
-        figured |= {f"{key}/{name}": of_group[key] for key in ("pairwise", "kendall_tau")}
-    return figured
+    measured = [(item.group, *_measured(item)) for item in judged]
+    found = _figures(measured)
+    for group in dict.fromkeys(item.group for item in judged):
+        of_group = _figures([each for each in measured if each[0] == group])
+        found[f"group/{group}"] = of_group["best_of_n"]
+        found |= {f"{key}/{group}": of_group[key] for key in ("pairwise", "kendall_tau")}
+    return found
 
 
-def _figures(judged):
-    right = count = 0.0
-    taus = []
-    for item in judged:
-        ranks = np.asarray(item.rankings)
-        count += float((ranks[:, None] < ranks[None, :]).sum())
-        if item.scores is None:
-            taus.append(-1.0)
-            continue
-        counts = [metrics.pairs(scores, ranks) for scores in item.scores]
-        right += float(np.mean([won + tied / 2 for won, tied, _ in counts]))
-        taus.append(float(np.mean(np.nan_to_num([metrics.kendall_tau(scores, ranks) for scores in item.scores]))))
-    return {"best_of_n": figures.accuracy(judged), "pairwise": right / count, "kendall_tau": float(np.mean(taus))}
+def _measured(item):
+    """(best-of-n credit, pairs that are right, pairs, tau), means over the item's orders."""
+    ranks = np.asarray(item.rankings)
+    count = float((ranks[:, None] < ranks[None, :]).sum())
+    if item.scores is None:
+        return 0.0, 0.0, count, -1.0
+    right = [won + tied / 2 for won, tied, _ in (metrics.pairs(scores, ranks) for scores in item.scores)]
+    taus = np.nan_to_num([metrics.kendall_tau(scores, ranks) for scores in item.scores])
+    return figures.credit(item), float(np.mean(right)), count, float(np.mean(taus))
 
 
-# The released figures of MR2Bench-Image are all a whole number of 240, and those of best-of-4 accuracy would be.
+def _figures(measured):
+    _, best, right, count, taus = zip(*measured, strict=True)
+    return {"best_of_n": float(np.mean(best)), "pairwise": sum(right) / sum(count), "kendall_tau": float(np.mean(taus))}
+
+
+# Those of MR2Bench-Image are all multiples of 1/240, as an accuracy over 240 items would be and a mean tau would not.
 PUBLISHED = {
     "image": {
         "Molmo2-4B RM": 62.5, "Qwen3-VL-4B RM": 58.8, "GPT-5 as judge": 87.1, "Skywork-VL-Reward 7B": 52.9,
@@ -86,9 +88,9 @@ def _variant(medium, count):
         optional=("id", "question", "group", *(("fps",) if medium == "video" else ())),
         confirmed=False,
         headline="best_of_n",
-        notes="The layout of its files (JSON, under 1,000 records) is not confirmed: map the columns. The paper reports one "
-        "figure for it and does not say here which; best-of-4 accuracy fits, and the published figures stand with the "
-        "variant of 4 responses for that reason. Equal scores share the credit. kendall_tau is in [-1, 1].",
+        notes="The layout of its files (JSON, under 1,000 records) is not confirmed: map the columns. The paper reports "
+        "one figure for it, which one is not confirmed: best-of-4 accuracy fits, so the published figures stand with the "
+        "variant of 4 responses. Equal scores share the credit. kendall_tau is in [-1, 1].",
         published=PUBLISHED[medium] if count == 4 else {},
         parse=functools.partial(parse, count, medium),
         official=official,

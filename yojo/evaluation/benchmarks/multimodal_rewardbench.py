@@ -27,11 +27,9 @@ def parse(record):
 def official(judged):
     """accuracy over all items, and each group's; those of the halved categories as a whole beside their halves."""
     judged = figures.checked(judged)
-    halved = figures.by(
-        [i for i in judged if "/" in i.group and i.group.split("/")[0] in HALVES], lambda i: i.group.split("/")[0]
-    )
-    whole = {f"group/{name}": figures.accuracy(items) for name, items in halved.items()}
-    return {"accuracy": figures.accuracy(judged), **figures.by_group(judged), **whole}
+    halved = figures.by(judged, lambda item: item.group.split("/")[0])
+    whole = {f"group/{name}": figures.accuracy(items) for name, items in halved.items() if name in HALVES}
+    return figures.accuracies(judged) | whole
 
 
 BENCHMARKS = (

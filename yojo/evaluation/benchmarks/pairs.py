@@ -1,4 +1,4 @@
-"""Files of pairs, one for each task: JSON with a list under "pairs", and Parquet; a record learns its task from its file."""
+"""Files of pairs, one for each task: JSON with a list under "pairs", Parquet; a record learns its task from its file."""
 
 import os
 import re
@@ -8,48 +8,45 @@ from yojo.data.readers import DataError, Json, JsonLines, Parquet, open_source
 from yojo.inputs.videos import natural_key
 
 
-class Pairs(Json):
+class _OfATask:
+    """A reader whose records learn their task from the name of the file.
+
+    Attributes:
+        task: its name, or None where the file does not say.
+    """
+
+    task = None
+
+    def read(self, index):
+        record = super().read(index)
+        return record if self.task is None or record.get("task") is not None else record | {"task": self.task}
+
+
+class Pairs(_OfATask, Json):
     """A JSON file {"pairs": [...]} of one task."""
 
     KEYS = ("pairs", *Json.KEYS)
-    task = None
-
-    def read(self, index):
-        return _with_task(super().read(index), self.task)
 
 
-class PairLines(JsonLines):
+class PairLines(_OfATask, JsonLines):
     """A JSONL file of one task."""
 
-    task = None
 
-    def read(self, index):
-        return _with_task(super().read(index), self.task)
-
-
-class PairRows(Parquet):
+class PairRows(_OfATask, Parquet):
     """A Parquet file of one task."""
-
-    task = None
-
-    def read(self, index):
-        return _with_task(super().read(index), self.task)
 
 
 KINDS = {".json": Pairs, ".jsonl": PairLines, ".parquet": PairRows}
-
-
-def _with_task(record, task):
-    return record if task is None or record.get("task") is not None else record | {"task": task}
 
 
 def open_pairs(source, tasks):
     """Readers of pairs.
 
     Args:
-        source: path of a .json, .jsonl or .parquet file; of a folder, of which the files that name a task are read; a list of
-            such paths; a list of dicts; or a `datasets.Dataset`.
-        tasks: names of the tasks; a file is of the one that its name, or a folder above it inside `source`, begins with.
+        source: path of a .json, .jsonl or .parquet file; of a folder, of which the files that name a task are read; a list
+            of such paths; a list of dicts; or a `datasets.Dataset`.
+        tasks: names of the tasks; a file is of the one that its name, or a folder above it inside `source`, begins
+            with.
 
     Returns:
         list of `yojo.data.readers.Reader`.

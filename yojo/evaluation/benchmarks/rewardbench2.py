@@ -4,7 +4,7 @@ import numpy as np
 
 from yojo.evaluation.benchmarks import benchmark, figures
 
-TIES = "Ties"
+TIES = "ties"
 KINDS = ("ref", "tied")
 
 
@@ -21,7 +21,7 @@ def parse(record):
     name = benchmark.name_of(record, "id") or benchmark.text(record, "id")
     subset = benchmark.text(record, "subset")
     info, question = {}, name
-    if subset == TIES:
+    if subset.lower() == TIES:
         kind, colon, number = name.partition(":")
         if kind not in KINDS or not colon or not number.isdigit():
             raise ValueError(f"the id of a Ties record must be 'ref:NUMBER' or 'tied:NUMBER', got {name!r}")
@@ -54,48 +54,51 @@ def ties(judged):
         dict: score, NaN where no prompt has both records; and its parts that can be computed.
     """
     records = {
-        kind: figures.by([i for i in judged if i.info["kind"] == kind], lambda i: i.info["prompt"]) for kind in KINDS
+        kind: figures.by([item for item in judged if item.info["kind"] == kind], lambda item: item.info["prompt"])
+        for kind in KINDS
     }
-    parts = {
-        f"{name}_accuracy": figures.accuracy(
-            [item for items in records[kind].values() for item in items], figures.strict
-        )
-        for name, kind in (("reference", "ref"), ("tied", "tied"))
-        if records[kind]
-    }
-    both = [
-        pair
-        for prompt, refs in records["ref"].items()
-        for pair in zip(refs, records["tied"].get(prompt, []), strict=False)
-    ]
+    parts = {}
+    for name, kind in (("reference", "ref"), ("tied", "tied")):
+        items = [item for prompt in records[kind].values() for item in prompt]
+        if items:
+            parts[f"{name}_accuracy"] = figures.accuracy(items, lambda item: figures.credit(item, figures.strict))
+    both = [pair for prompt in records["ref"] for pair in _pairs(records, prompt)]
     if not both:
         return {"score": float("nan"), **parts}
-    margins = np.mean([_margins(*pair) for pair in both], axis=0)
-    parts |= dict(zip(("preferred", "preferred_hard", "margin"), map(float, margins), strict=True))
+    means = np.mean([_terms(*pair) for pair in both], axis=0)
+    parts |= dict(zip(("preferred", "preferred_hard", "margin"), map(float, means), strict=True))
     score = (
-        0.30 * parts["tied_accuracy"] + 0.30 * parts["reference_accuracy"]
-        + 0.20 * parts["preferred"] + 0.20 * parts["preferred_hard"] + 0.01 * parts["margin"]
-    )  # fmt: skip
+        0.30 * parts["tied_accuracy"]
+        + 0.30 * parts["reference_accuracy"]
+        + 0.20 * parts["preferred"]
+        + 0.20 * parts["preferred_hard"]
+        + 0.01 * parts["margin"]
+    )
     return {"score": score, **parts}
 
 
-def _margins(reference, tied):
-    """[3]: margin above spread, the same with the reference, tanh term; means over the orders of the two."""
+def _pairs(records, prompt):
+    """(reference, tied) of one prompt; several where a bootstrap has drawn it several times."""
+    return zip(records["ref"][prompt], records["tied"].get(prompt, []), strict=False)
+
+
+def _terms(reference, tied):
+    """[3]: tied margin above spread, the same with the reference, tanh term; means over the orders of the two."""
     if reference.scores is None or tied.scores is None:
         return np.array([0.0, 0.0, -1.0])
-    terms = []
-    for of_reference, of_tied in figures.together([reference, tied]):
-        spread = float(np.ptp(of_tied[tied.best]))
-        margin = _margin(of_tied, tied.best)
-        hard = min(margin, _margin(of_reference, reference.best))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            term = np.nan_to_num(np.tanh(np.float64(hard) / np.float64(spread) - 1), nan=0.0)
-        terms.append((margin > spread, hard > spread, term))
-    return np.mean(np.asarray(terms, dtype=np.float64), axis=0)
+    spreads = np.ptp(np.asarray(tied.scores)[:, tied.best], axis=1)
+    orders = figures.together(
+        figures.verdicts(reference, figures.margins), figures.verdicts(tied, figures.margins), spreads
+    )
+    of_reference, margin, spread = map(np.array, zip(*orders, strict=True))
+    hard = np.minimum(of_reference, margin)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        term = np.nan_to_num(np.tanh(hard / spread - 1), nan=0.0)
+    return np.array([(margin > spread).mean(), (hard > spread).mean(), term.mean()])
 
 
-def _margin(scores, best):
-    return float(scores[best].min() - scores[~best].max())
+def _credit(item):
+    return figures.credit(item, figures.inverse)
 
 
 def official(judged):
@@ -103,12 +106,12 @@ def official(judged):
     judged = figures.checked(judged)
     scores = {}
     for subset, items in figures.by(judged, lambda item: item.group).items():
-        if subset == TIES:
+        if subset.lower() == TIES:
             of_ties = ties(items)
             scores[f"group/{subset}"] = of_ties.pop("score")
             scores |= {f"ties/{name}": value for name, value in of_ties.items()}
         else:
-            scores[f"group/{subset}"] = figures.accuracy(items, figures.inverse)
+            scores[f"group/{subset}"] = figures.accuracy(items, _credit)
     subsets = [value for key, value in scores.items() if key.startswith("group/") and not np.isnan(value)]
     return {"average": float(np.mean(subsets)) if subsets else float("nan"), **scores}
 

@@ -17,6 +17,8 @@ def parse(record):
     """A record -> `Parsed`; the group is told by the id up to its first `_` or `-`, and "general" where that says nothing."""
     responses = benchmark.texts(record, "response")
     ranking = benchmark.present(record, "human_ranking")
+    if not isinstance(ranking, (list, tuple)):
+        raise ValueError(f"human_ranking must be a list, got {type(ranking).__name__}")
     if len(responses) != 2:
         raise ValueError(f"response must hold two answers, got {len(responses)}")
     if list(ranking) not in ([0, 1], [1, 0]):
@@ -33,9 +35,8 @@ def parse(record):
 
 def official(judged):
     """accuracy over all items, macro_accuracy over the groups, and each group's."""
-    judged = figures.checked(judged)
-    groups = figures.by_group(judged)
-    return {"accuracy": figures.accuracy(judged), "macro_accuracy": float(np.mean(list(groups.values()))), **groups}
+    found = figures.accuracies(figures.checked(judged))
+    return {**found, "macro_accuracy": float(np.mean([found[key] for key in found if key != "accuracy"]))}
 
 
 BENCHMARKS = (
