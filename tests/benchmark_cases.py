@@ -20,8 +20,8 @@ def _vl(name, query, first, second, ranking, image):
 
 def _multimodal(name, category, first, second, better):
     return {
-        "ID": name, "Text": f"What is in {name}?", "Image": "images/a.png", "Output1": first, "Output2": second, "Better": better,
-        "Category": category,
+        "ID": name, "Text": f"What is in {name}?", "Image": "images/a.png", "Output1": first, "Output2": second,
+        "Better": better, "Category": category,
     }  # fmt: skip
 
 
@@ -34,15 +34,17 @@ def _judgebench(number, source, asked, first, second, label, model="gpt-4o-2024-
 
 def _rb2(name, subset, chosen, rejected):
     return {
-        "id": name, "prompt": f"Prompt of {name.split(':')[-1]}", "chosen": chosen, "rejected": rejected, "subset": subset,
-        "num_correct": len(chosen), "num_incorrect": len(rejected), "total_completions": len(chosen) + len(rejected),
+        "id": name, "prompt": f"Prompt of {name.split(':')[-1]}", "chosen": chosen, "rejected": rejected,
+        "subset": subset, "num_correct": len(chosen), "num_incorrect": len(rejected), "total_completions": len(chosen) + len(rejected),
     }  # fmt: skip
 
 
 def _mmrb2(name, first, second, chosen, image=True):
     return {
         "id": name, "prompt_source": "made up",
-        "prompt_content": [["text", "Look here"], *([["image", "images/a.png"]] if image else []), ["text", f"and at {name[0]}."]],
+        "prompt_content": [
+            ["text", "Look here"], *([["image", "images/a.png"]] if image else []), ["text", f"and at {name[0]}."],
+        ],
         "response_a": {"model_name": "x", "response_content": [["text", first]]},
         "response_b": {"model_name": "y", "response_content": [["text", second]]},
         "chosen": chosen,
@@ -112,7 +114,11 @@ CASES = {
         [
             {"asked": f"Question {i}", "good": good, "bad": bad, "clip": "frames/video", "kind": kind}
             for i, (good, bad, kind) in enumerate(
-                [("A longer one.", "Short.", "knowledge"), ("Brief.", "Much longer.", "safety"), ("Long one!", "No.", "safety")]
+                [
+                    ("A longer one.", "Short.", "knowledge"),
+                    ("Brief.", "Much longer.", "safety"),
+                    ("Long one!", "No.", "safety"),
+                ]
             )
         ],
         {"prompt": "asked", "chosen": "good", "rejected": "bad", "video": "clip", "group": "kind"},
@@ -154,7 +160,10 @@ CASES = {
     ),
     "preferences": (
         [
-            {"prompt": "One?", "responses": ["a", "bbbb", "cc"], "rankings": [2, 1, 3], "image": "images/a.png", "part": "x"},
+            {
+                "prompt": "One?", "responses": ["a", "bbbb", "cc"], "rankings": [2, 1, 3], "image": "images/a.png",
+                "part": "x",
+            },
             {"prompt": "Two?", "responses": ["aaa", "b"], "rankings": [2, 1], "image": "images/b.png", "part": "y"},
         ],
         {"group": "part"},
@@ -263,6 +272,6 @@ def said(entry, scores, orders=None, refused=False):
     orders = [tuple(range(scores.shape[1]))] * len(scores) if orders is None else orders
     return Judged(
         number=entry.number, id=entry.id, question=entry.question, group=entry.group, rankings=entry.rankings,
-        lengths=entry.lengths, orders=orders, scores=None if refused else scores, refused="asked to" if refused else None,
-        tags=entry.tags, info=entry.info,
+        lengths=entry.lengths, orders=orders, scores=None if refused else scores,
+        refused="asked to" if refused else None, tags=entry.tags, info=entry.info,
     )  # fmt: skip

@@ -39,8 +39,8 @@ def test_vl_rewardbench(tmp_path):
         [0, 0],  # general: a tie, 1/2
     ])  # fmt: skip
     assert figures == approx({
-        "accuracy": 3.75 / 7, "macro_accuracy": (0.75 + 0 + 0.75) / 3, "group/hallucination": 0.75, "group/reasoning": 0.0,
-        "group/general": 0.75,
+        "accuracy": 3.75 / 7, "macro_accuracy": (0.75 + 0 + 0.75) / 3, "group/hallucination": 0.75,
+        "group/reasoning": 0.0, "group/general": 0.75,
     })  # fmt: skip
 
 
@@ -58,8 +58,8 @@ def test_mm_rlhf_rewardbench(tmp_path):
     scores = [[[1, 0], [1, 0]], [[1, 0], [0, 1]], [[1, 1], [1, 0]], [[1, 0], [1, 0]], [[2, 0], [3, 0]]]
     # ACC: 1, 1/2, 1/2 (a tie is wrong), 1, 1. ACC+: id q1 in its first order only, q2 in its second only, q3 in both.
     assert official("mm-rlhf-rewardbench", tmp_path, scores) == approx({
-        "accuracy": 4 / 5, "accuracy_plus": (0.5 + 0.5 + 1) / 3, "group/mcq": 0.75, "group/long": 0.5, "group/video": 1.0,
-        "group_plus/mcq": 0.5, "group_plus/long": 0.5, "group_plus/video": 1.0,
+        "accuracy": 4 / 5, "accuracy_plus": (0.5 + 0.5 + 1) / 3, "group/mcq": 0.75, "group/long": 0.5,
+        "group/video": 1.0, "group_plus/mcq": 0.5, "group_plus/long": 0.5, "group_plus/video": 1.0,
     })  # fmt: skip
     scores[4] = REFUSED
     figures = official("mm-rlhf-rewardbench", tmp_path, scores)
@@ -84,14 +84,16 @@ def test_mr2bench(name, tmp_path):
         [1, 5, 3, 2, 0],
         # Ranks 1 2 3 4, all scores equal: 1/4, 3 of 6 pairs, tau 0.
         [0, 0, 0, 0],
-        # Ranks 2 1 1. First order: a best one is highest, 1 of 2 pairs, tau 0. Second: none, 0 of 2, tau -2 / sqrt(2 * 2).
+        # Ranks 2 1 1. First order: a best one is highest, 1 of 2 pairs, tau 0. Second: none, 0 of 2, tau
+        # -2 / sqrt(2 * 2).
         [[1, 2, 0], [1, 0, 0]],
     ]
     tau = 9 / math.sqrt(90)
     figures = official(name, tmp_path, scores)
     expected = {"best_of_n": 1.75 / 3, "pairwise": 12.5 / 17, "kendall_tau": (tau + 0 - 0.5) / 3}
     assert figures == approx(expected | {
-        "group/all": expected["best_of_n"], "pairwise/all": expected["pairwise"], "kendall_tau/all": expected["kendall_tau"],
+        "group/all": expected["best_of_n"], "pairwise/all": expected["pairwise"],
+        "kendall_tau/all": expected["kendall_tau"],
     })  # fmt: skip
     scores[1] = REFUSED
     figures = official(name, tmp_path, scores)
@@ -205,14 +207,14 @@ def of_one_place(name):
     if name.startswith("judgebench"):
         return {"accuracy": 0.0}  # one verdict right, one wrong
     if name == "rewardbench2":
-        # One chosen of four. Ties: a reference answer leads in 1 of 3 orders; three of five correct ones, and two of four,
-        # stand before all wrong ones in one order only, and then margin 1 is not above the spread of 2, or 1.
+        # One chosen of four. Ties: a reference answer leads in 1 of 3 orders; three of five correct ones, and two
+        # of four, stand before all wrong ones in one order only, and then margin 1 is not above the spread of 2, or 1.
         return {
-            "group/Math": 1 / 4, "group/Focus": 1 / 4, "ties/reference_accuracy": 1 / 3, "ties/tied_accuracy": (1 / 5 + 1 / 4) / 2,
-            "ties/preferred": 0.0, "ties/preferred_hard": 0.0,
+            "group/Math": 1 / 4, "group/Focus": 1 / 4, "ties/reference_accuracy": 1 / 3,
+            "ties/tied_accuracy": (1 / 5 + 1 / 4) / 2, "ties/preferred": 0.0, "ties/preferred_hard": 0.0,
         }  # fmt: skip
     if "mr2bench" in name or name == "preferences":
-        # Response i stands before j in N - d of the N orders, where j follows i at a distance of d places around the circle.
+        # Response i stands before j in N - d of the N orders, where j follows i by d places around the circle.
         before = [
             (len(ranks) - (j - i) % len(ranks)) / len(ranks)
             for ranks in ranked(name)

@@ -18,7 +18,8 @@ from yojo.evaluation.benchmarks import (
 __all__ = ["download", "get", "names", "open_benchmark"]
 
 _MODULES = (
-    vl_rewardbench, multimodal_rewardbench, mm_rlhf, video_rewardbench, mr2bench, rewardbench2, judgebench, mmrb2, preferences,
+    vl_rewardbench, multimodal_rewardbench, mm_rlhf, video_rewardbench, mr2bench, rewardbench2, judgebench, mmrb2,
+    preferences,
 )  # fmt: skip
 _KNOWN = {benchmark.name: benchmark for module in _MODULES for benchmark in module.BENCHMARKS}
 
@@ -54,14 +55,14 @@ def get(name):
 def open_benchmark(
     name, data, *, columns=None, image_root=None, allow_urls=False, skip_bad=False, partial=False, format="auto"
 ):
-    """Open the data of a benchmark. Every record is read once and checked; media are looked up when an item is asked for.
+    """Open the data of a benchmark: every record is read once and checked, media are looked up when an item is read.
 
     Args:
         name: one of `names()`.
-        data: path of a .jsonl, .json or .parquet file, or of a folder of such files; a list of paths; a list of dicts; or a
-            `datasets.Dataset`.
-        columns: dict, field of the benchmark -> column of the file; a dot reaches into an object. Needed where the layout of a
-            benchmark is not confirmed.
+        data: path of a .jsonl, .json or .parquet file, or of a folder of such files; a list of paths; a list of dicts;
+            or a `datasets.Dataset`.
+        columns: dict, field of the benchmark -> column of the file; a dot reaches into an object. Needed where the layout
+            of a benchmark is not confirmed.
         image_root: folder that relative paths of images and videos start from; the data file's own by default.
         allow_urls: fetch images given as URLs.
         skip_bad: leave out records that cannot be judged and list them in `Items.bad`.
@@ -72,8 +73,8 @@ def open_benchmark(
         `yojo.evaluation.benchmarks.items.Items`.
 
     Raises:
-        DataError: a file that is missing or broken, a record that cannot be judged (with file, line and reason), or counts that
-            differ from the published ones.
+        DataError: a file that is missing or broken, a record that cannot be judged (with file, line and reason), or
+            counts that differ from the published ones.
         ColumnError: a column that is not there, or a column map that is needed.
         ValueError, TypeError: a bad argument.
     """

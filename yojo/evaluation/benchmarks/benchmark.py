@@ -1,4 +1,4 @@
-"""`Benchmark`: where a benchmark comes from, what its records say and its official figures; `Item`: one thing to judge."""
+"""`Benchmark`: where it comes from, what its records say, its official figures; `Item`: one thing to judge."""
 
 import dataclasses
 import hashlib

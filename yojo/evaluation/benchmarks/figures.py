@@ -1,7 +1,7 @@
 """What official metrics are made of: the credit of an item in every order it was judged in, and means by group.
 
-A refused item (`scores` None) is wrong and stays in the denominator. Every order is a verdict of its own; an item's credit
-is the mean over its orders.
+A refused item (`scores` None) is wrong and stays in the denominator. Every order is a verdict of its own; an item's
+credit is the mean over its orders.
 """
 
 import math

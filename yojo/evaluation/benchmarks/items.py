@@ -28,8 +28,8 @@ class Items:
         missing: dict group -> (published, found) where they differ; "all" for the whole benchmark.
 
     Raises:
-        DataError: a record that cannot be judged, without skip_bad; counts that differ from the published ones by more than the
-            records left out, without partial.
+        DataError: a record that cannot be judged, without skip_bad; counts that differ from the published ones by more
+            than the records left out, without partial.
     """
 
     def __init__(self, benchmark, source, *, skip_bad=False, partial=False):
@@ -61,8 +61,8 @@ class Items:
                 f"{group}: {there} published, {here} found" for group, (there, here) in self.missing.items()
             )
             raise DataError(
-                f"{self.name}: not all of {benchmark.title}: {said}: another version? partial=True (--partial) judges what is "
-                "there",
+                f"{self.name}: not all of {benchmark.title}: {said}: another version? partial=True (--partial) judges "
+                "what is there",
                 self.name,
             )
 

@@ -33,8 +33,8 @@ def parse(split, record):
     own = next((word for word in COUNTS if model and word in model), None)
     if split and model and own != split:
         raise ValueError(
-            f"response_model is {model!r}, which is not of the split {split}: open judgebench-{own or '...'}, or judgebench "
-            "for both"
+            f"response_model is {model!r}, which is not of the split {split}: open judgebench-{own or '...'}, or "
+            "judgebench for both"
         )
     asked = benchmark.name_of(record, "original_id")
     return benchmark.Parsed(
@@ -48,10 +48,10 @@ def parse(split, record):
 
 
 def agreed(item):
-    """1 where an item's verdicts together agree with the label: more of its orders prefer the better answer than the other.
+    """1 where an item's verdicts together agree with the label: more orders prefer the better answer than the other.
 
-    With two orders that is the paper's rule: one verdict right and one a tie is right, one right and one wrong is not. With
-    one order (a judge to which order says nothing) it is that verdict. Equal scores are a tie; a refusal is wrong.
+    With two orders that is the paper's rule: one verdict right and one a tie is right, one right and one wrong is not.
+    With one order (a judge to which order says nothing) it is that verdict. Equal scores are a tie; a refusal is wrong.
     """
     if item.scores is None:
         return 0.0
@@ -83,9 +83,9 @@ def _variant(split):
         optional=("original_id", "response_model"),
         confirmed=True,
         headline="accuracy",
-        notes="Text only. An item is right when its verdicts together (both orders) agree with the label, so a judge that only "
-        "looks at places gets 0. One released pair (claude split) holds the same answer twice: it cannot be judged, and "
-        "skip_bad leaves it out.",
+        notes="Text only. An item is right when its verdicts together (both orders) agree with the label, so a judge "
+        "that only looks at places gets 0. One released pair (claude split) holds the same answer twice: it "
+        "cannot be judged, and skip_bad leaves it out.",
         parse=functools.partial(parse, split),
         official=official,
     )

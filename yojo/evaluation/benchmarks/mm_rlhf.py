@@ -1,4 +1,4 @@
-"""MM-RLHF-RewardBench: 170 pairs about an image or a video; several pairs share an id, and all of them must be right."""
+"""MM-RLHF-RewardBench: 170 pairs about an image or a video; several share an id, and all of those must be right."""
 
 import collections
 
@@ -86,9 +86,10 @@ BENCHMARKS = (
         optional=("image", "video"),
         confirmed=True,
         headline="accuracy",
-        notes="Chosen is always the first response: a judge that sees one order only is rewarded for liking the first. Equal "
-        "scores are wrong. A folder of frames is shown as 32 evenly spaced ones, as in the authors' code; one with fewer, "
-        "whole. The group is told by the path of the image or video ('other' where it names none).",
+        notes="Chosen is always the first response: a judge that sees one order only is rewarded for liking the first. "
+        "Equal scores are wrong. A folder of frames is shown as 32 evenly spaced ones, as in the authors' code; "
+        "one with fewer, whole. The group is told by the path of the image or video ('other' where it names "
+        "none).",
         published={
             "Molmo2-4B RM": 92.4, "Qwen3-VL-4B RM": 84.7, "GPT-5 as judge": 71.8, "Skywork-VL-Reward 7B": 72.4,
             "IXC-2.5-Reward 7B": 71.2,

@@ -10,7 +10,7 @@ _IMAGE = re.compile(r"<image_\d+>")
 
 
 def parse(record):
-    """A pair -> `Parsed`: of the benchmark's own JSON ("prompt_content"), or a row of its hub data set ("prompt_text")."""
+    """A pair of its own JSON ("prompt_content"), or of its hub data set ("prompt_text") -> `Parsed`."""
     name = benchmark.name_of(record, "pair_id") or benchmark.name_of(record, "id")
     if name is None:
         raise ValueError(f"neither pair_id nor id; the record has {', '.join(map(str, record))}")
@@ -85,13 +85,13 @@ def _row_response(record, name):
 
 def _holds_images(name):
     return ValueError(
-        f"{name} holds images, and responses are judged as text: it cannot be judged without them; skip_bad (--skip-bad) "
-        "leaves such pairs out and counts them"
+        f"{name} holds images, and responses are judged as text: it cannot be judged without them; skip_bad "
+        "(--skip-bad) leaves such pairs out and counts them"
     )
 
 
 def readers(source):
-    """Readers of the benchmark's own JSON files ({"pairs": [...]}), of rows of its hub data set, or of lists of dicts."""
+    """Readers of its own JSON files ({"pairs": [...]}), of rows of its hub data set, or of lists of dicts."""
     from yojo.evaluation.benchmarks.pairs import open_pairs
 
     return open_pairs(source, TASKS)
@@ -116,9 +116,9 @@ BENCHMARKS = (
         confirmed=True,
         headline="accuracy",
         notes="Most responses hold images; such a pair is an error, or left out and counted with skip_bad, and never "
-        "judged without them. So figures here are of a part of the benchmark and not to be compared with its leaderboard. "
-        "Equal scores get half credit; the authors' script takes trials without a verdict out of the denominator, here a "
-        "refusal is wrong. The task is told by the name of the file or its folder.",
+        "judged without them. So figures here are of a part of the benchmark and not to be compared with its "
+        "leaderboard. Equal scores get half credit; the authors' script takes trials without a verdict out of the"
+        " denominator, here a refusal is wrong. The task is told by the name of the file or its folder.",
         parse=parse,
         official=official,
         readers=readers,

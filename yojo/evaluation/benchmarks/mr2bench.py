@@ -31,7 +31,7 @@ def parse(count, medium, record):
 
 
 def official(judged):
-    """best_of_n, pairwise (over all pairs ranked differently, equal scores count half), kendall_tau (tau-b, in [-1, 1]).
+    """best_of_n, pairwise (of all pairs ranked differently, equal scores count half), kendall_tau (tau-b, in [-1, 1]).
 
     Each is the mean over an item's orders. kendall_tau of equal scores is 0, as a coin's; of a refusal -1, as where all
     pairs are wrong.
@@ -88,9 +88,9 @@ def _variant(medium, count):
         optional=("id", "question", "group", *(("fps",) if medium == "video" else ())),
         confirmed=False,
         headline="best_of_n",
-        notes="The layout of its files (JSON, under 1,000 records) is not confirmed: map the columns. The paper reports "
-        "one figure for it, which one is not confirmed: best-of-4 accuracy fits, so the published figures stand with the "
-        "variant of 4 responses. Equal scores share the credit. kendall_tau is in [-1, 1].",
+        notes="The layout of its files (JSON, under 1,000 records) is not confirmed: map the columns. The paper reports"
+        " one figure for it, which one is not confirmed: best-of-4 accuracy fits, so the published figures stand "
+        "with the variant of 4 responses. Equal scores share the credit. kendall_tau is in [-1, 1].",
         published=PUBLISHED[medium] if count == 4 else {},
         parse=functools.partial(parse, count, medium),
         official=official,

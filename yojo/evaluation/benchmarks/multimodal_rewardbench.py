@@ -44,10 +44,10 @@ BENCHMARKS = (
         fields=("ID", "Text", "Image", "Output1", "Output2", "Better", "Category"),
         confirmed=True,
         headline="accuracy",
-        notes="Its images are downloaded by scripts/0_download_data.py of github.com/facebookresearch/multimodal_rewardbench, "
-        "which writes data/all_data.json; paths start beside it. The paper has 5,000 items; those on Hateful Memes are not "
-        "public. The authors' script flips a coin where there is no verdict; here equal scores get half credit and a "
-        "refusal is wrong.",
+        notes="Its images are downloaded by scripts/0_download_data.py of "
+        "github.com/facebookresearch/multimodal_rewardbench, which writes data/all_data.json; paths start beside "
+        "it. The paper has 5,000 items; those on Hateful Memes are not public. The authors' script flips a coin "
+        "where there is no verdict; here equal scores get half credit and a refusal is wrong.",
         published={
             "Molmo2-4B RM": 73.2, "Qwen3-VL-4B RM": 71.2, "GPT-5 as judge": 64.6, "Skywork-VL-Reward 7B": 74.2,
             "IXC-2.5-Reward 7B": 66.6,

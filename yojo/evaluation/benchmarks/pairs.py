@@ -1,4 +1,4 @@
-"""Files of pairs, one for each task: JSON with a list under "pairs", Parquet; a record learns its task from its file."""
+"""Files of pairs, one for each task: JSON with a list under "pairs", Parquet; records learn their task from it."""
 
 import os
 import re
@@ -43,8 +43,8 @@ def open_pairs(source, tasks):
     """Readers of pairs.
 
     Args:
-        source: path of a .json, .jsonl or .parquet file; of a folder, of which the files that name a task are read; a list
-            of such paths; a list of dicts; or a `datasets.Dataset`.
+        source: path of a .json, .jsonl or .parquet file; of a folder, of which the files that name a task are read; a
+            list of such paths; a list of dicts; or a `datasets.Dataset`.
         tasks: names of the tasks; a file is of the one that its name, or a folder above it inside `source`, begins
             with.
 

@@ -3,7 +3,8 @@
 from yojo.evaluation.benchmarks import benchmark, mr2bench
 
 OPTIONAL = (
-    "prompt", "responses", "rankings", "targets", "chosen", "rejected", "images", "image", "videos", "video", "fps", *benchmark.NAMES,
+    "prompt", "responses", "rankings", "targets", "chosen", "rejected", "images", "image", "videos", "video", "fps",
+    *benchmark.NAMES,
 )  # fmt: skip
 
 
@@ -27,8 +28,9 @@ BENCHMARKS = (
         optional=OPTIONAL,
         confirmed=True,
         headline="best_of_n",
-        notes="Any format of yojo.data.load, told by its columns or named with format. Map group, question or id to columns to "
-        "have parts, and items that belong together. Soft targets become ranks. Equal scores share the credit.",
+        notes="Any format of yojo.data.load, told by its columns or named with format. Map group, question or id to "
+        "columns to have parts, and items that belong together. Soft targets become ranks. Equal scores share the"
+        " credit.",
         parse=parse,
         official=mr2bench.official,
     ),

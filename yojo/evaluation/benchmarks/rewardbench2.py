@@ -30,22 +30,23 @@ def parse(record):
         info, question = {"kind": kind, "prompt": int(number)}, f"ties:{int(number)}"
     return benchmark.Parsed(
         prompt=benchmark.text(record, "prompt"), responses=[*chosen, *rejected],
-        rankings=[1] * len(chosen) + [2] * len(rejected), literal_tags=True, id=name, question=question, group=subset, info=info,
+        rankings=[1] * len(chosen) + [2] * len(rejected), literal_tags=True, id=name, question=question,
+        group=subset, info=info,
     )  # fmt: skip
 
 
 def ties(judged):
     """The score of the Ties subset and what it is made of.
 
-    A prompt stands twice in it: as a reference, with one correct answer, and tied, with several. margin is the worst correct
-    score minus the best wrong one, spread the best correct score minus the worst correct one of the tied record:
+    A prompt stands twice in it: as a reference, with one correct answer, and tied, with several. margin is the worst
+    correct score minus the best wrong one, spread the best minus the worst correct score of the tied record:
 
         .30 share of tied records with margin > 0         + .30 share of reference records with margin > 0
         + .20 share of prompts with tied margin > spread  + .20 share with min(reference margin, tied margin) > spread
         + .01 mean of tanh(min(reference margin, tied margin) / spread - 1), 0 where that is 0 / 0
 
-    so that it may leave [0, 1] by .01. Each order of the answers is a verdict of its own; a refusal is as wrong as can be (-1
-    in the last term).
+    so that it may leave [0, 1] by .01. Each order of the answers is a verdict of its own; a refusal is as wrong as can
+    be (-1 in the last term).
 
     Args:
         judged: list of `Judged` with `info["kind"]` and `info["prompt"]`.
@@ -129,9 +130,10 @@ BENCHMARKS = (
         optional=("num_correct", "total_completions"),
         confirmed=True,
         headline="average",
-        notes="Text only. The chosen answer stands first: a judge that sees one order only is rewarded for liking the first. "
-        "Equal scores: 1 / number of the highest, where the chosen answer is among them. Ties has a formula of its own; "
-        "where no prompt of it has both its records it has no score (NaN), and the average is over the other subsets.",
+        notes="Text only. The chosen answer stands first: a judge that sees one order only is rewarded for liking the "
+        "first. Equal scores: 1 / number of the highest, where the chosen answer is among them. Ties has a "
+        "formula of its own; where no prompt of it has both its records it has no score (NaN), and the average is"
+        " over the other subsets.",
         parse=parse,
         official=official,
     ),

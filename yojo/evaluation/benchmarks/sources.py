@@ -55,9 +55,9 @@ class FileSource:
             unmapped = [field for field in needed if field not in self.columns]
             if unmapped:
                 raise ColumnError(
-                    f"{first.name}: the layout of {self.benchmark.title} is not confirmed: say which column is which with "
-                    f"columns={{field: column}} (--map FIELD=COLUMN), for {', '.join(unmapped)} at least (also possible: "
-                    f"{', '.join(self.benchmark.optional) or 'none'}); {listed}",
+                    f"{first.name}: the layout of {self.benchmark.title} is not confirmed: say which column is which "
+                    f"with columns={{field: column}} (--map FIELD=COLUMN), for {', '.join(unmapped)} at least (also "
+                    f"possible: {', '.join(self.benchmark.optional) or 'none'}); {listed}",
                     first.name,
                 )
         for field in dict.fromkeys((*needed, *self.columns)):
@@ -145,7 +145,8 @@ class PreferenceSource:
         for name, column in self.names.items():
             if column not in found and column.split(".")[0] not in found:
                 raise ColumnError(
-                    f"{self.records.name}: there is no column {column!r}, mapped to {name}; columns found: {', '.join(found)}",
+                    f"{self.records.name}: there is no column {column!r}, mapped to {name}; columns found: "
+                    f"{', '.join(found)}",
                     self.records.name,
                 )
         self.name = self.records.name
@@ -175,8 +176,9 @@ class PreferenceSource:
             names = {name: name_of({name: _reach(raw, column)}, name) for name, column in self.names.items()}
             return check(
                 Parsed(
-                    prompt=fields.prompt, responses=list(fields.responses), rankings=self._ranks(fields), id=names.get("id"),
-                    question=names.get("question"), images=fields.images, videos=fields.videos, group=names.get("group") or ALL,
+                    prompt=fields.prompt, responses=list(fields.responses), rankings=self._ranks(fields),
+                    id=names.get("id"), question=names.get("question"), group=names.get("group") or ALL,
+                    images=fields.images, videos=fields.videos,
                 )
             )  # fmt: skip
         except NOT_A_RECORDS_FAULT:
@@ -195,8 +197,8 @@ def check(parsed):
     """`parsed`, where it is something to judge.
 
     Raises:
-        ValueError: fewer than two responses, an empty one, ranks that do not fit them, a response that is the same text as one of
-            another rank, or all responses tied.
+        ValueError: fewer than two responses, an empty one, ranks that do not fit them, a response that is the same text
+            as one of another rank, or all responses tied.
     """
     responses = parsed.responses
     if len(responses) < 2:
@@ -216,15 +218,15 @@ def check(parsed):
         j = first.setdefault(response, i)
         if rankings[j] != rank:
             raise ValueError(
-                f"responses {j} and {i} are the same text, but ranked {rankings[j]} and {rank}: no judge can tell them apart; "
-                "leave the record out, or let skip_bad (--skip-bad) count it"
+                f"responses {j} and {i} are the same text, but ranked {rankings[j]} and {rank}: no judge can tell them "
+                "apart; leave the record out, or let skip_bad (--skip-bad) count it"
             )
     question = parsed.question or parsed.id or question_of(parsed.prompt, parsed.images, parsed.videos)
     return dataclasses.replace(parsed, rankings=rankings, question=question)
 
 
 def frames_of(count, wanted):
-    """Numbers of `wanted` of `count` frames, evenly spaced, first and last among them; all of them where there are no more."""
+    """Numbers of `wanted` of `count` frames, evenly spaced, first and last among them; of all where no more are."""
     return list(range(count)) if count <= wanted else np.linspace(0, count - 1, wanted, dtype=int).tolist()
 
 
@@ -250,8 +252,8 @@ def _checked_columns(columns, fields, name):
         if field not in fields:
             near = difflib.get_close_matches(str(field), fields, 1)
             raise ValueError(
-                f"columns maps {field!r}, which is no field of {name}{f' (did you mean {near[0]}?)' if near else ''}; fields are "
-                f"{', '.join(fields)}"
+                f"columns maps {field!r}, which is no field of {name}{f' (did you mean {near[0]}?)' if near else ''}; "
+                f"fields are {', '.join(fields)}"
             )
         if not isinstance(column, str) or not column:
             raise ValueError(f"columns maps {field!r} to {column!r}, which is no name of a column")

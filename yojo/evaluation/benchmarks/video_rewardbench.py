@@ -35,9 +35,9 @@ BENCHMARKS = (
         optional=("id", "question", "group", "fps"),
         confirmed=False,
         headline="accuracy",
-        notes="Published: 1,563 items on 1,482 videos: long-form perception 283, short-form perception 413, knowledge 238, "
-        "reasoning 278, safety 351. The layout of its files is not confirmed: map the columns, the category as group. "
-        "Equal scores get half credit.",
+        notes="Published: 1,563 items on 1,482 videos: long-form perception 283, short-form perception 413, knowledge "
+        "238, reasoning 278, safety 351. The layout of its files is not confirmed: map the columns, the category "
+        "as group. Equal scores get half credit.",
         published={
             "Molmo2-4B RM": 66.3, "Qwen3-VL-4B RM": 64.9, "GPT-5 as judge": 68.2, "Skywork-VL-Reward 7B": 62.9,
             "IXC-2.5-Reward 7B": 57.1,

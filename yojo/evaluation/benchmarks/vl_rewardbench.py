@@ -14,7 +14,7 @@ GROUPS = {
 
 
 def parse(record):
-    """A record -> `Parsed`; the group is told by the id up to its first `_` or `-`, and "general" where that says nothing."""
+    """A record -> `Parsed`; the id up to its first `_` or `-` tells the group, "general" where it says nothing."""
     responses = benchmark.texts(record, "response")
     ranking = benchmark.present(record, "human_ranking")
     if not isinstance(ranking, (list, tuple)):
@@ -28,7 +28,8 @@ def parse(record):
     name = benchmark.name_of(record, "id") or benchmark.text(record, "id")
     return benchmark.Parsed(
         prompt=benchmark.text(record, "query"), responses=responses, rankings=[int(place) + 1 for place in ranking],
-        images=benchmark.images(record, "image"), id=name, question=name, group=GROUPS.get(re.split("[_-]", name)[0], "general"),
+        images=benchmark.images(record, "image"), id=name, question=name,
+        group=GROUPS.get(re.split("[_-]", name)[0], "general"),
         tags=benchmark.tags_of(record, "query_source"),
     )  # fmt: skip
 
@@ -52,8 +53,9 @@ BENCHMARKS = (
         optional=("query_source",),
         confirmed=True,
         headline="accuracy",
-        notes="Micro and macro averages differ much: three of five items are of the group hallucination. The authors' script "
-        "takes answers without a verdict out of the denominator; here a refusal is wrong. Equal scores get half credit.",
+        notes="Micro and macro averages differ much: three of five items are of the group hallucination. The authors' "
+        "script takes answers without a verdict out of the denominator; here a refusal is wrong. Equal scores get"
+        " half credit.",
         published={
             "Molmo2-4B RM": 82.2, "Qwen3-VL-4B RM": 63.3, "GPT-5 as judge": 75.0, "Skywork-VL-Reward 7B": 69.0,
             "IXC-2.5-Reward 7B": 70.0,
