@@ -69,7 +69,9 @@ def test_of_two_responses_either_stands_first_equally_often(count):
         before = Counter(pair for order in found for pair in itertools.combinations(order, 2))
         assert len(before) == count * (count - 1) and set(before.values()) == {orders // 2}
     behind = Counter(pair for order in found for pair in itertools.pairwise(order))
-    assert len(behind) == count * (count - 1) and set(behind.values()) == {1}  # each directly behind each other one once
+    assert len(behind) == count * (count - 1) and set(behind.values()) == {
+        1
+    }  # each directly behind each other one once
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
