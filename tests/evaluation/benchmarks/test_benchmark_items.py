@@ -92,8 +92,10 @@ def test_rows_of_the_hub_are_the_pairs_of_the_json(tmp_path):
     with pytest.raises(DataError, match="places for 2 images, and prompt_images holds 1"):
         opened("mmrb2", rows)
     rows[1] |= {"prompt_text": "Without a place", "response_b_images": [{"bytes": png(), "path": None}]}
+    rows[2]["response_a_text"] = "As <image_1> shows."
     items = opened("mmrb2", rows, skip_bad=True)
-    assert len(items) == 2 and "response_b holds images" in items.bad[0][1]
+    whys = [why.split(",")[0] for _, why in items.bad]
+    assert len(items) == 1 and whys == ["response_b holds images", "response_a holds images"]
 
 
 def test_a_folder_of_pairs_without_a_task(tmp_path):
@@ -105,6 +107,13 @@ def test_a_folder_of_pairs_without_a_task(tmp_path):
     (tmp_path / "pairs.csv").write_text("a,b")
     with pytest.raises(DataError, match="unknown extension '.csv'"):
         opened("mmrb2", tmp_path / "pairs.csv")
+
+
+def test_what_a_table_fills_in_is_not_there(tmp_path):
+    records = records_of("vl-rewardbench")
+    records[2].pop("query")
+    with pytest.raises(DataError, match="no query; the record has id, response, image, human_ranking, query_source$"):
+        opened("vl-rewardbench", write(records, write_media(tmp_path), "parquet"))
 
 
 # ---- counts ----
@@ -149,6 +158,8 @@ def test_records_left_out_explain_what_lacks():
     assert [where for where, _ in items.bad] == ["records:1", "records:350"]
     with pytest.raises(DataError, match="knowledge: 154 published, 152 found"):  # one left out, one more not there
         benchmarks.open_benchmark("judgebench-gpt", whole(bad=(0,))[:1] + whole()[2:], skip_bad=True)
+    with pytest.raises(DataError, match="coding: 42 published, 43 found"):  # one left out does not explain one too many
+        benchmarks.open_benchmark("judgebench-gpt", [*whole(bad=(0,)), whole()[-1]], skip_bad=True)
     with pytest.raises(
         DataError, match="none of its 350 records can be judged; the first, records:1: responses 0 and 1"
     ):
