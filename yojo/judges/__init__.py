@@ -1,4 +1,4 @@
-"""What scores responses: anything with `score_many(examples) -> list of [N]`; reward models, classifiers, baselines."""
+"""What scores responses: anything with `score_many(examples) -> list of [N]`; classifiers, models behind endpoints, baselines."""
 
 import importlib
 
