@@ -1,4 +1,4 @@
-"""The command line: yojo demo, score, best, pairs, filter, eval, data, train, import, export, merge, profile, info.
+"""The command line: yojo demo, score, best, pairs, filter, eval, rank, data, train, import, export, merge, profile, info.
 
 A file a group of commands. They are all loaded to show the help, so that nothing heavy may stand at the top of any: what a
 command needs is imported when it runs.
@@ -6,7 +6,7 @@ command needs is imported when it runs.
 
 import typer
 
-from yojo.cli import choosing, converting, data, demo, evaluating, info, profiling, scoring, training
+from yojo.cli import choosing, converting, data, demo, evaluating, info, profiling, ranking, scoring, training
 from yojo.cli.quiet import be_quiet
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command()(choosing.best)
 app.command()(choosing.pairs)
 app.command(name="filter")(choosing.filter_)
 app.command(name="eval")(evaluating.eval_)
+app.command()(ranking.rank)
 app.add_typer(data_app, name="data")
 # Its options are those of two dataclasses, which parse them.
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
