@@ -28,9 +28,8 @@ def most_likely(wins, prior):
 
     def loss(strengths):
         difference = strengths[:, None] - np.append(strengths, 0)[None, :]
-        whole = np.column_stack([wins, np.full(len(wins), prior / 2)])
-        lost = np.append(np.zeros(0), np.full(len(wins), prior / 2))
-        return (whole * np.logaddexp(0, -difference)).sum() + (lost * np.logaddexp(0, strengths)).sum()
+        whole = np.column_stack([wins, np.full(len(wins), prior / 2)])  # half of the prior is won, half is lost
+        return (whole * np.logaddexp(0, -difference)).sum() + prior / 2 * np.logaddexp(0, strengths).sum()
 
     found = scipy.optimize.minimize(loss, np.zeros(len(wins)), method="BFGS", options={"gtol": 1e-9}).x
     return found - found.mean()
@@ -77,7 +76,9 @@ def test_rankings_of_annotators_are_rankings():
 def test_plackett_luce_of_whole_rankings_is_that_of_choix():
     orders = ["abcd", "abdc", "bacd", "dcba", "cadb", "acbd"]
     votes = [Vote(*pair, "first", f"x{k}") for k, o in enumerate(orders) for pair in itertools.combinations(o, 2)]
-    want = choix.ilsr_rankings(4, [["abcd".index(name) for name in order] for order in orders], tol=1e-12, max_iter=1000)
+    want = choix.ilsr_rankings(
+        4, [["abcd".index(name) for name in order] for order in orders], tol=1e-12, max_iter=1000
+    )
     assert list(by_name(plackett_luce, votes, prior=0).values()) == pytest.approx(list(want - want.mean()), abs=1e-8)
 
 
@@ -112,7 +113,12 @@ def test_the_walk_comes_to_rest(seed, prior):
 
 
 def test_borda_by_hand():
-    votes = [Vote("a", "b", "first"), Vote("a", "b", "tie"), Vote("c", "a", "second", weight=2), Vote("b", "c", "abstain")]
+    votes = [
+        Vote("a", "b", "first"),
+        Vote("a", "b", "tie"),
+        Vote("c", "a", "second", weight=2),
+        Vote("b", "c", "abstain"),
+    ]
     assert by_name(borda, votes) == {"a": 3.5 / 4, "b": 0.5 / 2, "c": 0.0}
 
 

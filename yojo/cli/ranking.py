@@ -78,7 +78,8 @@ def rank(
 
         from yojo.rankings import rank_file
 
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("ranking", total=None)
             report = rank_file(
                 votes,

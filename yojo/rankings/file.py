@@ -7,11 +7,11 @@ import uuid
 from pathlib import Path
 
 from yojo.files.folders import sync
-from yojo.rankings.ranking import aggregate
+from yojo.rankings.ranking import aggregate, settings
 from yojo.rankings.reading import read_votes
 from yojo.rankings.report import RankReport
 from yojo.rankings.responses import read_responses
-from yojo.rankings.scores import check_count, method_of
+from yojo.rankings.scores import check_count
 from yojo.rankings.variants import draw
 
 
@@ -68,7 +68,7 @@ def rank_file(
         DataError: a file or a record that cannot be used.
         TypeError, ValueError: a bad argument, or a question that the method cannot rank. Nothing is written then.
     """
-    _, options = method_of(method, options)
+    _, options, draws = settings(method, options, ties, draws, seed)
     out = _checked_out(out, "out", overwrite, [source, responses])
     if variants is not None:
         variants_out = out.with_suffix(".variants.jsonl") if variants_out is None else variants_out

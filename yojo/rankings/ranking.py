@@ -6,10 +6,11 @@ import numpy as np
 
 from yojo.rankings import quality
 from yojo.rankings.scores import check_count, method_of, ranks_of
-from yojo.rankings.votes import Tally
+from yojo.rankings.votes import TIES, Tally
 
 DRAWS = 200
 DRAWS_OF_KEMENY = 20  # each of which is an integer program
+DIGITS = 9  # of scores in files: what is beyond them is what an iteration leaves open
 DISCONNECTED = ("refuse", "mark")
 
 
@@ -105,7 +106,7 @@ class Ranking:
             part = {
                 "items": [self.items[i] for i in own],
                 "ranks": self.ranks[own].tolist(),
-                "scores": [float(value) for value in self.scores[own]],
+                "scores": (np.round(self.scores[own], DIGITS) + 0.0).tolist(),  # no -0.0
             }
             if len(self.draws):
                 part["stability"] = self.stability[own].tolist()
@@ -167,12 +168,9 @@ def aggregate(votes, method="bradley_terry", *, ties="half", disconnected="refus
         >>> dict(zip((ranking := yojo.rankings.aggregate(votes)).items, ranking.ranks.tolist()))
         {'a': 1, 'b': 2, 'c': 3}
     """
-    run, options = method_of(method, options)
+    run, options, draws = settings(method, options, ties, draws, seed)
     if disconnected not in DISCONNECTED:
         raise ValueError(f"disconnected must be one of {', '.join(DISCONNECTED)}, got {disconnected!r}")
-    draws = (DRAWS_OF_KEMENY if method == "kemeny" else DRAWS) if draws is None else draws
-    check_count("draws", draws, least=0)
-    check_count("seed", seed, least=0)
     tally = Tally.of(votes, ties)
     parts = tally.components
     if len(parts) > 1 and disconnected == "refuse":
@@ -205,6 +203,17 @@ def aggregate(votes, method="bradley_terry", *, ties="half", disconnected="refus
         annotators=quality.by_annotator(tally, ranks),
         draws=drawn[:, order],
     )
+
+
+def settings(method, options, ties, draws, seed):
+    """(function, dict of all its options, number of draws) of what `aggregate` is given, or what is wrong with it."""
+    run, options = method_of(method, options)
+    if ties not in TIES:
+        raise ValueError(f"ties must be one of {', '.join(TIES)}, got {ties!r}")
+    draws = (DRAWS_OF_KEMENY if method == "kemeny" else DRAWS) if draws is None else draws
+    check_count("draws", draws, least=0)
+    check_count("seed", seed, least=0)
+    return run, options, draws
 
 
 def _drawn(tally, parts, run, options, draws, seed):

@@ -155,8 +155,8 @@ def _annotators(rankings):
             if own["agreement"] is not None:
                 total["agreement"].append((own["agreement"], own["votes"]))
     for total in found.values():
-        shares = total["agreement"]
-        total["agreement"] = float(np.average(*zip(*shares, strict=True))) if shares else None
+        shares, votes = np.array(total["agreement"] or [(0, 0)]).T
+        total["agreement"] = float(shares @ votes / votes.sum()) if votes.any() else None
     return {name: found[name] for name in sorted(found)}
 
 

@@ -64,7 +64,7 @@ def draw(rankings, questions, *, size=4, per_question=1, gap=1, stability=0.0, s
             if not len(sets):
                 continue
             names = [ranking.items[i] for i in items]
-            seen = np.array([[uses[name] + count for count in places[name]] for name in names])
+            seen = np.array([[size * uses[name] + count for count in places[name]] for name in names])
             cost = seen[sets, np.arange(size)].sum(axis=1)
             taken = rng.choice(np.flatnonzero(cost == cost.min()))
             for place, item in enumerate(sets[taken]):

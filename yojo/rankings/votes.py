@@ -85,11 +85,9 @@ class Tally:
             ties: "half" or "drop".
 
         Raises:
-            TypeError, ValueError: no votes, or something else.
+            TypeError, ValueError: no votes, or something else among them.
         """
         votes = list(votes)
-        if ties not in TIES:
-            raise ValueError(f"ties must be one of {', '.join(TIES)}, got {ties!r}")
         if not votes:
             raise ValueError("votes is empty: a question needs at least one vote")
         for place, vote in enumerate(votes):
