@@ -8,7 +8,6 @@ Everything is computed on one core. Result lines go into the folder `rankings` o
 """
 
 import dataclasses
-import datetime
 import functools
 import importlib.metadata
 import statistics
@@ -16,8 +15,9 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
-from bench import lines
+from bench import conftest, lines
 from yojo.evaluation.metrics import best_of_n, kendall_tau
 from yojo.rankings import METHODS, Vote
 from yojo.rankings.scores import ranks_of
@@ -162,12 +162,6 @@ def test_recovery(benchmark, request, found, world, way):
 
 def provenance(request):
     """Commit, date, processor and versions."""
-    from bench.conftest import _cpu, _output
-
-    return {
-        "commit": request.config.getoption("--commit")
-        or _output("git", "describe", "--always", "--dirty", "--exclude=*"),
-        "date": datetime.date.today().isoformat(),
-        "cpu": _cpu(),
-        "versions": {name: importlib.metadata.version(name) for name in ("choix", "numpy", "scipy")},
-    }
+    place = conftest.provenance(torch.device("cpu"), request.config.getoption("--commit"))
+    versions = {name: importlib.metadata.version(name) for name in ("choix", "numpy", "scipy")}
+    return {name: place[name] for name in ("cpu", "commit", "date")} | {"versions": versions}

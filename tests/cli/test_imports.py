@@ -37,6 +37,7 @@ def test_importing_yojo_loads_no_library():
         "best",
         "pairs",
         "filter",
+        "rank",
         "train",
         "import",
         "export",

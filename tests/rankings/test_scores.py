@@ -45,6 +45,30 @@ def test_strengths_are_the_most_likely(seed, method, prior):
     assert np.abs(method(tally, prior=prior) - want).max() < 1e-5  # what differences of the likelihood can find
 
 
+@pytest.mark.parametrize("method", [bradley_terry, plackett_luce])
+@pytest.mark.parametrize("seed", range(3))
+def test_strengths_are_those_of_choix(seed, method):
+    tally, _ = tally_of(random_votes(seed, 7, coverage=0.5, per_pair=3))
+    wins = np.pad(tally.wins, (0, 1))
+    wins[7, :7] = wins[:7, 7] = 0.5  # the average item of the prior
+    want = choix.ilsr_pairwise_dense(wins, tol=1e-13, max_iter=10_000)[:7]
+    assert np.abs(method(tally) - (want - want.mean())).max() < 1e-9
+
+
+@pytest.mark.parametrize("method", [bradley_terry, plackett_luce])
+@pytest.mark.parametrize("times", [1, 1000])
+@pytest.mark.parametrize("prior", [1, 0.01, 1e-6])
+def test_extreme_votes_have_an_estimate(method, times, prior):
+    """Clear votes and a small prior: strengths far apart, where the likelihood is flat."""
+    votes = [Vote(v.first, v.second, "first", "x", times) for v in clear_votes([f"m{i:02}" for i in range(19)])]
+    tally, place = tally_of(votes)
+    scores = method(tally, prior=prior)
+    assert ranks_of(scores)[[place[f"m{i:02}"] for i in range(19)]].tolist() == list(range(1, 20))
+    mirrored = scores[[place[f"m{18 - i:02}"] for i in range(19)]]
+    if method is bradley_terry:
+        assert scores[[place[f"m{i:02}"] for i in range(19)]] == pytest.approx(-mirrored, rel=1e-7, abs=1e-7)
+
+
 def test_two_items_in_closed_form():
     votes = [Vote("a", "b", "first")] * 3 + [Vote("a", "b", "second")]
     assert by_name(bradley_terry, votes, prior=0)["a"] == pytest.approx(np.log(3) / 2)

@@ -10,9 +10,8 @@ import numpy as np
 from yojo.rankings import graphs
 from yojo.rankings.kemeny import kemeny
 
-TOLERANCE = 1e-12  # of iterations
-TIED = 1e-7  # scores of neighbours that differ by no more are a tie: far above what an iteration leaves open
-_MOST_STEPS = 10_000
+TIED = 1e-7  # scores of neighbours that differ by no more are a tie: far above what the last step leaves open
+_STEP, _MOST_STEPS = 1e-9, 1000  # a step of Newton's method that is the last one, of the largest strength; steps
 
 
 def bradley_terry(tally, *, prior=1.0):
@@ -31,12 +30,9 @@ def bradley_terry(tally, *, prior=1.0):
     Raises:
         ValueError: prior=0, and some items have never lost to any of the others.
     """
-    import choix
-
     _check_prior(tally, prior)
     wins = _with_average(tally.wins, prior)
-    found = choix.ilsr_pairwise_dense(wins, tol=TOLERANCE, max_iter=_MOST_STEPS)[: len(tally.items)]
-    return found - found.mean()
+    return _without_average(_most_likely([_of_pairs(wins)], len(wins)), tally)
 
 
 def plackett_luce(tally, *, prior=1.0):
@@ -59,14 +55,8 @@ def plackett_luce(tally, *, prior=1.0):
     _check_prior(tally, prior)
     wins, rankings = annotators_rankings(tally)
     wins = _with_average(wins, prior)
-    choices = [((i, j), wins[i, j]) for i, j in np.argwhere(wins > 0)]
-    choices += [(ranking[place:], weight) for ranking, weight in rankings for place in range(len(ranking) - 1)]
-    among = np.zeros((len(choices), len(wins)))
-    for row, (members, _) in enumerate(choices):
-        among[row, list(members)] = 1
-    chosen, weight = np.array([members[0] for members, _ in choices]), np.array([weight for _, weight in choices])
-    found = _most_likely(among, chosen, weight)[: len(tally.items)]
-    return found - found.mean()
+    parts = [_of_pairs(wins), _of_rankings(rankings, len(wins))] if rankings else [_of_pairs(wins)]
+    return _without_average(_most_likely(parts, len(wins)), tally)
 
 
 def annotators_rankings(tally):
@@ -301,36 +291,72 @@ def _with_average(wins, prior):
     return made
 
 
-def _most_likely(among, chosen, weight):
-    """Newton's method: log strengths under which choices are most likely.
+def _without_average(strengths, tally):
+    found = strengths[: len(tally.items)]
+    return found - found.mean()
+
+
+def _of_pairs(wins):
+    """Function: log strengths -> log likelihood of wins [N, N], its gradient [N], and its curvature, negated [N, N]."""
+    counts = wins + wins.T
+
+    def look(strengths):
+        log_chance = -np.logaddexp(0, strengths[None, :] - strengths[:, None])
+        chance = np.exp(log_chance)  # and that of the other item, chance.T, which 1 - chance would round
+        flow = counts * chance * chance.T
+        gradient = (wins * chance.T - wins.T * chance).sum(axis=1)
+        return float((wins * log_chance).sum()), gradient, np.diag(flow.sum(axis=1)) - flow
+
+    return look
+
+
+def _of_rankings(rankings, count):
+    """The same of rankings, a list of (items from the best, weight): each place is a choice from what is left."""
+    choices = [(ranking[place:], weight) for ranking, weight in rankings for place in range(len(ranking) - 1)]
+    among = np.zeros((len(choices), count))
+    for row, (members, _) in enumerate(choices):
+        among[row, list(members)] = 1
+    chosen, weight = np.array([members[0] for members, _ in choices]), np.array([weight for _, weight in choices])
+    rows = np.arange(len(choices))
+
+    def look(strengths):
+        highest = np.where(among > 0, strengths, -np.inf).max(axis=1)
+        odds = among * np.exp(np.minimum(strengths - highest[:, None], 0))
+        total = odds.sum(axis=1)
+        chance = odds / total[:, None]
+        likelihood = float(weight @ (strengths[chosen] - highest - np.log(total)))
+        curvature = np.diag(weight @ chance) - chance.T @ (chance * weight[:, None])
+        chance[rows, chosen] = 0  # 1 - chance of what was chosen is the sum of the others
+        gradient = np.bincount(chosen, weight * chance.sum(axis=1), minlength=count) - weight @ chance
+        return likelihood, gradient, curvature
+
+    return look
+
+
+def _most_likely(parts, count):
+    """Newton's method: where the sum of log likelihoods is largest.
 
     Args:
-        among: [C, N] float64, 1 for what each choice was made from.
-        chosen: [C] int64.
-        weight: [C] float64.
+        parts: functions as `_of_pairs` gives them.
+        count: of strengths.
 
     Returns:
         [N] float64, 0 on average.
     """
-    strengths = np.zeros(among.shape[1])
-    wanted = np.bincount(chosen, weight, minlength=len(strengths))
 
-    def look(at):
-        odds = among * np.exp(at - at.max())
-        total = odds.sum(axis=1)
-        return float(weight @ (at[chosen] - at.max() - np.log(total))), odds / total[:, None]
+    def look(strengths):
+        return [sum(values) for values in zip(*(part(strengths) for part in parts), strict=True)]
 
-    likelihood, odds = look(strengths)
+    strengths = np.zeros(count)
+    likelihood, gradient, curvature = look(strengths)
     for _ in range(_MOST_STEPS):
-        expected = weight @ odds
-        curvature = np.diag(expected) - odds.T @ (odds * weight[:, None])
-        step = np.linalg.solve(curvature + 1, wanted - expected)
-        while True:
-            new, new_odds = look(strengths + step)
-            if new >= likelihood - 1e-9 * abs(likelihood) or np.abs(step).max() < TOLERANCE:
-                break
+        step = np.linalg.solve(curvature + 1, gradient)  # + 1: the step that sums to 0
+        scale = _STEP * max(1.0, float(np.abs(strengths).max()))
+        if np.abs(step).max() < scale:
+            return strengths + step
+        new = look(strengths + step)
+        while new[0] < likelihood - 1e-12 * abs(likelihood) and np.abs(step).max() >= scale:
             step = step / 2
-        strengths, likelihood, odds = strengths + step, new, new_odds
-        if np.abs(step).max() < 1e-10:
-            return strengths - strengths.mean()
-    raise RuntimeError(f"no estimate after {_MOST_STEPS} steps")
+            new = look(strengths + step)
+        strengths, (likelihood, gradient, curvature) = strengths + step, new
+    raise RuntimeError(f"no estimate after {_MOST_STEPS} steps of Newton's method")

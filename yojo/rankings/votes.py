@@ -188,10 +188,12 @@ class Tally:
         return [np.array(part) for part in sorted(parts, key=lambda part: (-len(part), part))]
 
     def _sum(self, for_first, for_second):
-        made = np.zeros((len(self.items),) * 2)
-        np.add.at(made, (self.first[for_first], self.second[for_first]), self.weight[for_first])
-        np.add.at(made, (self.second[for_second], self.first[for_second]), self.weight[for_second])
-        return made
+        count = len(self.items)
+        places = np.concatenate(
+            [(self.first * count + self.second)[for_first], (self.second * count + self.first)[for_second]]
+        )
+        weights = np.concatenate([self.weight[for_first], self.weight[for_second]])
+        return np.bincount(places, weights, minlength=count**2).reshape(count, count)
 
 
 def _places(names):
