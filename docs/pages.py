@@ -92,6 +92,17 @@ EXAMPLES = {
         "yojo filter SCORES --out kept.jsonl --top-share 0.1 --of mean --report kept.png\n"
         "yojo filter SCORES --out kept.jsonl --min-score 0 --responses"
     ),
+    "eval": (
+        "yojo eval --list\n"
+        "yojo eval vl-rewardbench --download vl-rewardbench\n"
+        "yojo eval vl-rewardbench vl-rewardbench --judge my-reward-model --judge length --out eval\n"
+        "yojo eval preferences held_out.jsonl --judge ours=my-reward-model --judge alone=my-reward-model#isolated --out eval\n"
+        "yojo eval preferences held_out.jsonl --judge openai:MODEL@http://localhost:8000/v1#pairwise --out eval --orders 2"
+    ),
+    "rank": (
+        "yojo rank votes.jsonl --out rankings.jsonl\n"
+        "yojo rank votes.jsonl --out rankings.jsonl --method pged --variants 4 --responses answers.jsonl"
+    ),
     "data check": "yojo data check digits/train.jsonl\nyojo data check FILE.jsonl --map prompt=question --map responses=answers",
     "train": (
         "yojo train --config examples/digits.yaml\n"

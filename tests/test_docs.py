@@ -158,6 +158,12 @@ def given(page, backbone, samples):
         Path("candidates.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         reward_model.save_pretrained("my-reward-model")
         return {"yojo": yojo, "reward_model": reward_model}
+    if page in ("docs/evaluation.md", "docs/rankings.md"):
+        reward_model = real_processors.reward_model("Qwen3-VL", "comparative")[0]
+        records = [{"prompt": f"Which is {n}?", "responses": ["This one.", "That."], "rankings": [1, 2]} for n in range(4)]
+        Path("held_out.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        examples = [yojo.Example(record["prompt"], record["responses"]) for record in records]
+        return {"yojo": yojo, "reward_model": reward_model, "examples": examples}
     if page == "docs/attention.md":
         return {
             "query": torch.randn(290, 4, 16),

@@ -75,7 +75,7 @@ _MOVED = {
     "vision": ("costs.vision",),
 }
 
-__all__ = [*_HOMES, "__version__", "data", "judges"]
+__all__ = [*_HOMES, "__version__", "data", "judges", "rankings"]
 
 
 def __getattr__(name):
@@ -83,7 +83,7 @@ def __getattr__(name):
         value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value
         return value
-    if name in ("data", "judges") or name in _MOVED:
+    if name in ("data", "judges", "rankings") or name in _MOVED:
         return importlib.import_module(f"yojo.{name}")
     raise AttributeError(f"module 'yojo' has no attribute {name!r}")
 

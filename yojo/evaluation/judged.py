@@ -1,6 +1,7 @@
 """`Judged`: one item of a benchmark with what a judge said of it, in every order in which it was asked."""
 
 import dataclasses
+import math
 import typing
 
 import numpy as np
@@ -47,5 +48,10 @@ class Judged:
 
     @property
     def mean(self):
-        """[N] float64, each response's score averaged over the orders; None where the judge refused."""
-        return None if self.scores is None else self.scores.mean(axis=0)
+        """[N] float64, each response's score averaged over the orders; None where the judge refused.
+
+        The sum is the exact one, rounded: responses with the same scores in other orders tie.
+        """
+        if self.scores is None:
+            return None
+        return np.array([math.fsum(column) / len(self.scores) for column in self.scores.T.tolist()])
