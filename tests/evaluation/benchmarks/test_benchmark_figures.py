@@ -6,6 +6,8 @@ import random
 import numpy as np
 import pytest
 from benchmark_cases import CASES, coin, cyclic, first_place, judged, longest, made, said
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pytest import approx
 
 from yojo.evaluation import benchmarks
@@ -328,6 +330,33 @@ def test_kendall_tau_of_places_against_scipy(tmp_path):
         ]
         expected.append(np.mean([tau.statistic for tau in taus]))
     assert figures["kendall_tau"] == approx(np.mean(expected))
+
+
+# ---- what changes nothing ----
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_scale_and_zero_of_scores_change_nothing(name, tmp_path):
+    items = made(name, tmp_path)
+    entries = [items.light(i) for i in range(len(items))]
+    score = benchmarks.get(name).official
+
+    @given(data=st.data(), scale=st.sampled_from([0.25, 2.0, 8.0]), zero=st.integers(-9, 9))
+    @settings(max_examples=15, deadline=None)
+    def same(data, scale, zero):
+        orders = data.draw(st.integers(1, 3))
+        sizes = [orders * len(entry.rankings) for entry in entries]
+        values = [data.draw(st.lists(st.integers(0, 3), min_size=size, max_size=size)) for size in sizes]
+        drawn = [np.reshape(numbers, (orders, -1)) for numbers in values]
+        figures = score([said(e, s) for e, s in zip(entries, drawn, strict=True)])
+        moved = score([said(e, s * scale + zero) for e, s in zip(entries, drawn, strict=True)])
+        assert moved == approx(figures, abs=1e-12)
+        turned = score([said(e, s[::-1]) for e, s in zip(entries, drawn, strict=True)])  # which order comes first
+        assert turned == approx(figures, abs=1e-12)
+        for key, value in figures.items():
+            assert -1 <= value <= 1 if "tau" in key or key == "ties/margin" else -0.0101 <= value <= 1.0101, key
+
+    same()
 
 
 # ---- as a bootstrap calls it ----

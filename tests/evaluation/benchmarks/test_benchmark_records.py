@@ -5,6 +5,7 @@ from benchmark_cases import CASES, made, opened, records_of, write, write_media
 
 from yojo.data import DataError, MediaError
 from yojo.evaluation import benchmarks
+from yojo.inputs.digests import example_key
 
 GROUPS = {
     "vl-rewardbench": ["hallucination"] * 3 + ["reasoning"] * 2 + ["general"] * 2,
@@ -48,6 +49,8 @@ def test_items_are_in_the_files_order_with_all_that_is_asked(name, tmp_path):
         assert {key: getattr(item, key) for key in vars(light)} == vars(light)
         text = "judgebench" in name or name in ("rewardbench2", "mmrb2")
         assert item.example.images or item.example.videos or text
+    # Their media can be read: the key of an example is a digest of all that a judge sees. No two items are the same.
+    assert len({example_key(item.example) for item in items}) == len(items)
     groups = [items.light(i).group for i in range(len(items))]
     assert groups == GROUPS.get(name, ["all"] * len(items))
     assert sum(items.group_counts.values()) == len(items) and list(items.group_counts) == list(dict.fromkeys(groups))

@@ -13,7 +13,7 @@ from yojo.evaluation.benchmarks import (
     rewardbench2,
     video_rewardbench,
     vl_rewardbench,
-)  # fmt: skip
+)
 
 __all__ = ["download", "get", "names", "open_benchmark"]
 

@@ -17,7 +17,7 @@ from yojo.data.readers import (
     MediaError,
     open_source,
     what_it_says,
-)  # fmt: skip
+)
 from yojo.data.records import Records, check_ranks, check_targets
 from yojo.data.sources import FIELDS
 from yojo.evaluation.benchmarks.benchmark import ALL, NAMES, Parsed, name_of, question_of
