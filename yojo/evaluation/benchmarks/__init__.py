@@ -48,7 +48,7 @@ def get(name):
     if isinstance(name, str) and name in _KNOWN:
         return _KNOWN[name]
     near = difflib.get_close_matches(str(name).lower().replace("_", "-").replace(" ", "-"), _KNOWN, 3, 0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
     raise ValueError(f"there is no benchmark {name!r}{hint} Known: {', '.join(_KNOWN)}")
 
 

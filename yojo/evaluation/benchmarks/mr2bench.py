@@ -88,8 +88,8 @@ def _variant(medium, count):
         optional=("id", "question", "group", *(("fps",) if medium == "video" else ())),
         confirmed=False,
         headline="best_of_n",
-        notes="The layout of its files (JSON, under 1,000 records) is not confirmed: map the columns, and name the file "
-        "of the variant that is meant. The paper reports one figure for it, which one is not confirmed: best-of-4 "
+        notes="The layout of its files (JSON, under 1,000 records) is not confirmed: map the columns, and name the "
+        "file of the variant that is meant. The paper reports one figure for it, which one is not confirmed: best-of-4 "
         "accuracy fits, so the published figures stand with the variant of 4 responses. Equal scores share the credit. "
         "kendall_tau is in [-1, 1].",
         published=PUBLISHED[medium] if count == 4 else {},
