@@ -160,7 +160,9 @@ def given(page, backbone, samples):
         return {"yojo": yojo, "reward_model": reward_model}
     if page in ("docs/evaluation.md", "docs/rankings.md"):
         reward_model = real_processors.reward_model("Qwen3-VL", "comparative")[0]
-        records = [{"prompt": f"Which is {n}?", "responses": ["This one.", "That."], "rankings": [1, 2]} for n in range(4)]
+        records = [
+            {"prompt": f"Which is {n}?", "responses": ["This one.", "That."], "rankings": [1, 2]} for n in range(4)
+        ]
         Path("held_out.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         examples = [yojo.Example(record["prompt"], record["responses"]) for record in records]
         return {"yojo": yojo, "reward_model": reward_model, "examples": examples}

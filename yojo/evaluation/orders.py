@@ -16,6 +16,9 @@ import numpy as np
 def possible(count):
     """Number of orders of `count` responses, `count`!.
 
+    Args:
+        count: int, N.
+
     Raises:
         TypeError, ValueError: `count` that is no int, or below 1.
     """

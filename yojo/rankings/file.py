@@ -45,9 +45,11 @@ def rank_file(
     all. The same files and arguments give the same bytes.
 
     Args:
-        source: what `read_votes` takes, as do `columns`, `labels` and `skip_bad`.
+        source: what `read_votes` takes.
         out: path of the .jsonl file of rankings.
-        method: a key of `yojo.rankings.METHODS`, `options` its own; `ties` and `draws` as for `aggregate`.
+        method: a key of `yojo.rankings.METHODS`.
+        columns, labels, skip_bad: as for `read_votes`.
+        ties, draws: as for `aggregate`.
         seed: of the draws of every question, and of the records.
         variants: responses of each training record, such as 4; None draws none.
         responses: what `read_responses` takes, a record for each question and model; needed with `variants`.
@@ -60,6 +62,7 @@ def rank_file(
         stability: of a training record, the share of draws of the votes in which its best is still its best, at least.
         overwrite: replace files that are there.
         progress: function (questions done, of how many), or None.
+        **options: of the method.
 
     Returns:
         `RankReport`.

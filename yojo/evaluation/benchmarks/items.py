@@ -77,7 +77,14 @@ class Items:
         return len(self._entries)
 
     def light(self, index):
-        """`Entry` of an item: what is known of it without its prompt and media."""
+        """What is known of an item without its prompt and media.
+
+        Args:
+            index: its number, from 0; negative ones count from the end.
+
+        Returns:
+            `Entry`.
+        """
         index = operator.index(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
