@@ -56,6 +56,7 @@ def test_rankings_records_and_report(tmp_path, words):
     assert "2 questions, 4 items: 24 votes, 0 ties and 0 abstentions" in done.stdout
     assert "majorities agreed with: 1.000 of 12 pairs" in done.stdout and "each model in 2 to 2 of them" in done.stdout
     assert "disconnected questions, which have no single ranking: 0\n" in done.stdout
+    assert "annotators: 2; the rankings agree with 1.000 to 1.000 of what each has decided" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["questions"] == 2 and report["variants"]["models"]["a"] == [2, 0, 0, 0]
     assert report["condorcet"] == {"yes": 2, "no": 0, "unknown": 0} and report["annotators"]["j"]["votes"] == 12

@@ -236,10 +236,24 @@ def test_what_is_asked_may_be_the_question(tmp_path):
     rows = [{"question": "What?", "model": "a", "answer": "x"}]
     assert read_responses(rows, folder=tmp_path)["What?"].prompt == "What?"
     rows = [{"question_id": "7", "model": "a", "answer": "x"}]
-    with pytest.raises(ColumnError, match="no column for prompt .prompt, instruction., and question_id only names"):
+    with pytest.raises(
+        ColumnError, match="no column for prompt .prompt, instruction, question.; columns found: question_id"
+    ):
         read_responses(rows, folder=tmp_path)
     rows = [{"question_id": "7", "model": "a", "answer": "x", "text": "What?"}]
     assert read_responses(rows, folder=tmp_path, columns={"prompt": "text"})["7"].prompt == "What?"
+    assert list(read_responses(rows, folder=tmp_path, columns={"question": "text", "prompt": "text"})) == ["What?"]
+
+
+def test_questions_are_named_as_in_the_votes(tmp_path):
+    votes = [{"question_id": "7", "model_a": "a", "model_b": "b", "winner": "a"}]
+    rows = [{"question_id": "7", "question": "What?", "model": m, "answer": m} for m in "ab"]
+    rank_file(votes, tmp_path / "r.jsonl", variants=2, responses=rows, draws=0)
+    assert read(tmp_path / "r.variants.jsonl")[0]["prompt"] == "What?"
+    with pytest.raises(ValueError, match="no question of the votes, such as '7', is among .* such as 'What.'.*--map"):
+        rank_file(
+            votes, tmp_path / "s.jsonl", variants=2, responses=rows, draws=0, response_columns={"question": "question"}
+        )
 
 
 # ---- mistakes ----

@@ -55,6 +55,12 @@ def test_columns_can_be_mapped():
     assert found.questions == {"3": [Vote("x", "y", "second", "7")]} and found.columns == columns
 
 
+def test_labels_come_before_words():
+    assert only(GOOD | {"winner": None}, labels={"null": "abstain"}).winner == "abstain"
+    assert only(GOOD | {"winner": "b", "model_a": "b"}, labels={"b": "first"}).winner == "first"
+    assert only(GOOD | {"winner": 0.5}, labels={"0.5": "tie"}).winner == "tie"
+
+
 def test_one_hot_winners():
     record = {"id": 1, "prompt": "q", "model_a": "x", "model_b": "y"}
     hot = {"winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}

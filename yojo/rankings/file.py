@@ -91,10 +91,18 @@ def rank_file(
             responses,
             folder=variants_out.parent,
             columns=response_columns,
+            named=votes.columns["question"],
             image_root=image_root,
             bad=report.bad,
             skip_bad=skip_bad,
         )
+        if not questions.keys() & votes.questions.keys():
+            one, other = next(iter(votes.questions)), next(iter(questions), None)
+            raise ValueError(
+                f"no question of the votes, such as {one!r}, is among those of the responses, such as {other!r}: map the "
+                "columns that name them alike, columns={'question': ...} and response_columns={'question': ...} (--map "
+                "question=..., --map-responses question=...)"
+            )
     rankings = {}
     for question, own in votes.questions.items():
         try:

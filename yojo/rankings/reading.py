@@ -225,8 +225,14 @@ def _missing_is_fine(reader, columns):
     return (*OPTIONAL, "winner") if one_hot else OPTIONAL
 
 
-def checked_columns(columns, known):
-    """A dict field -> column of some of the known fields, or an error that says what is wrong with it."""
+def checked_columns(columns, known, apart=True):
+    """A dict field -> column of some of the known fields, or an error that says what is wrong with it.
+
+    Args:
+        columns: that dict, or None.
+        known: names of the fields.
+        apart: whether each has a column of its own.
+    """
     columns = dict(columns or {})
     for field, column in columns.items():
         if field not in known:
@@ -235,7 +241,7 @@ def checked_columns(columns, known):
             raise TypeError(f"columns must map {field} to the name of a column, got {column!r}")
     taken = collections.Counter(columns.values())
     for column, count in taken.items():
-        if count > 1:
+        if count > 1 and apart:
             raise ValueError(f"columns maps {column!r} to several fields: each has a column of its own")
     return columns
 

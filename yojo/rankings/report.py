@@ -117,8 +117,14 @@ class RankReport:
             f"said: {self.condorcet[None]}",
             f"stability {share(self.stability)}: share of draws of the votes in which an item keeps its place; "
             f"{share(self.best_stability)} for the best",
-            f"rankings: {self.out}",
         ]
+        shares = [own["agreement"] for own in self.annotators.values() if own["agreement"] is not None]
+        if shares:
+            made.append(
+                f"annotators: {len(self.annotators)}; the rankings agree with {min(shares):.3f} to {max(shares):.3f} of what "
+                "each has decided"
+            )
+        made.append(f"rankings: {self.out}")
         if self.variants is not None:
             made += _variant_lines(self.variants, self.variants_out, share)
         if self.bad:

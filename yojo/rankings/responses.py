@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from yojo.data.columns import given, same, without_fillers
-from yojo.data.readers import ColumnError, open_source
+from yojo.data.readers import open_source
 from yojo.rankings.reading import COLUMNS, checked_columns, each_record, find_columns, key_of, refuse
 
 # Our field -> names of the column that holds it, the first one that is there.
@@ -14,9 +14,8 @@ RESPONSE_COLUMNS = {
     "question": COLUMNS["question"],
     "model": ("model", "model_id", "item", "model_name"),
     "response": ("response", "answer", "output", "completion"),
-    "prompt": ("prompt", "instruction"),
+    "prompt": ("prompt", "instruction", "question"),
 }
-_TEXTS = ("question", "prompt")  # columns that hold what is asked, not only a name of it
 MEDIA = ("images", "image", "img_path", "videos", "video")
 BESIDE = ("fps", "sampling_interval", "system", "system_prompt", "tools")
 
@@ -36,13 +35,14 @@ class Question:
     responses: dict = dataclasses.field(default_factory=dict)
 
 
-def read_responses(source, *, folder, columns=None, image_root=None, bad=None, skip_bad=False):
+def read_responses(source, *, folder, columns=None, named=None, image_root=None, bad=None, skip_bad=False):
     """Read responses.
 
     Args:
         source: path of a .jsonl, .json or .parquet file, or of a folder of such files; a list of paths; a list of dicts.
         folder: where relative paths of images and videos are to start, in what is returned.
         columns: dict, our field (question, model, response, prompt) -> column of the file.
+        named: column that holds the question where the files have it, as those of the votes do.
         image_root: folder that they start from in the files; the files' own by default.
         bad: list to add records to that cannot be used.
         skip_bad: add them, rather than raise at the first.
@@ -56,18 +56,10 @@ def read_responses(source, *, folder, columns=None, image_root=None, bad=None, s
     """
     if image_root is not None and not Path(image_root).is_dir():
         raise ValueError(f"image_root is no folder: {image_root}")
-    found, bad, columns = {}, [] if bad is None else bad, checked_columns(columns, RESPONSE_COLUMNS)
+    found, bad, columns = {}, [] if bad is None else bad, checked_columns(columns, RESPONSE_COLUMNS, apart=False)
+    known = RESPONSE_COLUMNS | {"question": ((named,) if named else ()) + RESPONSE_COLUMNS["question"]}
     for reader in open_source(source):
-        names = find_columns(reader, RESPONSE_COLUMNS, columns, ("prompt",))
-        if "prompt" not in names:
-            if names["question"] not in _TEXTS and "question" not in columns:
-                raise ColumnError(
-                    f"{reader.file or reader.name}: there is no column for prompt ({', '.join(RESPONSE_COLUMNS['prompt'])}), "
-                    f"and {names['question']} only names the question; say where it is: columns={{'prompt': ...}} "
-                    "(--map-responses prompt=...)",
-                    str(reader.file or reader.name),
-                )
-            names["prompt"] = names["question"]
+        names = find_columns(reader, known, columns, ())
         move = _mover(Path(image_root) if image_root is not None else reader.folder, folder)
         for index, record in each_record(reader, bad, skip_bad):
             try:

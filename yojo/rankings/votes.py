@@ -53,7 +53,7 @@ class Vote:
             )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Tally:
     """Votes of one question as arrays, in an order that neither the order of the votes nor the names of items change.
 
@@ -106,7 +106,8 @@ class Tally:
             annotators,
             ties,
         )
-        return made._sorted()._reordered(made._sorted().classes)._sorted()
+        made = made._sorted()
+        return made._reordered(made.classes)._sorted()
 
     def _sorted(self):
         """Votes with the lower number first, in the order of numbers."""
