@@ -1,6 +1,7 @@
 """Each method against what it is by definition: direct maximisation, normal equations, brute force, hand computation."""
 
 import itertools
+import sys
 
 import choix
 import numpy as np
@@ -199,6 +200,15 @@ def test_kemeny_refuses_what_it_cannot_do_exactly():
         kemeny(tally)
     tally, _ = tally_of(clear_votes([f"m{i:02}" for i in range(20)]))
     assert sorted(ranks_of(kemeny(tally)).tolist()) == list(range(1, 21))
+
+
+@pytest.mark.parametrize("method, module", [("rank_centrality", "choix"), ("kemeny", "scipy.optimize")])
+def test_what_is_missing_is_named(monkeypatch, method, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=f"{method} needs {module.partition('.')[0]}: pip install 'yojo.eval.'"):
+        by_name(METHODS[method], clear_votes("abc"))
+    for other in METHODS.keys() - {"rank_centrality", "kemeny"}:
+        by_name(METHODS[other], clear_votes("abc"))
 
 
 @pytest.mark.parametrize("method", METHODS)

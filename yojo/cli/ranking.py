@@ -10,7 +10,10 @@ from yojo.cli.shared import Map, column_map, errors
 
 
 def rank(
-    votes: Annotated[list[Path], typer.Argument(help=".jsonl, .json or .parquet files of votes, or folders of them.")],
+    votes: Annotated[
+        list[Path],
+        typer.Argument(metavar="VOTES", help=".jsonl, .json or .parquet files of votes, or folders of them."),
+    ],
     out: Annotated[Path, typer.Option(help="The .jsonl file of rankings to write, a line for each question.")],
     method: Annotated[
         str,

@@ -22,6 +22,7 @@ def kemeny(tally):
 
     Raises:
         ValueError: more items.
+        ImportError: scipy is missing.
     """
     count = len(tally.items)
     if count > MOST:
@@ -63,9 +64,11 @@ def always_above(wins):
 
 def _solve(costs, count, pairs, limit=None):
     """[P] bool: for each pair whether its first item stands above, in an order of least cost."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import coo_matrix
-
+    try:
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import coo_matrix
+    except ImportError as error:
+        raise ImportError("kemeny needs scipy: pip install 'yojo[eval]'") from error
     number = {pair: place for place, pair in enumerate(pairs)}
     constraints = []
     triples = list(itertools.combinations(range(count), 3))

@@ -33,6 +33,9 @@ class Majority:
 def curl(tally):
     """Share of the mean margins that no scores explain, HodgeRank's residual.
 
+    It is what goes round in circles and what few votes leave to chance: where each pair has one vote, all margins are 1 or -1,
+    and much of them is no difference of scores, whoever voted.
+
     Args:
         tally: `Tally`.
 

@@ -115,9 +115,12 @@ def rank_centrality(tally, *, prior=1.0):
 
     Raises:
         ValueError: prior=0, and some items have never lost to any of the others.
+        ImportError: choix is missing.
     """
-    import choix
-
+    try:
+        import choix
+    except ImportError as error:
+        raise ImportError("rank_centrality needs choix: pip install 'yojo[eval]'") from error
     _check_prior(tally, prior)
     compared = tally.counts > 0
     wins = np.where(compared, tally.wins + prior, 0.0)
