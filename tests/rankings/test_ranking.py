@@ -190,6 +190,7 @@ def test_label_stability_is_of_the_best_of_some():
 
 def test_seeds():
     votes = random_votes(2, 6)
+    assert [len(aggregate(clear_votes("ab"), way).draws) for way in ("borda", "kemeny", "elo")] == [200, 20, 20]
     one, same, other = (aggregate(votes, draws=20, seed=seed).draws for seed in (1, 1, 2))
     assert (one == same).all() and (one != other).any()
 

@@ -43,7 +43,8 @@ def rank(
         bool | None, typer.Option(help="Whether pged drops feedback arcs of the sum of all graphs, too; it does.")
     ] = None,
     draws: Annotated[
-        int | None, typer.Option(help="Draws of the votes, to see how stable rankings are: 200, with kemeny 20.")
+        int | None,
+        typer.Option(help="Draws of the votes, to see how stable rankings are: 200; 20 with elo and kemeny."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
     variants: Annotated[

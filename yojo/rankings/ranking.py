@@ -9,7 +9,7 @@ from yojo.rankings.scores import check_count, method_of, ranks_of
 from yojo.rankings.votes import TIES, Tally
 
 DRAWS = 200
-DRAWS_OF_KEMENY = 20  # each of which is an integer program
+SLOW, DRAWS_OF_SLOW = ("elo", "kemeny"), 20  # many orders, an integer program, in each draw
 DIGITS = 9  # of scores in files: what is beyond them is what an iteration leaves open
 DISCONNECTED = ("refuse", "mark")
 
@@ -152,7 +152,7 @@ def aggregate(votes, method="bradley_terry", *, ties="half", disconnected="refus
         disconnected: what to do where no votes lead from some items to others, which then have no common ranking: "refuse",
             or "mark", a ranking of each component.
         draws: how often the votes are drawn again, with replacement, to see how stable the ranking is; 200 by default, 20
-            with kemeny. A draw that leaves the items unconnected ranks none, and counts as one in which nothing is kept.
+            with elo and kemeny. A draw that leaves the items unconnected ranks none, and counts as one in which nothing is kept.
         seed: of the draws.
         **options: of the method: prior (bradley_terry, plackett_luce, rank_centrality), step and orders (elo),
             denoise_ensemble (pged).
@@ -210,7 +210,7 @@ def settings(method, options, ties, draws, seed):
     run, options = method_of(method, options)
     if ties not in TIES:
         raise ValueError(f"ties must be one of {', '.join(TIES)}, got {ties!r}")
-    draws = (DRAWS_OF_KEMENY if method == "kemeny" else DRAWS) if draws is None else draws
+    draws = (DRAWS_OF_SLOW if method in SLOW else DRAWS) if draws is None else draws
     check_count("draws", draws, least=0)
     check_count("seed", seed, least=0)
     return run, options, draws
