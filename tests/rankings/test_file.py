@@ -165,6 +165,7 @@ def test_questions_that_give_nothing_say_why(order, options, question, reason):
 def test_gaps_and_ties():
     found = draw({"q": ranked("abcdefg")}, {"q": asked("abcdefg")}, size=3, gap=3, per_question=5)
     assert [sorted(record["models"]) for record in found.records] == [["a", "d", "g"]] and found.fewer == {"q": 1}
+    assert found.models["a"] == [1, 0, 0] and found.models["b"] == [0, 0, 0]
     found = draw({"q": ranked(["a", "bc", "d"])}, {"q": asked("abcd")}, size=4, gap=0)
     (record,) = found.records
     assert dict(zip(record["models"], record["rankings"], strict=True)) == {"a": 1, "b": 2, "c": 2, "d": 3}

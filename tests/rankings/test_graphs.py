@@ -55,6 +55,8 @@ def test_few_arcs_go_back(seed):
     assert sorted(i for group in eades_lin_smyth(arcs) for i in group) == list(range(9))
     back = arcs[level[:, None] >= level[None, :]].sum()
     groups = [group for group in eades_lin_smyth(arcs) if len(group) > 1 and arcs[np.ix_(group, group)].any()]
+    kinds = classes(arcs)
+    assert all(len(set(kinds[group])) == 1 for group in groups)
     if not groups:  # nodes that nothing tells apart are put together, and the theorem is about orders
         assert back <= arcs.sum() / 2 - 9 / 6
     optimum = min(

@@ -19,7 +19,8 @@ class Variants:
         questions: how many questions have given one or more.
         skipped: dict, question -> why it has given none.
         fewer: dict, question -> how many it has given, where that is fewer than were asked for.
-        models: dict, model -> list of how often it stands at each place of a record's ranking, the best first.
+        models: dict, model -> list of how often it stands at each place of a record's ranking, the best first; of all models
+            with a response to a question that may give records.
         stabilities: list of floats, of each record: `Ranking.label_stability`; empty without draws.
     """
 
@@ -76,13 +77,14 @@ def draw(rankings, questions, *, size=4, per_question=1, gap=1, stability=0.0, s
             stabilities[question] += [] if sure is None else [float(sure[taken])]
             sure = None if sure is None else np.delete(sure, taken)
             choices[question] = (items, np.delete(sets, taken, axis=0), sure)
+    answered = {rankings[question].items[i] for question, (items, _, _) in choices.items() for i in items}
     made = [question for question in rankings if drawn.get(question)]
     return Variants(
         records=[record for question in made for record in drawn[question]],
         questions=len(made),
         skipped=skipped,
         fewer={question: len(drawn[question]) for question in made if len(drawn[question]) < per_question},
-        models={name: places[name] for name in sorted(places) if uses[name]},
+        models={name: places[name] for name in sorted(answered)},
         stabilities=[value for question in made for value in stabilities[question]],
     )
 
@@ -122,11 +124,11 @@ def _choices(ranking, question, size, gap, stability, rng):
 
 
 def _sets(count, size, rng):
-    """[S, size] int64, ascending: all sets of so many of `count`, or a sample of them."""
+    """[S, size] int16, ascending: all sets of so many of `count`, or a sample of them."""
     if math.comb(count, size) <= MOST_SETS:
-        return np.array(list(itertools.combinations(range(count), size)))
+        return np.array(list(itertools.combinations(range(count), size)), dtype=np.int16)
     drawn = np.argsort(rng.random((MOST_SETS, count)), axis=1)[:, :size]
-    return np.unique(np.sort(drawn, axis=1), axis=0)
+    return np.unique(np.sort(drawn, axis=1), axis=0).astype(np.int16)
 
 
 def _record(name, question, ranking, items):
