@@ -331,3 +331,10 @@ def test_order_bias_of_nothing():
     broken = [yojo.Example("p", ["a", "b"], images=["none.png"], id="one")]
     with pytest.raises(ValueError, match="1 of 1 examples cannot be scored: one: .*none.png"):
         yojo.order_bias(Place(), broken)
+
+
+def test_misses_show_frames_of_videos(tmp_path):
+    made_up = made("mm-rlhf-rewardbench", tmp_path)
+    page = evaluate({"wrong": Length(shortest=True)}, made_up, draws=20).html(made_up)
+    last = page.split('<article class="miss">')[-1]
+    assert "[video 1] What happens?" in last and last.count("data:image/jpeg") == 4

@@ -2,9 +2,9 @@
 
 import collections
 import itertools
+import json
 import os
 import re
-import time
 from pathlib import Path
 
 from yojo.evaluation.benchmarks import get, open_benchmark
@@ -97,7 +97,7 @@ def evaluate(
     if not len(items):
         raise ValueError(f"{items.name}: there are no items")
     folder = None if out is None else Path(out)
-    found, bad, files = {}, [], {}
+    found, bad, files, seen = {}, [], {}, {}
     for name, one in judges.items():
         one = Load(one) if isinstance(one, (str, os.PathLike)) else one
         one = one(device) if isinstance(one, Load) else one
@@ -114,6 +114,9 @@ def evaluate(
             label=f"{name} on {items.name}",
         )
         found[name] = outcome
+        answered = getattr(one, "seen", None)
+        if answered:
+            seen[name] = dict(answered)
         bad += [(name, *row) for row in outcome.bad]
         if outcome.file is not None:
             files[name] = outcome.file
@@ -121,10 +124,10 @@ def evaluate(
         raise BadItems(_bad_text(bad, folder), bad)
     if shard[1] > 1:
         return None
-    return _report(items, found, scores, files, folder, draws, seed)
+    return _report(items, found, scores, files, folder, draws, seed, seen)
 
 
-def _report(items, found, scores, files, folder, draws, seed):
+def _report(items, found, scores, files, folder, draws, seed, seen):
     benchmark = getattr(items, "benchmark", None)
     verdicts = []
     for name, outcome in found.items():
@@ -157,7 +160,7 @@ def _report(items, found, scores, files, folder, draws, seed):
             compare(one.judged, other.judged, (one.name, other.name), draws, seed)
             for one, other in itertools.combinations(verdicts, 2)
         ],
-        made=made() | {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
+        made=made() | ({"answered": json.dumps(seen)} if seen else {}),
         files=files,
     )
     if folder is not None:

@@ -9,10 +9,11 @@ from yojo.data.readers import DataError
 from yojo.evaluation import plots, tables
 from yojo.inputs.images import load_image
 from yojo.inputs.messages import place
+from yojo.judges.pictures import video_frames
 
 TEMPLATE = "page.html"
 LONG = 1500  # characters of a prompt or response that are shown at once
-IMAGES, PIXELS = 4, 420  # images of a miss that are shown, and their longer side
+IMAGES, PIXELS = 4, 420  # images of a miss, and frames of its video, that are shown; their longer side
 
 
 def page(report, items=None):
@@ -106,20 +107,23 @@ def _miss(one, margin, chosen, items):
         return found | {"note": str(error)}
     found["prompt"], sources, videos = _prompt(turns)
     found["more"] = max(0, len(sources) - IMAGES)
-    found["note"] = f"{videos} videos are not shown" if videos else None
-    for source in sources[:IMAGES]:
-        try:
-            found["images"].append(_thumbnail(source))
-        except (OSError, TypeError, ValueError) as error:
-            found["note"] = str(error)
+    try:
+        found["images"] = [_thumbnail(source) for source in sources[:IMAGES]]
+        for source in videos[:1]:
+            urls, _, _ = video_frames(source, "video", IMAGES)
+            found["images"] += [_thumbnail(base64.b64decode(url.partition(",")[2])) for url in urls]
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        found["note"] = str(error)
+    if len(videos) > 1:
+        found["note"] = f"of {len(videos)} videos the first is shown"
     for response in found["responses"]:
         response["text"] = _cut(example.responses[response["number"]])
     return found
 
 
 def _prompt(turns):
-    """(text of a prompt with the places of its media, sources of its images, number of its videos)."""
-    texts, images, videos = [], [], 0
+    """(text of a prompt with the places of its media, sources of its images, and of its videos)."""
+    texts, images, videos = [], [], []
     for turn in turns:
         parts = []
         for part in turn["content"]:
@@ -129,8 +133,8 @@ def _prompt(turns):
                 images.append(part["image"])
                 parts.append(f"[image {len(images)}]")
             else:
-                videos += 1
-                parts.append(f"[video {videos}]")
+                videos.append(part["video"])
+                parts.append(f"[video {len(videos)}]")
         name = "" if len(turns) == 1 else f"{turn['role']}: "
         texts.append(name + " ".join(parts))
     return _cut("\n\n".join(texts)), images, videos
