@@ -1,5 +1,6 @@
 """`yojo.evaluate`: judges on benchmarks from the record to the report, scores made elsewhere, and what is refused."""
 
+import importlib.util
 import json
 import math
 import re
@@ -197,6 +198,14 @@ def test_wrong_arguments(arguments, options, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((TypeError, ValueError), match=message):
         evaluate(*arguments, **options)
+
+
+def test_what_is_not_installed_is_said_before_a_judge_is_asked(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jinja2" else True)
+    judge = Constants()
+    with pytest.raises(ImportError, match=r"evaluation needs jinja2: pip install 'yojo\[eval\]'"):
+        evaluate(judge, items())
+    assert not judge.calls
 
 
 # ---- scores made elsewhere ----

@@ -1,6 +1,7 @@
 """`evaluate`: judges on a benchmark, every item in several orders, and what comes of it with its error bars."""
 
 import collections
+import importlib.util
 import itertools
 import json
 import os
@@ -80,8 +81,10 @@ def evaluate(
 
     Raises:
         BadItems: items that could not be read or scored; all others are kept.
+        ImportError: what the report needs is not installed.
         DataError, ValueError, TypeError: a benchmark that cannot be read, a bad argument, files of another judge.
     """
+    _check_installed()
     judges, scores = _named(judge), dict(judge_scores or {})
     _check_names([*judges, *scores], out)
     shard = checked_shard(shard)
@@ -125,6 +128,13 @@ def evaluate(
     if shard[1] > 1:
         return None
     return _report(items, found, scores, files, folder, draws, seed, seen)
+
+
+def _check_installed():
+    """What is needed in the end is looked for at the beginning."""
+    missing = [name for name in ("scipy", "matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"evaluation needs {', '.join(missing)}: pip install 'yojo[eval]'")
 
 
 def _report(items, found, scores, files, folder, draws, seed, seen):
