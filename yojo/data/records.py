@@ -298,7 +298,7 @@ class Records:
         return fields, left
 
     def _mapped(self, record):
-        return record | {field: _reach(record, column) for field, column in self._map.items()}
+        return record | {field: reach(record, column) for field, column in self._map.items()}
 
     def _inline(self, prompt, root):
         """Media inside chat messages, looked up like the others."""
@@ -440,7 +440,8 @@ def _checked_map(columns):
     return columns
 
 
-def _reach(record, column):
+def reach(record, column):
+    """What a record holds in a column; a dot reaches into an object. None where there is nothing."""
     if column in record:  # a name with a dot in it
         return record[column]
     for name in column.split("."):

@@ -18,7 +18,7 @@ from yojo.data.readers import (
     open_source,
     what_it_says,
 )
-from yojo.data.records import Records, check_ranks, check_targets
+from yojo.data.records import Records, check_ranks, check_targets, reach
 from yojo.data.sources import FIELDS
 from yojo.evaluation.benchmarks.benchmark import ALL, NAMES, Parsed, name_of, question_of
 from yojo.inputs.example import Example
@@ -89,7 +89,7 @@ class FileSource:
         raw = reader.read(at)
         try:
             record = without_fillers(raw) if reader.filled else raw
-            return check(self.benchmark.parse(record | {f: _reach(record, c) for f, c in self.columns.items()}))
+            return check(self.benchmark.parse(record | {f: reach(record, c) for f, c in self.columns.items()}))
         except (DataError, *NOT_A_RECORDS_FAULT):
             raise
         except Exception as error:  # whatever a record holds
@@ -173,7 +173,7 @@ class PreferenceSource:
         raw, fields, _, _ = self.records.said(index)
         where = self.where(index)
         try:
-            names = {name: name_of({name: _reach(raw, column)}, name) for name, column in self.names.items()}
+            names = {name: name_of({name: reach(raw, column)}, name) for name, column in self.names.items()}
             return check(
                 Parsed(
                     prompt=fields.prompt, responses=list(fields.responses), rankings=self._ranks(fields),
@@ -258,11 +258,3 @@ def _checked_columns(columns, fields, name):
         if not isinstance(column, str) or not column:
             raise ValueError(f"columns maps {field!r} to {column!r}, which is no name of a column")
     return columns
-
-
-def _reach(record, column):
-    if column in record:  # a name with a dot in it
-        return record[column]
-    for name in column.split("."):
-        record = record.get(name) if isinstance(record, dict) else None
-    return record
