@@ -95,6 +95,10 @@ def test_curl():
     assert aggregate(CYCLE, draws=0).curl == pytest.approx(1)
     # Margins 1 (a-b), 1 (b-c), 1 (a-c): the potentials 2/3, 0, -2/3 leave 1/3, 1/3 and -1/3 of them.
     assert aggregate(clear_votes("abc"), draws=0).curl == pytest.approx(3 * (1 / 9) / 3)
+    # Three votes on one pair of a cycle: of its margins, 3 in all, each pair keeps a part as large as its votes are few, which
+    # is 3/7, 9/7 and 9/7.
+    heavy = aggregate([CYCLE[0], CYCLE[0], *CYCLE], draws=0)
+    assert heavy.curl == pytest.approx((3 * (3 / 7) ** 2 + 2 * (9 / 7) ** 2) / 5)
     assert aggregate([Vote("a", "b", "tie")], draws=0).curl is None
     path = [Vote("a", "b", "first"), Vote("b", "c", "first"), Vote("x", "y", "first")]
     assert aggregate(path, disconnected="mark", draws=0).curl == pytest.approx(0)

@@ -98,6 +98,12 @@ def test_rankings_of_annotators_are_rankings():
     assert wins.sum() == 6 and wins[place["a"], place["d"]] == 0.5
 
 
+def test_rankings_weigh_what_their_votes_do():
+    votes = [Vote(*pair, "first", "x", weight) for pair, weight in (("ab", 1), ("bc", 2), ("ac", 6))]
+    wins, ((_, weight),) = annotators_rankings(tally_of(votes)[0])
+    assert weight == 3 and not wins.any()
+
+
 def test_plackett_luce_of_whole_rankings_is_that_of_choix():
     orders = ["abcd", "abdc", "bacd", "dcba", "cadb", "acbd"]
     votes = [Vote(*pair, "first", f"x{k}") for k, o in enumerate(orders) for pair in itertools.combinations(o, 2)]
