@@ -69,7 +69,7 @@ def test_votes_that_connect_nothing_are_refused_or_marked():
     found = aggregate(votes, disconnected="mark", draws=10)
     assert found.components == (("x", "y", "z"), ("a", "b"), ("m",)) and not found.connected and found.best is None
     assert ranks(found) == {"a": 2, "b": 1, "m": 1, "x": 1, "y": 2, "z": 3}
-    assert found.best_stability is None and found.majority.condorcet is None
+    assert found.label_stability([0, 1]) is None and found.best_stability is None and found.majority.condorcet is None
     made = json.loads(json.dumps(found.to_dict()))
     assert made["items"] is None and made["ranks"] is None and made["scores"] is None and not made["connected"]
     assert [part["items"] for part in made["components"]] == [["x", "y", "z"], ["b", "a"], ["m"]]

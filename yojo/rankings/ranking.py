@@ -88,14 +88,15 @@ class Ranking:
             items: their numbers, in any order; one of them has a better rank than all others.
 
         Returns:
-            float: share of the draws in which that one is better than all others; None without draws.
+            float: share of the draws in which that one is better than all others; None without draws or without one
+            ranking.
         """
-        if not len(self.draws):
+        if not len(self.draws) or not self.connected:
             return None
         items = np.asarray(items)
         items = items[np.argsort(self.ranks[items], kind="stable")]
         drawn = self.draws[:, items]
-        return float(((drawn[:, :1] < drawn[:, 1:]).all(axis=1) & (drawn > 0).all(axis=1)).mean())
+        return float((drawn[:, :1] < drawn[:, 1:]).all(axis=1).mean())
 
     def to_dict(self):
         """All of it but the draws, as JSON takes it; items from the best, by name where they tie."""

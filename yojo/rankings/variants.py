@@ -115,7 +115,7 @@ def _choices(ranking, question, size, gap, stability, rng):
     drawn = ranking.draws[:, items]
     sure = np.zeros(len(sets))
     for row in drawn:
-        sure += (row > 0).all() & (row[sets[:, :1]] < row[sets[:, 1:]]).all(axis=1)
+        sure += (row[sets[:, :1]] < row[sets[:, 1:]]).all(axis=1)
     sure /= len(drawn)
     kept = sure >= stability
     if not kept.any():
