@@ -49,6 +49,7 @@ def test_a_line_is_what_aggregate_says(tmp_path, votes):
     pairs = [row["majority"] for row in rows]
     assert report.agreement == sum(pair["agree"] for pair in pairs) / sum(pair["pairs"] for pair in pairs)
     assert report.annotators["who0"]["votes"] == sum(row["annotators"]["who0"]["votes"] for row in rows[:6])
+    assert report.tied_best == sum(row["ranks"].count(1) > 1 for row in rows[:6]) > 0
     json.dumps(report.to_dict(), allow_nan=False)
 
 
