@@ -1,9 +1,9 @@
 """How well each method finds a ranking again that simulated votes are drawn from, beside figures that were stated before.
 
-19 items, 171 pairs. Two worlds: in one, the better item wins the more surely the further apart the two are (Bradley-Terry with
-normal log strengths; their spread is not stated with those figures, and 0.87 fits all of them within 0.03); in the other, each vote is turned
-round with one probability, whatever the gap. Measured are Kendall's tau to the truth, and how often the best of 4 items is the
-true one; of both, what is expected when items that tie are put in an order at random.
+19 items, 171 pairs. Two worlds: in one, the better item wins the more surely the further apart the two are (Bradley-Terry
+with normal log strengths; their spread is not stated with those figures, and 0.87 fits them within 0.03); in the other, each
+vote is turned round with one probability, whatever the gap. Measured are Kendall's tau to the truth, and how often the best
+of 4 items is the true one; of both, what is expected when items that tie are put in an order at random.
 
 Everything is computed on one core. Result lines go into the folder `rankings` of --results, since they are no times of passes.
 """

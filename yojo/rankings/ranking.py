@@ -153,7 +153,7 @@ def aggregate(votes, method="bradley_terry", *, ties="half", disconnected="refus
         disconnected: what to do where no votes lead from some items to others, which then have no common ranking: "refuse",
             or "mark", a ranking of each component.
         draws: how often the votes are drawn again, with replacement, to see how stable the ranking is; 200 by default, 20
-            with elo and kemeny. A draw that leaves the items unconnected ranks none, and counts as one in which nothing is kept.
+            with elo and kemeny. A draw that leaves the items unconnected ranks none: nothing is kept in it.
         seed: of the draws.
         **options: of the method: prior (bradley_terry, plackett_luce, rank_centrality), step and orders (elo),
             denoise_ensemble (pged).
