@@ -129,3 +129,148 @@ def test_the_settings_of_fsdp_reach_its_plugin(monkeypatch):
     assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
     assert plugin.transformer_cls_names_to_wrap is None  # the trainer names the decoder's
     assert load_config_from_file(path).fsdp_config.keys() >= {"fsdp_version", "fsdp_state_dict_type"}
+
+
+# ---- compare.sh ----
+
+# What stands for `yojo`: writes down what it was asked, and leaves what a command leaves; a training may be cut by CUT.
+STUB = """
+import json, os, pathlib, sys
+
+words = sys.argv[1:]
+with open(os.environ["CALLS"], "a") as file:
+    file.write(json.dumps(words) + "\\n")
+if words[0] == "demo":
+    pathlib.Path(words[2]).mkdir(parents=True)
+if words[0] == "train":
+    folder = pathlib.Path(words[words.index("--output_dir") + 1])
+    (folder / "checkpoint-5").mkdir(parents=True, exist_ok=True)
+    if os.environ.get("CUT") == folder.name:
+        sys.exit(9)
+    (folder / "trainer_state.json").write_text("{}")
+sys.exit(int(os.environ.get("EVAL", 0)) if words[0] == "eval" else 0)
+"""
+
+
+@pytest.fixture()
+def compare(tmp_path):
+    """Function (*words, code=0, **environment) -> (what `yojo` was asked, what the script printed); `yojo` is a stub."""
+    (tmp_path / "stub.py").write_text(STUB)
+    calls = tmp_path / "calls"
+
+    def run(*words, code=0, **environment):
+        calls.write_text("")
+        environment = {"YOJO": f"{sys.executable} {tmp_path / 'stub.py'}", "CALLS": str(calls), **environment}
+        command = ["bash", EXAMPLES / "compare.sh", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+        return [json.loads(line) for line in calls.read_text().splitlines()], done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture()
+def run_file(tmp_path):
+    (tmp_path / "run.yaml").write_text("model: m\ntrain_data: t.jsonl\nmode: isolated\n")
+    return tmp_path / "run.yaml"
+
+
+def option(words, name):
+    """The last value of an option, which is the one that counts."""
+    return dict(zip(words, words[1:], strict=False)).get(name)
+
+
+def trained(calls):
+    return [Path(option(words, "--output_dir")).name for words in calls if words[0] == "train"]
+
+
+def test_the_two_models_differ_in_mode_loss_and_pairs_alone(compare, tmp_path):
+    calls, _ = compare("--max_steps", 7, "--loss=plackett_luce")
+    demo, check, single, multi, table = calls
+    assert demo == ["demo", "--data", "comparison/digits.writing"] and (tmp_path / "comparison/digits").is_dir()
+    assert check == ["eval", "preferences", "comparison/digits/held_out.jsonl", "--judge", "length"]
+    own = ["--mode", "isolated", "--permutations", "1", "--loss", "bradley_terry", "--max_responses", "2"]
+    same = multi[: multi.index("--mode")]
+    assert single == [*same, *own, "--output_dir", "comparison/single"]
+    assert multi == [*same, "--mode", "comparative", "--output_dir", "comparison/multi"]
+    assert option(same, "--config") == str(EXAMPLES / "digits.yaml") and option(same, "--model") == str(BACKBONE)
+    assert option(same, "--train_data") == "comparison/digits/train.jsonl" and same[-3:] == [
+        "--max_steps",
+        "7",
+        "--loss=plackett_luce",
+    ]
+    assert table[:5] == [*check[:3], "--out", "comparison/preferences"]
+    assert table[6::2] == [
+        "multi=comparison/multi",
+        "single=comparison/single",
+        "multi-permutations=comparison/multi#permutations=4",
+        "multi-isolated=comparison/multi#isolated",
+    ]
+
+
+def test_a_cut_run_goes_on_and_what_is_there_is_kept(compare, run_file):
+    words = ("--config", run_file, "--out", "my runs/a b", "--", "preferences", "held out.jsonl", "--draws", 50)
+    calls, _ = compare(*words, code=9, CUT="multi")
+    assert trained(calls) == ["single", "multi"] and all("--resume_from_checkpoint" not in call for call in calls)
+    calls, text = compare(*words)
+    assert trained(calls) == ["multi"] and calls[1][-2:] == ["--resume_from_checkpoint", "last"]
+    assert calls[0] == ["eval", "preferences", "held out.jsonl", "--draws", "50", "--judge", "length"]
+    assert "my runs/a b/single is there" in text and calls[2][:2] == ["eval", "preferences"]
+    calls, _ = compare(*words)
+    assert [call[0] for call in calls] == ["eval"] and option(calls[0], "--out") == "my runs/a b/preferences"
+    calls, _ = compare(*words[:4], "--", "vl-rewardbench", "other")  # the same models, another table
+    assert trained(calls) == [] and option(calls[0], "--out") == "my runs/a b/vl-rewardbench"
+
+
+def test_models_of_other_options_are_not_taken_for_these(compare, run_file):
+    words = ("--config", run_file, "--", "preferences", "f.jsonl")
+    compare("--seed", 1, *words)
+    calls, text = compare("--seed", 2, *words, code=2)
+    assert trained(calls) == [] and "comparison/single.options" in text and "another --out" in text
+    run_file.write_text("model: other\n")
+    assert trained(compare("--seed", 1, *words, code=2)[0]) == []
+
+
+def test_a_launcher_trains_and_nothing_else(compare, run_file, tmp_path):
+    launch = f"{sys.executable} {tmp_path / 'stub.py'} launch -m yojo.cli"
+    calls, _ = compare("--config", run_file, "--", "preferences", "f.jsonl", LAUNCH=launch)
+    assert [call[0] for call in calls] == ["eval", "launch", "launch", "eval"]
+    assert all(call[:4] == ["launch", "-m", "yojo.cli", "train"] for call in calls[1:3])
+
+
+def test_bad_held_out_data_is_found_before_training(compare, run_file):
+    words = ("--config", run_file, "--", "preferences", "f.jsonl")
+    for code in (1, 2):
+        calls, _ = compare(*words, code=1, EVAL=str(code))
+        assert [call[0] for call in calls] == ["eval"]
+    assert trained(compare(*words, "--skip-bad", code=1, EVAL="1")[0]) == [
+        "single",
+        "multi",
+    ]  # eval's own code at the end
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("--config", "none.yaml"), "error: --config: no such file: 'none.yaml'"),
+        (("--config=none.yaml",), "error: --config: no such file: 'none.yaml'"),
+        (("--config",), "error: --config: no such file: ''"),
+        (("--config", "run.yaml"), "error: say what to evaluate on: -- preferences FILE"),
+        (("--config", "run.yaml", "--"), "error: say what to evaluate on: -- preferences FILE"),
+        (("--out",), "error: --out needs a folder"),
+        (("--mode", "isolated"), "error: --mode is set by the comparison"),
+        (("--output-dir=o",), "error: --output-dir is set by the comparison"),
+        (("--resume_from_checkpoint", "last"), "error: --resume_from_checkpoint is set by the comparison"),
+        (("--", "preferences", "f.jsonl", "--judge", "length"), "error: --judge and --out are set by the comparison"),
+        (("--", "--partial", "preferences", "f.jsonl"), "error: behind -- the benchmark comes first, got --partial"),
+    ],
+)
+def test_mistakes_of_the_comparison_are_one_line(words, message, compare, run_file, tmp_path):
+    calls, text = compare(*words, code=2)
+    assert calls == [] and text.startswith(message) and text.count("\n") == 1
+    assert not (tmp_path / "comparison").exists()
+
+
+def test_the_comparison_says_how_it_is_used(compare):
+    calls, text = compare("--help")
+    assert calls == [] and "examples/compare.sh [--config FILE.yaml]" in text and "set -e" not in text
