@@ -274,3 +274,33 @@ def test_mistakes_of_the_comparison_are_one_line(words, message, compare, run_fi
 def test_the_comparison_says_how_it_is_used(compare):
     calls, text = compare("--help")
     assert calls == [] and "examples/compare.sh [--config FILE.yaml]" in text and "set -e" not in text
+
+
+def test_the_comparison_runs_whole_and_a_second_time_trains_nothing(compare, preferences, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"model: {BACKBONE}\ntrain_data: {preferences}\nmode: isolated\npermutations: 2\nmax_steps: 2\nlora_r: 4\n"
+        "per_device_train_batch_size: 2\ndataloader_num_workers: 0\nplots: false\nuse_cpu: true\n"
+    )
+    words = ("--config", config, "--out", "my runs", "--", "preferences", preferences, "--draws", 50, "--workers", 0)
+    real = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    _, text = compare(*words, YOJO=f"{sys.executable} -m yojo.cli", **real)
+    assert "Judges compared" in text and "multi - single" in text
+    report = json.loads((tmp_path / "my runs/preferences/report.json").read_text())
+    judges = {judge["name"]: judge for judge in report["judges"]}
+    assert list(judges) == ["multi", "single", "multi-permutations", "multi-isolated"]
+    assert {name: judge["orders"] for name, judge in judges.items()} == {
+        "multi": 4, "single": None, "multi-permutations": 4, "multi-isolated": None,
+    }  # fmt: skip
+    for judge in judges.values():
+        assert judge["order"]["items"] == 8 and judge["figures"]["estimates"]["top1"]["count"] == 8
+    first = report["comparisons"][0]
+    assert (first["first"], first["second"], first["items"]) == ("multi", "single", 8)
+    assert first["difference"]["low"] <= first["difference"]["value"] <= first["difference"]["high"]
+    own = {
+        name: json.loads((tmp_path / "my runs" / name / "yojo_config.json").read_text()) for name in ("multi", "single")
+    }
+    settings = {name: [one["config"][key] for key in ("mode", "permutations", "loss")] for name, one in own.items()}
+    assert settings == {"multi": ["comparative", 2, "best"], "single": ["isolated", 1, "bradley_terry"]}
+    calls, _ = compare(*words)  # by the stub: nothing but the table is asked for
+    assert [call[0] for call in calls] == ["eval"]
