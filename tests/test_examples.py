@@ -3,8 +3,10 @@
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -276,15 +278,65 @@ def test_the_comparison_says_how_it_is_used(compare):
     assert calls == [] and "examples/compare.sh [--config FILE.yaml]" in text and "set -e" not in text
 
 
-def test_the_comparison_runs_whole_and_a_second_time_trains_nothing(compare, preferences, tmp_path):
+# What stands for `yojo` where the commands are run: it has a process that has loaded everything run them, one after the other.
+CLIENT = """
+import json, socket, sys
+
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect(sys.argv[1])
+    server.sendall(json.dumps(sys.argv[2:]).encode() + b"\\n")
+    code, text = json.loads(server.makefile().readline())
+print(text, end="")
+sys.exit(code)
+"""
+
+
+@pytest.fixture()
+def compare_here(accelerate_state, tmp_path, monkeypatch):
+    """Function (*words) -> (first words of the commands that were run, what the script printed); this process runs them."""
+    from typer.testing import CliRunner
+
+    from yojo.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "client.py").write_text(CLIENT)
+
+    def run(*words):
+        calls = []
+        with tempfile.TemporaryDirectory(prefix="yojo-") as folder, socket.socket(socket.AF_UNIX) as server:
+            server.bind(f"{folder}/socket")  # a short name: a socket's may have some hundred characters
+            server.listen()
+            server.settimeout(0.1)
+            yojo = {"YOJO": f"{sys.executable} {tmp_path / 'client.py'} {folder}/socket"}
+            command = ["bash", EXAMPLES / "compare.sh", *map(str, words)]
+            with open(tmp_path / "printed", "w") as file:
+                script = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | yojo)
+            while script.poll() is None:
+                try:
+                    client, _ = server.accept()
+                except TimeoutError:
+                    continue
+                with client, client.makefile("rw") as lines:
+                    asked = json.loads(lines.readline())
+                    done = CliRunner().invoke(app, asked)
+                    calls.append(asked[0])
+                    lines.write(json.dumps([done.exit_code, done.output]) + "\n")
+        printed = (tmp_path / "printed").read_text()
+        assert script.returncode == 0, printed
+        return calls, printed
+
+    return run
+
+
+def test_the_comparison_runs_whole_and_a_second_time_trains_nothing(compare_here, compare, preferences, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(
         f"model: {BACKBONE}\ntrain_data: {preferences}\nmode: isolated\npermutations: 2\nmax_steps: 2\nlora_r: 4\n"
         "per_device_train_batch_size: 2\ndataloader_num_workers: 0\nplots: false\nuse_cpu: true\n"
     )
     words = ("--config", config, "--out", "my runs", "--", "preferences", preferences, "--draws", 50, "--workers", 0)
-    real = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    _, text = compare(*words, YOJO=f"{sys.executable} -m yojo.cli", **real)
+    calls, text = compare_here(*words)
+    assert calls == ["eval", "train", "train", "eval"]
     assert "Judges compared" in text and "multi - single" in text
     report = json.loads((tmp_path / "my runs/preferences/report.json").read_text())
     judges = {judge["name"]: judge for judge in report["judges"]}
@@ -302,5 +354,6 @@ def test_the_comparison_runs_whole_and_a_second_time_trains_nothing(compare, pre
     }
     settings = {name: [one["config"][key] for key in ("mode", "permutations", "loss")] for name, one in own.items()}
     assert settings == {"multi": ["comparative", 2, "best"], "single": ["isolated", 1, "bradley_terry"]}
-    calls, _ = compare(*words)  # by the stub: nothing but the table is asked for
+    calls, text = compare(*words)  # by the stub: nothing but the table is asked for
     assert [call[0] for call in calls] == ["eval"]
+    assert "my runs/single is there" in text and "my runs/multi is there" in text
