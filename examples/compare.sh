@@ -3,15 +3,15 @@
 #
 #   examples/compare.sh [--config FILE.yaml] [--out FOLDER] [YOJO TRAIN OPTIONS] [-- BENCHMARK DATA [YOJO EVAL OPTIONS]]
 #
-#   examples/compare.sh                                                # digits, on a CPU in minutes
+#   examples/compare.sh                                     # digits, on a CPU in minutes; --max_steps 20 to see it run
 #   examples/compare.sh --config run.yaml --out run -- preferences held_out.jsonl
-#   examples/compare.sh --config run.yaml --out run -- vl-rewardbench DATA    # the same two models, another table
+#   examples/compare.sh --config run.yaml --out run -- vl-rewardbench DATA        # the same two models, another table
 #
 # multi judges all responses in one row: comparative mode; loss and max_responses as the file says. single judges each
 # response alone: isolated mode, Bradley-Terry on a pair of responses, drawn anew from each example in every epoch. All
-# else is the same: backbone, data, LoRA, rates, steps, examples of a step, seeds (so a step shows multi N responses of an
-# example, single two). The file's mode and output_dir are not used. The table also has multi-permutations, multi in four
-# orders in one row, averaged, and multi-isolated, multi with each response alone, which it was not trained for.
+# else is the same: backbone, data, LoRA, rates, steps, examples of a step, seeds; so a step shows multi N responses of
+# an example, and single two. The file's mode and output_dir are not used. The table also has multi-permutations, multi
+# in four orders in one row, averaged; and multi-isolated, multi with each response alone, as it was not trained.
 #
 # What is in FOLDER (comparison) is kept: a run that was cut goes on from its last checkpoint. YOJO is the command
 # (yojo), LAUNCH the one that trains, such as "accelerate launch --config_file FILE -m yojo.cli".
@@ -61,9 +61,9 @@ train() { # NAME, and what is its own
     $launch train "$@" ${resume[@]+"${resume[@]}"}
 }
 
-# Bad held-out data, and a file that has no isolated mode, are refused before hours of training.
+# Held-out records that cannot be read, and a file that has no isolated mode, are refused before hours of training.
 [ -f "$out/multi/trainer_state.json" ] || $yojo eval "${held_out[@]}" --judge length >/dev/null ||
-    [[ $? = 1 && " ${held_out[*]} " = *" --skip-bad "* ]]
+    { code=$? && [[ $code = 1 && " ${held_out[*]} " = *" --skip-bad "* ]] || exit $code; }
 train single --mode isolated --permutations 1 --loss bradley_terry --max_responses 2
 train multi --mode comparative
 $yojo eval "${held_out[@]}" --out "$out/${held_out[0]}" --judge "multi=$out/multi" --judge "single=$out/single" \

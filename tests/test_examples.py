@@ -156,7 +156,7 @@ sys.exit(int(os.environ.get("EVAL", 0)) if words[0] == "eval" else 0)
 
 @pytest.fixture()
 def compare(tmp_path):
-    """Function (*words, code=0, **environment) -> (what `yojo` was asked, what the script printed); `yojo` is a stub."""
+    """Function (*words, code=0, **environment) -> (calls of `yojo`, which is a stub, and the output)."""
     (tmp_path / "stub.py").write_text(STUB)
     calls = tmp_path / "calls"
 
@@ -243,7 +243,7 @@ def test_a_launcher_trains_and_nothing_else(compare, run_file, tmp_path):
 def test_bad_held_out_data_is_found_before_training(compare, run_file):
     words = ("--config", run_file, "--", "preferences", "f.jsonl")
     for code in (1, 2):
-        calls, _ = compare(*words, code=1, EVAL=str(code))
+        calls, _ = compare(*words, code=code, EVAL=str(code))
         assert [call[0] for call in calls] == ["eval"]
     assert trained(compare(*words, "--skip-bad", code=1, EVAL="1")[0]) == [
         "single",
@@ -278,7 +278,7 @@ def test_the_comparison_says_how_it_is_used(compare):
     assert calls == [] and "examples/compare.sh [--config FILE.yaml]" in text and "set -e" not in text
 
 
-# What stands for `yojo` where the commands are run: it has a process that has loaded everything run them, one after the other.
+# What stands for `yojo` where its commands are run: the process of the test, which has loaded everything, runs them.
 CLIENT = """
 import json, socket, sys
 
@@ -293,7 +293,7 @@ sys.exit(code)
 
 @pytest.fixture()
 def compare_here(accelerate_state, tmp_path, monkeypatch):
-    """Function (*words) -> (first words of the commands that were run, what the script printed); this process runs them."""
+    """Function (*words) -> (first words of the commands that this process has run, the output)."""
     from typer.testing import CliRunner
 
     from yojo.cli import app
