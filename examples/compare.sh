@@ -61,10 +61,13 @@ train() { # NAME, and what is its own
     $launch train "$@" ${resume[@]+"${resume[@]}"}
 }
 
-# Held-out records that cannot be read, and a file that has no isolated mode, are refused before hours of training.
-[ -f "$out/multi/trainer_state.json" ] || $yojo eval "${held_out[@]}" --judge length >/dev/null ||
-    { code=$? && [[ $code = 1 && " ${held_out[*]} " = *" --skip-bad "* ]] || exit $code; }
-train single --mode isolated --permutations 1 --loss bradley_terry --max_responses 2
-train multi --mode comparative
-$yojo eval "${held_out[@]}" --out "$out/${held_out[0]}" --judge "multi=$out/multi" --judge "single=$out/single" \
-    --judge "multi-permutations=$out/multi#permutations=4" --judge "multi-isolated=$out/multi#isolated"
+{ # which is read whole before hours pass and this file may change
+    # Held-out records that cannot be read, and a file that has no isolated mode, are refused before hours of training.
+    [ -f "$out/multi/trainer_state.json" ] || $yojo eval "${held_out[@]}" --judge length >/dev/null ||
+        { code=$? && [[ $code = 1 && " ${held_out[*]} " = *" --skip-bad "* ]] || exit $code; }
+    train single --mode isolated --permutations 1 --loss bradley_terry --max_responses 2
+    train multi --mode comparative
+    $yojo eval "${held_out[@]}" --out "$out/${held_out[0]}" --judge "multi=$out/multi" --judge "single=$out/single" \
+        --judge "multi-permutations=$out/multi#permutations=4" --judge "multi-isolated=$out/multi#isolated"
+    exit
+}
