@@ -16,7 +16,7 @@ from turn_cases import TEMPLATES, merging_tokenizer, tokenizer_of_kind
 import yojo
 from yojo.converting.export import export_trl
 from yojo.judges import Classifier
-from yojo.judges.classifier import WINDOW
+from yojo.judges.passes import WINDOW
 from yojo.scoring.job import differences
 
 EXAMPLES = [
