@@ -12,6 +12,7 @@ _HOMES = {
     "Place": "yojo.judges.baselines",
     "Random": "yojo.judges.baselines",
     "Refusal": "yojo.judges.judge",
+    "ValueHead": "yojo.judges.value_head",
     "checked_scores": "yojo.judges.judge",
     "fingerprint_of": "yojo.judges.judge",
     "load_judge": "yojo.judges.loading",

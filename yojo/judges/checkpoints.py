@@ -38,7 +38,7 @@ def load_stock(path, model_class, *, dtype=None, device=None, unread=(), **kwarg
         model_class: of transformers, an Auto class or the model's own.
         dtype: torch dtype of the weights; the one they were saved in by default.
         device: where the model goes; where transformers puts it (the CPU) by default.
-        unread: beginnings of names of weights that no score depends on, and that may be missing.
+        unread: beginnings of names of weights that the model is not asked for: they may be missing, or too many.
         **kwargs: handed to `model_class.from_pretrained`.
 
     Returns:
@@ -74,7 +74,7 @@ def _check_report(report, path, unread):
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys") or ())
     if mismatched:
         raise ValueError(f"{path} has weights of another shape than its config says: {', '.join(mismatched[:3])}")
-    unexpected = sorted(report.get("unexpected_keys") or ())
+    unexpected = sorted(key for key in report.get("unexpected_keys") or () if not key.startswith(tuple(unread)))
     if unexpected:
         logger.warning(
             "%s has weights that its model has no place for: %s%s", path, unexpected[0], _more(unexpected, 1)
@@ -100,6 +100,16 @@ _SHARED = (
     "token",
     "trust_remote_code",
 )
+
+
+def check_download(kwargs):
+    """A ValueError for arguments of a download, where the folder is fetched as a whole."""
+    given = [name for name in _SHARED if name in kwargs and name != "trust_remote_code"]
+    if given:
+        raise ValueError(
+            f"{given[0]}={kwargs[given[0]]!r} is given, which says how a model is fetched: fetch it with "
+            f"huggingface_hub.snapshot_download(..., {given[0]}=...) first, and name the folder"
+        )
 
 
 def _where(kwargs):

@@ -27,18 +27,19 @@ def load_judge(name, *, base_model=None, check_base=True, check_files=True, devi
 
     Args:
         name: folder or hub name of a reward model (or a checkpoint of transformers' Trainer with a patched model), or of a
-            stock sequence classifier; or a baseline: "length", "length:words", "length:shortest", "length:words:shortest",
-            "place", "place:last", "random", "random:SEED". A folder with a baseline's name is "./length". Or a model behind
+            stock sequence classifier, or of a causal model with value_head.safetensors or value_head.bin beside it; or a
+            baseline: "length", "length:words", "length:shortest", "length:words:shortest", "place", "place:last", "random",
+            "random:SEED". A folder with a baseline's name is "./length". Or a model behind
             an OpenAI-compatible endpoint, as `yojo.judges.Generative` asks it: "openai:MODEL@http://host:port/v1", with
             "#pairwise" or "#pointwise" behind it for another style than listwise. Behind the name of a reward model
             "#isolated", "#comparative" or "#permutations=K": score in that mode, whatever it was saved with.
         base_model, check_base, check_files: as for `yojo.RewardModel.from_pretrained`.
         device: where a model goes; baselines and models behind an endpoint need none.
         dtype: torch dtype or its name, such as "bfloat16"; the one a model was saved in by default.
-        max_length: the most tokens of an example (of a conversation, for a classifier); or None.
+        max_length: the most tokens of an example (of a conversation, for a stock model); or None.
 
     Returns:
-        `yojo.RewardModel`, `yojo.judges.Classifier`, `yojo.judges.Generative` or a baseline.
+        `yojo.RewardModel`, `yojo.judges.Classifier`, `yojo.judges.ValueHead`, `yojo.judges.Generative` or a baseline.
 
     Raises:
         ValueError: a name that is none of these, or something that cannot be loaded, with the reason.
@@ -61,14 +62,13 @@ def load_judge(name, *, base_model=None, check_base=True, check_files=True, devi
         )
     name, mode = _mode(os.fspath(name))
     path, dtype = local_folder(name), _dtype(dtype)
-    if not (path / CONFIG_FILE).is_file() and not stock.is_checkpoint(path) and _is_classifier(path):
-        from yojo.judges.classifier import Classifier
-
+    if not (path / CONFIG_FILE).is_file() and not stock.is_checkpoint(path) and (found := _stock(path)) is not None:
+        kind, judge = found
         if base_model is not None:
-            raise ValueError(f"base_model is given, but {path} holds a full model, a sequence classifier")
+            raise ValueError(f"base_model is given, but {path} holds a full model, a {kind}")
         if mode:
-            raise ValueError(f"{name} is a sequence classifier, which has no modes: leave #... out")
-        return Classifier.from_pretrained(path, dtype=dtype, device=device, max_length=max_length)
+            raise ValueError(f"{name} is a {kind}, which has no modes: leave #... out")
+        return judge.from_pretrained(path, dtype=dtype, device=device, max_length=max_length)
     options = {"base_model": base_model, "check_base": check_base, "check_files": check_files}
     return RewardModel.from_pretrained(path, dtype=dtype, device=device, max_length=max_length, **mode, **options)
 
@@ -139,6 +139,21 @@ def _random(options):
         return Random(*map(int, options)) if len(options) < 2 else None
     except ValueError:
         return None
+
+
+def _stock(path):
+    """(what it is, the judge's class) of a folder with a stock model that has one score to give; None for another."""
+    from yojo.judges.value_head import has_value_head
+
+    if _is_classifier(path):
+        from yojo.judges.classifier import Classifier
+
+        return "sequence classifier", Classifier
+    if has_value_head(path):
+        from yojo.judges.value_head import ValueHead
+
+        return "causal model with a value head", ValueHead
+    return None
 
 
 def _is_classifier(path):

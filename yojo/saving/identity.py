@@ -29,7 +29,7 @@ _NOT_OF_A_CONFIG = frozenset(
     _experts_implementation
     """.split()
 )
-# Training writes its tokenizer's into a config; a reward model's scores depend on none of them, a classifier's may.
+# Training writes its tokenizer's into a config; scores behind a value head depend on none of them, a classifier's may.
 _TOKENS = frozenset("pad_token_id bos_token_id eos_token_id sep_token_id decoder_start_token_id".split())
 # Likewise of an adapter's: what is its own name, what training alone looks at, and where its base model lies.
 _NOT_OF_AN_ADAPTER = frozenset(
@@ -64,7 +64,7 @@ def reward_model_fingerprint(reward_model):
     separator = {"separator": _row(base, state.separator_id)}
     return {
         "judge": "RewardModel",
-        **_model(base, patched=True),
+        **_model(base, _TOKENS),
         "weights": {
             "backbone": weights_digest(fingerprints.tensors_of(base)),
             "head": exact_digest({**head, **separator}),
@@ -86,14 +86,33 @@ def classifier_fingerprint(model, processor):
     Returns, Raises: as for `reward_model_fingerprint`.
     """
     base = unwrap(model)
+    # A head under another name stands among the other weights.
     head = dict(active_head(base).named_parameters()) if hasattr(base, "score") else {}
+    return _of_stock("Classifier", model, head, processor)
+
+
+def value_head_fingerprint(model, head, processor):
+    """All that changes a score of a causal model with a value head beside it.
+
+    Args:
+        model: of transformers, bare or wrapped by PEFT.
+        head: dict name -> tensor, the value head's.
+        processor: its processor or tokenizer.
+
+    Returns, Raises: as for `reward_model_fingerprint`.
+    """
+    return _of_stock("ValueHead", model, head, processor, _TOKENS)
+
+
+def _of_stock(judge, model, head, processor, names=()):
+    base = unwrap(model)
     date = dates.date_of(processor) if dates.has_clock(processor) else None
     return {
-        "judge": "Classifier",
-        **_model(base, patched=False),
+        "judge": judge,
+        **_model(base, names),
         "weights": {
             "backbone": weights_digest(fingerprints.tensors_of(base)),
-            "head": exact_digest(head),  # under another name it stands among the others
+            "head": exact_digest(head),
             "adapter": adapter_digest(model),
         },
         **processor_fingerprint(processor),
@@ -101,7 +120,8 @@ def classifier_fingerprint(model, processor):
     }
 
 
-def _model(base, patched):
+def _model(base, names):
+    """What the model is, without the entries `names` of its config."""
     import transformers
 
     quantization = getattr(base.config, "quantization_config", None)
@@ -116,7 +136,7 @@ def _model(base, patched):
         "model_type": base.config.model_type,
         "dtype": str(base.dtype).removeprefix("torch."),
         "quantization": None if quantization is None else digest(_plain(quantization)),
-        "config": config_digest(base.config, _TOKENS if patched else ()),
+        "config": config_digest(base.config, names),
     }
 
 
