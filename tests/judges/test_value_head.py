@@ -172,6 +172,23 @@ def test_images(tmp_path, family):
     assert differences(found.fingerprint(), ValueHead(stock, head(), processor).fingerprint()) == []
 
 
+@pytest.mark.parametrize("family", ["Qwen2.5-VL", "LLaVA-OneVision"])
+def test_images_videos_and_turns(tmp_path, family):
+    stock, processor = real_processors.build(family)
+    found, own = ValueHead(stock, head(), processor), real_processors.stock_processor(family)
+    responses = real_processors.RESPONSES[:2]
+    for name, prompt in real_processors.cases(tmp_path).items():
+        scores = found.score_many([real_processors.example(prompt, responses)])[0]
+        options = {"processor_kwargs": dict(prompt.options)} if prompt.options else {}
+        for response, score in zip(responses, scores, strict=True):
+            answer = {"role": "assistant", "content": [{"type": "text", "text": response}]}
+            inputs = own.apply_chat_template(
+                [*prompt.messages, answer], tokenize=True, return_dict=True, return_tensors="pt", **options
+            )
+            inputs = {key: value for key, value in inputs.items() if key != "video_metadata"}
+            assert abs(by_hand(stock, head(), inputs) - score) <= 2e-6, name
+
+
 def test_images_are_refused_where_only_a_tokenizer_is_given():
     with pytest.raises(
         ValueError, match="example 'p': the prompt has images, and this classifier was given a tokenizer"
