@@ -4,6 +4,7 @@ import importlib
 
 # Public name -> the module it lives in; loaded on first use, since torch and transformers take seconds.
 _HOMES = {
+    "ChatScores": "yojo.judges.chat_scores",
     "Classifier": "yojo.judges.classifier",
     "EndpointError": "yojo.judges.client",
     "Generative": "yojo.judges.generative",

@@ -25,7 +25,7 @@ def load_config(path, what, **kwargs):
     import transformers
 
     try:
-        return transformers.AutoConfig.from_pretrained(path, **_where(kwargs))
+        return transformers.AutoConfig.from_pretrained(path, **where(kwargs))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no {what}: {_first_line(error)}") from error
 
@@ -57,7 +57,7 @@ def load_stock(path, model_class, *, dtype=None, device=None, unread=(), **kwarg
 def load_beside(path, model, processor_options=None, **kwargs):
     """The processor in the folder of a model that takes images, the tokenizer of one that does not."""
     try:
-        processor = load_processor(path, **_where(kwargs), **(processor_options or {}))
+        processor = load_processor(path, **where(kwargs), **(processor_options or {}))
     except OSError as error:
         raise ValueError(f"{path} has no tokenizer: {_first_line(error)}") from error
     return processor if _takes_media(model) else tokenizer_of(processor)
@@ -112,7 +112,8 @@ def check_download(kwargs):
         )
 
 
-def _where(kwargs):
+def where(kwargs):
+    """Those of the arguments that say where files are and how they are read."""
     return {name: kwargs[name] for name in _SHARED if name in kwargs}
 
 

@@ -19,6 +19,7 @@ BASELINES = ("length", "length:words", "length:shortest", "place", "place:last",
 _IN_FULL = {"length": "length:characters", "place": "place:first", "random": "random:0"}
 
 _OPENAI = "openai:"
+_CHAT_SCORES = "chat-scores:"
 _ENDPOINT = re.compile(r"openai:(.+?)@(https?://[^#]*)(?:#(.*))?", re.DOTALL)
 
 
@@ -29,17 +30,19 @@ def load_judge(name, *, base_model=None, check_base=True, check_files=True, devi
         name: folder or hub name of a reward model (or a checkpoint of transformers' Trainer with a patched model), or of a
             stock sequence classifier, or of a causal model with value_head.safetensors or value_head.bin beside it; or a
             baseline: "length", "length:words", "length:shortest", "length:words:shortest", "place", "place:last", "random",
-            "random:SEED". A folder with a baseline's name is "./length". Or a model behind
-            an OpenAI-compatible endpoint, as `yojo.judges.Generative` asks it: "openai:MODEL@http://host:port/v1", with
-            "#pairwise" or "#pointwise" behind it for another style than listwise. Behind the name of a reward model
-            "#isolated", "#comparative" or "#permutations=K": score in that mode, whatever it was saved with.
+            "random:SEED". A folder with a baseline's name is "./length". Or a model behind an OpenAI-compatible endpoint, as
+            `yojo.judges.Generative` asks it: "openai:MODEL@http://host:port/v1", with "#pairwise" or "#pointwise" behind it
+            for another style than listwise. Or "chat-scores:FOLDER" (or hub name), a model whose own code scores chats,
+            `yojo.judges.ChatScores`: Python files that come with it are run. Behind the name of a reward model "#isolated",
+            "#comparative" or "#permutations=K": score in that mode, whatever it was saved with.
         base_model, check_base, check_files: as for `yojo.RewardModel.from_pretrained`.
         device: where a model goes; baselines and models behind an endpoint need none.
         dtype: torch dtype or its name, such as "bfloat16"; the one a model was saved in by default.
         max_length: the most tokens of an example (of a conversation, for a stock model); or None.
 
     Returns:
-        `yojo.RewardModel`, `yojo.judges.Classifier`, `yojo.judges.ValueHead`, `yojo.judges.Generative` or a baseline.
+        `yojo.RewardModel`, `yojo.judges.Classifier`, `yojo.judges.ValueHead`, `yojo.judges.ChatScores`,
+        `yojo.judges.Generative` or a baseline.
 
     Raises:
         ValueError: a name that is none of these, or something that cannot be loaded, with the reason.
@@ -60,6 +63,8 @@ def load_judge(name, *, base_model=None, check_base=True, check_files=True, devi
             f"{name} is an address: judges that are served come with `yojo serve`; name a folder or a hub name, or the model "
             "of an OpenAI-compatible endpoint: openai:MODEL@http://host:port/v1"
         )
+    if isinstance(name, str) and name.startswith(_CHAT_SCORES):
+        return _chat_scores(name, base_model=base_model, max_length=max_length, dtype=_dtype(dtype), device=device)
     name, mode = _mode(os.fspath(name))
     path, dtype = local_folder(name), _dtype(dtype)
     if not (path / CONFIG_FILE).is_file() and not stock.is_checkpoint(path) and (found := _stock(path)) is not None:
@@ -122,6 +127,21 @@ def _generative(name):
     if style is not None and style not in STYLES:
         raise ValueError(f"the style behind # must be one of {', '.join(STYLES)}, got {style!r}")
     return Generative(url, model, style=style or "listwise")
+
+
+def _chat_scores(name, *, base_model, max_length, dtype, device):
+    """The judge of a name that begins with chat-scores:, whose code is run since the name says so."""
+    from yojo.judges.chat_scores import ChatScores
+
+    path = name.removeprefix(_CHAT_SCORES)
+    if not path:
+        raise ValueError(f"{name!r} names no model: chat-scores:FOLDER or a hub name")
+    for option, value in (("base_model", base_model), ("max_length", max_length)):
+        if value is not None:
+            raise ValueError(
+                f"{option}={value!r} is given, and {name} is scored by the model's own code, which takes none"
+            )
+    return ChatScores.from_pretrained(path, trust_remote_code=True, dtype=dtype, device=device)
 
 
 def _length(options):

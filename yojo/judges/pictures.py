@@ -1,4 +1,4 @@
-"""Images and videos as an endpoint takes them: data URLs that show what a person sees, frames with what they are frames of."""
+"""Images and videos as others take them: data URLs or files that show what a person sees, frames with what they are of."""
 
 import base64
 import io
@@ -10,6 +10,7 @@ from yojo.inputs.videos import Video, load_video
 
 # Formats that endpoints take, and modes that every viewer shows alike.
 _TAKEN = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 _PLAIN = ("1", "L", "P", "RGB", "RGBA", "LA")
 
 
@@ -30,16 +31,46 @@ def image_url(source, name):
     Raises:
         TypeError, ValueError: as `load_image`.
     """
-    if isinstance(source, str) and source.startswith("data:"):
-        source = find_image(source, "", False, name)
-    picture = load_image(source, name)
-    content = _content(source)
-    mime = None if content is None else _type_as_it_is(content, picture)
+    source, picture, content, mime = _read(source, name)
     if mime is None:
         file = io.BytesIO()
         picture.save(file, "PNG")
         content, mime = file.getvalue(), "image/png"
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+def image_file(source, target, name):
+    """A file that shows an image to whoever simply opens it.
+
+    A PNG, JPEG, WebP or GIF file with the suffix of one is taken as it is where it shows what `yojo.inputs.images` reads from
+    it. Of anything else a PNG is written.
+
+    Args:
+        source: what `Example.images` takes, or a data URL.
+        target: path of the PNG, should one be needed.
+        name: how errors name it.
+
+    Returns:
+        str, the path of one or the other.
+
+    Raises:
+        TypeError, ValueError: as `load_image`.
+    """
+    source, picture, _, mime = _read(source, name)
+    is_file = isinstance(source, (str, os.PathLike))
+    if mime is not None and is_file and os.path.splitext(os.fspath(source))[1].lower() in _SUFFIXES:
+        return os.fspath(source)
+    picture.save(target, "PNG")
+    return os.fspath(target)
+
+
+def _read(source, name):
+    """(source, picture, the bytes of a file or None, their media type where they show the picture or None)."""
+    if isinstance(source, str) and source.startswith("data:"):
+        source = find_image(source, "", False, name)
+    picture = load_image(source, name)
+    content = _content(source)
+    return source, picture, content, None if content is None else _type_as_it_is(content, picture)
 
 
 def _content(source):

@@ -115,7 +115,7 @@ def conversation(example, *, detail=None, max_frames=16):
     try:
         turns = place(example.prompt, example.images, example.videos, example.literal_tags)
         if not example.literal_tags:
-            _check_tags(turns)
+            check_tags(turns)
         pieces = _block("tools", ["\n".join(map(_json, example.tools))]) if example.tools else []
         numbers = dict.fromkeys(KINDS, 0)
         for turn in turns:
@@ -130,7 +130,8 @@ def conversation(example, *, detail=None, max_frames=16):
         raise kind(f"{example.name}: {error}") from error
 
 
-def _check_tags(turns):
+def check_tags(turns):
+    """A ValueError where the text of turns has a tag of a medium that is not there (see `yojo.inputs.messages.place`)."""
     for kind, tag in TAGS.items():
         if count_tags(turns, kind):
             lost = f"no {kind}s are given" if kind in KINDS else f"{kind} is not supported"

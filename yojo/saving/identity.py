@@ -104,6 +104,28 @@ def value_head_fingerprint(model, head, processor):
     return _of_stock("ValueHead", model, head, processor, _TOKENS)
 
 
+def chat_scores_fingerprint(model, hd_num):
+    """All that changes a score of a model whose own code scores chats, but for that code.
+
+    Args:
+        model: a `torch.nn.Module` with a `tokenizer`.
+        hd_num: the most tiles of an image.
+
+    Returns, Raises: as for `reward_model_fingerprint`.
+    """
+    tensors = model.state_dict()
+    config = getattr(model, "config", None)
+    return {
+        "judge": "ChatScores",
+        "model_class": type(model).__name__,
+        "dtype": str(next((t.dtype for t in tensors.values() if t.is_floating_point()), None)).removeprefix("torch."),
+        "config": None if config is None else config_digest(config),
+        "weights": weights_digest(tensors),
+        "tokenizer": tokenizer_digest(model.tokenizer),
+        "hd_num": hd_num,
+    }
+
+
 def _of_stock(judge, model, head, processor, names=()):
     base = unwrap(model)
     date = dates.date_of(processor) if dates.has_clock(processor) else None
