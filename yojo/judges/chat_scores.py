@@ -158,7 +158,7 @@ class ChatScores:
     def _plain(self, text):
         """Text that spells no token: whoever wrote it could move an image, or end its own turn and go on in another's."""
         marks = [*_MARKS, *getattr(self.model.tokenizer, "all_special_tokens", ())]
-        found = next((mark for mark in marks if mark in text), None)
+        found = next((mark for mark in marks if mark and mark in text), None)
         if found is not None:
             raise ValueError(
                 f"the text spells {found!r}, which the model's code cannot tell from the token itself: {text[:60]!r}"
