@@ -1,5 +1,6 @@
 """`yojo.evaluate`: judges on benchmarks from the record to the report, scores made elsewhere, and what is refused."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -236,12 +237,19 @@ def test_scores_are_matched_by_row_by_id_and_by_ids_that_repeat(tmp_path):
         (lambda r: r[1].update(row=14), r"s\.jsonl:2: row must be an int from 0 to 13, got 14"),
         (lambda r: r[1].update(row=True), "row must be an int"),
         (lambda r: r[1].update(id="q5"), r"s\.jsonl:2: row 1 of the benchmark is 'q1', the id here is 'q5'"),
+        (lambda r: r[1].update(id="q99"), r"s\.jsonl:2: row 1 of the benchmark is 'q1', the id here is 'q99'"),
         (lambda r: r[1].pop("row"), "neither row nor id"),
         (lambda r: (r[1].pop("row"), r[1].update(id="q99")), "the benchmark has no item 'q99'"),
         (lambda r: r[1]["scores"].pop(), "scores must be 4 finite numbers"),
         (lambda r: r[1].update(scores=[1, 2, 3, None]), "scores must be 4 finite numbers"),
         (lambda r: r[1].update(scores=[True] * 4), "scores must be 4 finite numbers"),
         (lambda r: r[1].update(scores=[1, 2, 3, float("inf")]), r"s\.jsonl:2"),
+        (lambda r: r[1].update(scores=[1, 2, 3, 1e39]), "scores must be 4 finite numbers"),
+        (lambda r: r[1].update(scores=[1, 2, 3, -(10**400)]), "scores must be 4 finite numbers"),
+        (lambda r: r[1].update(scores=[[1, 2, 3, 4], 5], orders=[[0, 1, 2, 3]] * 2), "scores must be 4 finite numbers"),
+        (lambda r: r[1].update(orders=1), "orders must be 1 orders of 0..3, got 1"),
+        (lambda r: r[1].update(orders=[3]), r"orders must be 1 orders of 0..3, got \[3\]"),
+        (lambda r: r[1].update(orders=[[0, 1, 2, "3"]]), "orders must be 1 orders of 0..3"),
         (lambda r: r[1].update(scores="1234"), "scores must be a list of 4 numbers"),
         (lambda r: r[1].update(scores=[[1, 2, 3, 4]] * 2), "scores for 2 orders, and no orders"),
         (lambda r: r[1].update(scores=[[1, 2, 3, 4]] * 2, orders=[[0, 1, 2, 3]] * 3), "orders must be 2 orders of 0..3"),
@@ -255,6 +263,30 @@ def test_scores_that_do_not_fit(tmp_path, change, message):
     change(rows)
     with pytest.raises(ValueError, match=message):
         given_scores(lines(tmp_path / "s.jsonl", rows), made)
+
+
+def test_scores_of_another_version_of_a_benchmark_are_refused(tmp_path):
+    made, replaced, longer = items(14), items(14), items(14)
+    evaluate({"ours": Constants()}, made, out=tmp_path, draws=20)
+    file = tmp_path / "ours.jsonl"
+    assert len(given_scores(file, made)) == 14
+    replaced[3] = dataclasses.replace(made[3], example=dataclasses.replace(made[3].example, prompt="something else?"))
+    with pytest.raises(ValueError, match=r"ours\.jsonl:4: item 3 \('q3'\) was scored with another prompt"):
+        given_scores(file, replaced)
+    texts = [*made[3].example.responses[:-1], "x" * 99]
+    longer[3] = dataclasses.replace(made[3], example=dataclasses.replace(made[3].example, responses=texts))
+    with pytest.raises(ValueError, match=r"ours\.jsonl:4: item 3 \('q3'\) was scored with responses of .* characters"):
+        given_scores(file, longer)
+
+
+def test_labels_are_those_that_the_benchmark_has_now(tmp_path):
+    made, relabelled = items(14), items(14)
+    evaluate({"ours": Constants()}, made, out=tmp_path, draws=20)
+    ranks = made[3].rankings[::-1]
+    relabelled[3] = dataclasses.replace(made[3], example=dataclasses.replace(made[3].example, rankings=ranks))
+    assert list(given_scores(tmp_path / "ours.jsonl", relabelled)[3].rankings) == ranks
+    again = evaluate({"ours": Constants()}, relabelled, out=tmp_path, draws=20)
+    assert list(again.judges[0].judged[3].rankings) == ranks
 
 
 # ---- figures ----

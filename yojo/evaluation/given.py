@@ -1,13 +1,15 @@
 """Scores that were made elsewhere, for the items of a benchmark: files of them, matched and checked."""
 
 import collections
-import math
 from pathlib import Path
 
 import numpy as np
 
-from yojo.data.readers import open_source
+from yojo.data.readers import DataError, open_source
 from yojo.evaluation.judged import Judged
+from yojo.inputs.digests import example_key
+
+LARGEST = 3.4e38  # about float32's, as for judges that are asked here: sums and differences of such scores are finite
 
 
 def given_scores(path, items):
@@ -16,7 +18,8 @@ def given_scores(path, items):
     A row has `scores`, N numbers in the order of the record's responses, or K lists of them with `orders`, the K orders in
     which the judge was asked (`order[place]` is the response that stood there); or `refused`, why there are none. It says
     whose they are by `row`, the item's number in the benchmark from 0, or by `id`; where several items have an id, there
-    must be as many rows with it, in the order of the items. Rows that `yojo score` and `yojo eval` write are such rows.
+    must be as many rows with it, in the order of the items. Rows that `yojo score` and `yojo eval` write are such rows; those
+    of `yojo eval` also say which item they were made for, and are refused for another one.
 
     Args:
         path: .jsonl, .json or .parquet file, or a folder of them.
@@ -41,6 +44,7 @@ def given_scores(path, items):
             number = _number(row, light, numbers, met, where)
             if number in found:
                 raise ValueError(f"{where}: item {number} has scores already: every item needs one row")
+            _check_item(row, items, light[number], where)
             found[number] = _judged(row, light[number], where)
     missing = [item for item in light if item.number not in found]
     if missing:
@@ -58,9 +62,10 @@ def _number(row, light, numbers, met, where):
         number = row["row"]
         if type(number) is not int or not 0 <= number < len(light):
             raise ValueError(f"{where}: row must be an int from 0 to {len(light) - 1}, got {number!r}")
-        if own is not None and own != str(light[number].id) and own in numbers:
+        if own is not None and own not in (str(light[number].id), light[number].where):
             raise ValueError(
-                f"{where}: row {number} of the benchmark is {light[number].id!r}, the id here is {own!r}: which of them is meant?"
+                f"{where}: row {number} of the benchmark is {light[number].id!r}, the id here is {own!r}: are these scores of "
+                "another version of it? leave out id where row alone says which item is meant"
             )
         return number
     if own is None:
@@ -71,6 +76,24 @@ def _number(row, light, numbers, met, where):
     if met[own] > len(numbers[own]):
         raise ValueError(f"{where}: there are {met[own]} rows for {own!r}, and {len(numbers[own])} items")
     return numbers[own][met[own] - 1]
+
+
+def _check_item(row, items, item, where):
+    """Rows of `yojo eval` hold the lengths of the responses and a digest of the whole item."""
+    lengths, key = row.get("lengths"), row.get("key")
+    if lengths is None:
+        return
+    if list(lengths) != list(item.lengths):
+        what = f"responses of {list(lengths)} characters, the benchmark's have {list(item.lengths)}"
+    else:
+        try:
+            current = example_key(items[item.number].example)
+        except (DataError, OSError, TypeError, ValueError):  # its media may be elsewhere, as the judge was
+            return
+        if key is None or key == current:
+            return
+        what = "another prompt, other responses or other images than the benchmark has now"
+    raise ValueError(f"{where}: item {item.number} ({item.id!r}) was scored with {what}: score it again")
 
 
 def _judged(row, item, where):
@@ -93,19 +116,32 @@ def _judged(row, item, where):
     if not isinstance(scores, (list, tuple)) or not scores:
         raise ValueError(f"{where}: scores must be a list of {count} numbers, or of such lists, got {scores!r}")
     nested = isinstance(scores[0], (list, tuple))
-    orders = row.get("orders")
+    lists, orders = list(scores) if nested else [scores], row.get("orders")
     if orders is None:
-        if nested and len(scores) > 1:
-            raise ValueError(f"{where}: there are scores for {len(scores)} orders, and no orders")
+        if len(lists) > 1:
+            raise ValueError(f"{where}: there are scores for {len(lists)} orders, and no orders")
         orders = [list(range(count))]
-    lists = list(scores) if nested else [scores]
-    if len(orders) != len(lists) or any(sorted(order) != list(range(count)) for order in orders):
+    if (
+        not isinstance(orders, (list, tuple))
+        or len(orders) != len(lists)
+        or not all(_is_order(order, count) for order in orders)
+    ):
         raise ValueError(f"{where}: orders must be {len(lists)} orders of 0..{count - 1}, got {orders!r}")
     for one in lists:
-        if len(one) != count or not all(_is_number(value) for value in one):
-            raise ValueError(f"{where}: scores must be {count} finite numbers, one for each response, got {one!r}")
+        if not isinstance(one, (list, tuple)) or len(one) != count or not all(map(_is_number, one)):
+            raise ValueError(
+                f"{where}: scores must be {count} finite numbers, one for each response, of {LARGEST:.1e} at most, got {one!r}"
+            )
     return Judged(**light, orders=tuple(map(tuple, orders)), scores=np.array(lists, dtype=np.float64))
 
 
+def _is_order(order, count):
+    return (
+        isinstance(order, (list, tuple))
+        and all(type(place) is int for place in order)
+        and sorted(order) == list(range(count))
+    )
+
+
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST  # NaN is not
