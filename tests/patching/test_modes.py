@@ -30,6 +30,15 @@ def test_a_mode_that_is_named_begins_with_one_order(make_reward_model):
     assert (model.model.yojo.config.mode, model.model.yojo.config.permutations) == ("isolated", 1)
 
 
+def test_a_reward_model_made_before_keeps_its_mode_and_says_so(make_reward_model, examples):
+    before = make_reward_model(layers=1)
+    scores, told = before.score_many(examples), before.fingerprint()
+    set_mode(before.model, "isolated")
+    after = yojo.RewardModel(before.model, before.processor)
+    assert all(map(torch.equal, before.score_many(examples), scores)) and before.fingerprint() == told
+    assert after.fingerprint()["settings"]["mode"] == "isolated" and not before.order_free and after.order_free
+
+
 def test_what_does_not_go_together(make_reward_model):
     model = make_reward_model(layers=1, mode="isolated").model
     for options, message in (

@@ -58,7 +58,7 @@ def reward_model_fingerprint(reward_model):
     """
     base, processor = patched_base(reward_model.model, "fingerprint"), reward_model.processor
     state = base.yojo
-    settings = state.config.to_dict()
+    settings = reward_model.config.to_dict()  # its own: the model's mode may have been set anew since
     del settings["loss"]
     head = dict(active_head(base).named_parameters())
     separator = {"separator": _row(base, state.separator_id)}
