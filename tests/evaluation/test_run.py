@@ -193,6 +193,34 @@ def test_wrong_arguments(made, name, value):
         judge_items(Leaning(), made, **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        (lambda n: [] if n == 3 else [n], "score_each ended, and gave nothing for 1 of the items that it read"),
+        (lambda n: [n, n], "score_each gave something at place 0, where nothing waits for it"),
+        (lambda n: [n + 1], "score_each gave something at place 1, where nothing waits for it"),
+    ],
+)
+def test_a_stream_with_answers_that_are_missing_or_strange_is_an_error(made, places, message):
+    class Stream(Leaning):
+        def score_each(self, examples, errors="raise"):
+            for n, example in enumerate(examples):
+                yield from ((place, torch.arange(len(example.responses)).float()) for place in places(n))
+
+    with pytest.raises(ValueError, match=message):
+        judge_items(Stream(), made, orders=1)
+
+
+def test_a_stream_that_ends_early_is_an_error(made):
+    class Early(Leaning):
+        def score_each(self, examples, errors="raise"):
+            for n, example in zip(range(5), examples, strict=False):
+                yield n, torch.zeros(len(example.responses))
+
+    with pytest.raises(ValueError, match="score_each ended, and gave nothing for"):
+        judge_items(Early(), made, orders=1)
+
+
 # ---- reward models ----
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 
 import numpy as np
@@ -51,6 +52,7 @@ def answers(judge, stream):
     Yields:
         `Answer`, in any order.
     """
+    stream = iter(stream)
     if encoder_of(judge) is not None:
         yield from _of_rows(judge, stream)
     elif hasattr(judge, "score_each"):
@@ -98,28 +100,32 @@ def _said(error, name):
 
 
 def _of_stream(judge, stream):
-    waiting, owners = (
-        {},
-        {},
-    )  # number -> (asked, what each order gave so far); place in the stream -> (number, order, example)
+    # number -> (asked, what each order gave so far); place in the stream -> (number, order, example)
+    waiting, owners = {}, {}
 
     def examples():
+        places = itertools.count()
         for asked in stream:
             waiting[asked.number] = (_light(asked), [None] * len(asked.orders))
             for k, order in enumerate(asked.orders):
                 example = ordered(asked.ready, order)
-                owners[len(owners)] = (asked.number, k, example)
+                owners[next(places)] = (asked.number, k, example)
                 yield example
 
     with contextlib.closing(judge.score_each(examples(), errors="return")) as found:
         for place, one in found:
-            number, k, example = owners[place]
-            owners[place] = None  # its images may be large
+            if place not in owners:
+                raise ValueError(f"the judge's score_each gave something at place {place}, where nothing waits for it")
+            number, k, example = owners.pop(place)
             asked, parts = waiting[number]
             parts[k] = _said(one, example.name) if isinstance(one, Exception) else checked_scores([example], [one])[0]
             if all(part is not None for part in parts):
                 del waiting[number]
                 yield _answer(asked, parts)
+    if waiting or next(stream, None) is not None:
+        raise ValueError(
+            f"the judge's score_each ended, and gave nothing for {len(waiting) or 'the last'} of the items that it read"
+        )
 
 
 def _of_rows(model, stream):
