@@ -294,6 +294,28 @@ def test_an_item_that_is_too_long_is_no_score(examples, make_reward_model):
     assert len(found.bad) == sum(count > tokens[1] for count in tokens) and found.bad and found.judged
 
 
+@pytest.mark.parametrize("mode", [{"mode": "isolated"}, {"permutations": 2}, {}])
+def test_what_is_too_long_does_not_depend_on_earlier_runs(make_reward_model, examples, tmp_path, mode):
+    model, made = make_reward_model(layers=1, **mode), digits(examples)
+    tokens = [model.collator.encode(item.example).num_tokens(model.config) for item in made]
+    short = yojo.RewardModel(model.model, model.processor, max_length=sorted(tokens)[1])
+    judge_items(short, made, tmp_path / "short.jsonl", orders=2)
+    whole = judge_items(model, made, tmp_path / "s.jsonl", orders=2).file.read_bytes()
+    found = judge_items(short, made, tmp_path / "s.jsonl", orders=2)
+    assert [number for number, _, _ in found.bad] == [n for n, count in enumerate(tokens) if count > sorted(tokens)[1]]
+    assert (tmp_path / "s.jsonl").read_bytes() == (tmp_path / "short.jsonl").read_bytes() and found.asked == 0
+    assert judge_items(model, made, tmp_path / "s.jsonl", orders=2).asked == 0  # they are kept
+    assert (tmp_path / "s.jsonl").read_bytes() == whole
+
+
+def test_another_max_length_of_a_judge_that_counts_no_tokens_is_another_job(made, tmp_path):
+    judge = Constants()
+    judge_items(judge, made, tmp_path / "s.jsonl")
+    judge.max_length = 10
+    with pytest.raises(ValueError, match="differs in max_length: nothing there, 10 here"):
+        judge_items(judge, made, tmp_path / "s.jsonl")
+
+
 # ---- judges with many requests under way ----
 
 

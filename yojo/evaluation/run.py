@@ -14,6 +14,7 @@ from yojo.evaluation.answers import answers, encoder_of
 from yojo.evaluation.asking import Ask, Plan
 from yojo.evaluation.judged import Judged
 from yojo.inputs.feeding import explained, fed
+from yojo.inputs.packing import orders as laid_out
 from yojo.judges.judge import fingerprint_of, order_free
 from yojo.scoring import parts
 from yojo.scoring.file import made
@@ -94,6 +95,8 @@ def judge_items(
     plan = Plan(None if order_free(judge) and not every_order else orders, seed, len(items))
     name = items.benchmark.name if hasattr(items, "benchmark") else items.name
     told = {"judge": own, "benchmark": name, "orders": plan.orders, "seed": seed}
+    if type(getattr(judge, "max_length", None)) is int:  # which items it refuses; of reward models, see `_fits`
+        told["max_length"] = judge.max_length
     with contextlib.ExitStack() as stack:
         if out is None:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="yojo-"))) / "scores.jsonl"
@@ -119,7 +122,8 @@ class _Run:
             stored = self._stored()
         mine = [n for n in range(len(self.items)) if n % self.job.shard[1] == self.job.shard[0]]
         bar = Progress(len(mine), self.progress, label=self.label)
-        ask = Ask(self.items, self.plan, encoder_of(self.judge), stored.keys())
+        known = {key for key, line in stored.items() if _fits(self.judge, line)}
+        ask = Ask(self.items, self.plan, encoder_of(self.judge), known)
         try:
             with contextlib.closing(fed(ask, mine, self.workers)) as asked:
                 for answer in answers(self.judge, self._new(asked, stored, bar)):
@@ -219,6 +223,17 @@ class _Run:
             with contextlib.suppress(OSError), self.job.locked():
                 self.job.finish()
         self.job.close()
+
+
+def _fits(judge, line):
+    """Whether an item that a run with another max_length has scored is within the judge's: else it is to say so again."""
+    limit = getattr(getattr(judge, "collator", None), "max_length", None)
+    if limit is None or line["tokens"] is None:
+        return True
+    prompt, responses = line["tokens"]
+    isolated = judge.config.mode == "isolated"
+    times = 1 if isolated else len(laid_out(len(line["orders"][0]), judge.config))
+    return prompt + times * responses <= limit
 
 
 def _tolerance(judge):
