@@ -148,6 +148,26 @@ def test_a_missing_image_is_named_and_the_rest_is_kept(tmp_path):
     assert any("left out" in line for line in report.lines()) and "no such file" in report.html(items)
 
 
+def test_what_can_be_known_before_is_said_before_anything_is_judged(tmp_path):
+    judge, made = Leaning(), items()
+    file = lines(tmp_path / "s.jsonl", [{"row": 0, "scores": [1, 2]}])
+    for options in ({"draws": 0}, {"seed": -1}, {"judge_scores": {"theirs": file}}):
+        with pytest.raises(ValueError, match="draws|seed|theirs|no scores for 23 of 24 items"):
+            evaluate({"ours": judge}, made, **options)
+    assert not judge.calls
+
+
+def test_there_is_no_report_while_items_are_bad(tmp_path):
+    made = made_up = items()
+    evaluate({"ours": Leaning()}, made, out=tmp_path / "out", draws=20)
+    made_up[3] = dataclasses.replace(
+        made[3], example=yojo.Example("p", ["a", "b"], images=["none.png"], rankings=[1, 2])
+    )
+    with pytest.raises(BadItems):
+        evaluate({"ours": Leaning()}, made_up, out=tmp_path / "out", draws=20)
+    assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["ours.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -191,7 +211,9 @@ def test_another_version_is_named(tmp_path):
         (("length", items()), {"shard": (2, 2), "out": "o"}, "shard must be number/count"),
         (("lengthy", items()), {}, "lengthy"),
         ((Leaning(), items()), {"orders": 0}, "orders must be an int of at least 1"),
-        ((Leaning(), items()), {"draws": 0}, "draws must be at least 1"),
+        ((Leaning(), items()), {"draws": 0}, "draws must be an int of at least 1, got 0"),
+        ((Leaning(), items()), {"seed": -1}, "seed must be an int of at least 0, got -1"),
+        (({"x" * 201: Leaning()}, items()), {"out": "o"}, r"xxx\.\.\. is too long a name for a file of scores"),
         ((Leaning(), type(items())()), {}, "there are no items"),
     ],
 )  # fmt: skip

@@ -11,12 +11,13 @@ from pathlib import Path
 from yojo.evaluation.benchmarks import get, open_benchmark
 from yojo.evaluation.figures import DRAWS, compare
 from yojo.evaluation.given import given_scores
-from yojo.evaluation.report import Report, baselines, verdict_of
+from yojo.evaluation.report import Report, baselines, remove_report, verdict_of
 from yojo.evaluation.run import judge_items
 from yojo.scoring.file import checked_shard, made
 from yojo.scoring.scorer import Load
 
 SHOWN = 5  # bad items that a message names
+LONGEST = 200  # bytes of a judge's name in that of a file; a job puts some more around it, and file systems take 255
 
 
 class BadItems(ValueError):
@@ -87,6 +88,8 @@ def evaluate(
     _check_installed()
     judges, scores = _named(judge), dict(judge_scores or {})
     _check_names([*judges, *scores], out)
+    _check_whole("draws", draws, 1)
+    _check_whole("seed", seed, 0)
     shard = checked_shard(shard)
     if shard[1] > 1 and out is None:
         raise ValueError("shards are put together from a folder: name it (out=...)")
@@ -100,6 +103,7 @@ def evaluate(
     if not len(items):
         raise ValueError(f"{items.name}: there are no items")
     folder = None if out is None else Path(out)
+    given = {name: given_scores(path, items) for name, path in scores.items()}  # before hours of judging
     found, bad, files, seen = {}, [], {}, {}
     for name, one in judges.items():
         one = Load(one) if isinstance(one, (str, os.PathLike)) else one
@@ -124,10 +128,12 @@ def evaluate(
         if outcome.file is not None:
             files[name] = outcome.file
     if bad and not skip_bad:
+        remove_report(folder)  # of an earlier run, whose scores these are no more
         raise BadItems(_bad_text(bad, folder), bad)
     if shard[1] > 1:
         return None
-    return _report(items, found, scores, files, folder, draws, seed, seen)
+    given = {name: (scores[name], given[name]) for name in scores}
+    return _report(items, found, given, files, folder, draws, seed, seen)
 
 
 def _check_installed():
@@ -137,7 +143,7 @@ def _check_installed():
         raise ImportError(f"evaluation needs {', '.join(missing)}: pip install 'yojo[eval]'")
 
 
-def _report(items, found, scores, files, folder, draws, seed, seen):
+def _report(items, found, given, files, folder, draws, seed, seen):
     benchmark = getattr(items, "benchmark", None)
     verdicts = []
     for name, outcome in found.items():
@@ -158,8 +164,7 @@ def _report(items, found, scores, files, folder, draws, seed, seen):
                 job=outcome.job,
             )
         )
-    for name, path in scores.items():
-        judged = given_scores(path, items)
+    for name, (path, judged) in given.items():
         verdicts.append(verdict_of(name, judged, benchmark, draws=draws, seed=seed, source=str(path)))
     light = max((verdict.judged for verdict in verdicts), key=len)
     report = Report(
@@ -193,6 +198,11 @@ def _described(items, benchmark):
     }
 
 
+def _check_whole(name, value, least):
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
+
+
 def _named(judge):
     if judge is None:
         return {}
@@ -222,6 +232,8 @@ def _check_names(names, out):
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"judges must have names, got {name!r}")
+        if out is not None and len(file_name(name).encode()) > LONGEST:
+            raise ValueError(f"{name[:40]}... is too long a name for a file of scores: {LONGEST} bytes at most")
         other = files.setdefault(file_name(name) if out is not None else name, name)
         if other is not name and (other != name or names.count(name) > 1):
             raise ValueError(

@@ -15,6 +15,7 @@ from yojo.evaluation.order_report import order_report
 from yojo.evaluation.orders import cost
 
 VERSION = 1
+FILES = ("report.json", "report.md", "report.html")
 MISSES = 20
 
 
@@ -150,6 +151,12 @@ class Report:
         write_aside(folder / "report.md", self.markdown().encode("utf-8", "backslashreplace"))
         write_aside(folder / "report.html", self.html(items).encode("utf-8", "backslashreplace"))
         return folder / "report.html"
+
+
+def remove_report(folder):
+    """Remove what `Report.save` wrote into a folder, if anything; None: there is no folder."""
+    for name in FILES if folder is not None else ():
+        (Path(folder) / name).unlink(missing_ok=True)
 
 
 def verdict_of(name, judged, benchmark=None, *, draws=counting.DRAWS, seed=0, **what):
