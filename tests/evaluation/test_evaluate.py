@@ -1,10 +1,12 @@
 """`yojo.evaluate`: judges on benchmarks from the record to the report, scores made elsewhere, and what is refused."""
 
+import base64
 import dataclasses
 import importlib.util
 import json
 import math
 import re
+import xml.dom.minidom
 
 import numpy as np
 import pytest
@@ -86,6 +88,22 @@ def test_a_report_needs_nothing_from_elsewhere(tmp_path):
     assert "a &lt;b&gt; &amp; c" in page
     assert set(re.findall(r'(?:src|href)="([a-z]+:[a-z]+/)', page)) == {"data:image/"}
     assert "data:image/jpeg;base64," in page  # what the misses show
+
+
+@pytest.mark.parametrize(
+    "name", ["a$\\foo$b", "a|b", "a\nb\u2028c", "\x1b[31m", "\ud83d", "\\$x$", "\U0001f98a" * 20], ids=range(7)
+)
+def test_names_may_be_anything(tmp_path, name):
+    made = items(8)
+    made[:] = [dataclasses.replace(one, group=f"{name} {one.group}", id=f"{one.id} {name}") for one in made]
+    report = evaluate({name: Leaning(), "other": Constants()}, made, out=tmp_path / "out", draws=20)
+    for line in report.lines():
+        assert line.isprintable()
+    for rows in re.findall(r"(?:^\|.*\n)+", (tmp_path / "out/report.md").read_text(), re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in rows.splitlines()}) == 1
+    for picture in re.findall(r"image/svg\+xml;base64,([^\"]*)", (tmp_path / "out/report.html").read_text()):
+        xml.dom.minidom.parseString(base64.b64decode(picture))
+    assert json.loads((tmp_path / "out/report.json").read_text())["judges"][0]["name"] == name
 
 
 def test_a_report_is_the_same_however_its_scores_came_about(tmp_path):

@@ -7,6 +7,7 @@ import typing
 import numpy as np
 
 from yojo.evaluation import orders
+from yojo.evaluation.plots import drawn
 from yojo.evaluation.statistics import bootstrap
 
 BAR, LINE, OTHER = "#4c78a8", "#1f2328", "#f58518"
@@ -157,7 +158,7 @@ class OrderReport:
             axis.grid(alpha=0.25, axis="y")
             axis.set_axisbelow(True)
             axis.margins(y=0.12)
-        figure.suptitle(f"{self.judge}: {self.items:,} items, flip rate {self.flip_rate:.1%}")
+        figure.suptitle(f"{drawn(self.judge)}: {self.items:,} items, flip rate {self.flip_rate:.1%}")
         return figure
 
 

@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 
+from yojo.evaluation.tables import one_line
+
 BLUE, ORANGE, INK, GREY = "#4c78a8", "#f58518", "#1f2328", "#8c959f"
 COLOURS = (BLUE, ORANGE, "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#eeca3b")
 STYLE = {
@@ -41,7 +43,7 @@ def accuracy(report):
             f"{value:.1f}", (value, place), (0, 7), textcoords="offset points", ha="center", fontsize=9, color=INK
         )
     names = [name for name, _, _ in rows] + [f"{name} (published)" for name, _ in reference]
-    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.set_yticks(range(len(names)), [drawn(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.7)
     axes.set_xlim(*_limits([100 * found.value for _, found, _ in rows] + [value for _, value in reference], rows))
     axes.set_xlabel(f"{report.benchmark['headline'] or 'best of N'}, percent, with 95 % intervals")
@@ -73,11 +75,11 @@ def groups(report):
         found = [verdict.figures.groups.get(name, {}).get("top1") for name in names]
         places = np.arange(len(names)) - 0.4 + height * (n + 0.5)
         values = [math.nan if one is None else 100 * one.value for one in found]
-        axes.barh(places, values, height * 0.9, color=COLOURS[n % len(COLOURS)], label=_short(verdict.name))
+        axes.barh(places, values, height * 0.9, color=COLOURS[n % len(COLOURS)], label=drawn(verdict.name))
         for place, one in zip(places, found, strict=True):
             if one is not None and not math.isnan(one.low):
                 axes.plot([100 * one.low, 100 * one.high], [place, place], color=INK, linewidth=1)
-    axes.set_yticks(range(len(names)), [f"{_short(name)} ({counts[name]:,})" for name in names])
+    axes.set_yticks(range(len(names)), [f"{drawn(name)} ({counts[name]:,})" for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xlabel("best of N, percent, with 95 % intervals")
@@ -108,6 +110,7 @@ def _svg(figure):
         return file.getvalue()
 
 
-def _short(name, limit=40):
-    name = str(name).replace("$", r"\$")
-    return name if len(name) <= limit else f"{name[: limit - 3]}..."
+def drawn(text, limit=40):
+    """Text as matplotlib draws it as it stands, cut where it is longer: no formulas between dollar signs."""
+    text = one_line(text)
+    return (text if len(text) <= limit else f"{text[: limit - 3]}...").replace("$", r"\$")

@@ -1,6 +1,7 @@
 """A report as tables of strings, for a terminal and as Markdown: the same rows in both."""
 
 import math
+import unicodedata
 
 NAMES = {
     "headline": "official",
@@ -41,6 +42,11 @@ def estimate(found, is_share=True):
         return "-"
     interval = "" if math.isnan(found.low) else f" ({shown(found.low)} to {shown(found.high)})"
     return shown(found.value) + interval
+
+
+def one_line(text):
+    """Text on one line, whatever ids and names hold: line ends, control characters and lone surrogates are "?", tabs too."""
+    return "".join("?" if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") else letter for letter in str(text))
 
 
 def tables(report):
@@ -274,6 +280,10 @@ def about(report):
 
 def text(report):
     """Lines for a terminal."""
+    yield from map(one_line, _text(report))
+
+
+def _text(report):
     yield from about(report)
     for title, _, header, rows in tables(report):
         yield ""
@@ -307,18 +317,18 @@ def is_free(verdict):
 def markdown(report):
     """A whole page of Markdown."""
     benchmark = report.benchmark
-    lines = [f"# {benchmark['title'] or benchmark['name']}", ""]
-    lines += [f"- {line}" for line in about(report)]
+    lines = [f"# {one_line(benchmark['title'] or benchmark['name'])}", ""]
+    lines += [f"- {one_line(line)}" for line in about(report)]
     for title, note, header, rows in tables(report):
         lines += ["", f"## {title}", "", note, ""] if note else ["", f"## {title}", ""]
         lines.append("| " + " | ".join(map(_cell, header)) + " |")
         lines.append("| --- |" + " ---: |" * (len(header) - 1))
         lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
     for said in _biases(report):
-        lines += ["", *(f"- {line.strip()}" for line in said)]
+        lines += ["", *(f"- {one_line(line.strip())}" for line in said)]
     made = ", ".join(f"{name} {value}" for name, value in report.made.items())
     return "\n".join([*lines, "", made, ""])
 
 
 def _cell(text):
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+    return one_line(text).replace("\\", "\\\\").replace("|", "\\|")
