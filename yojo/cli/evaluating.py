@@ -33,7 +33,8 @@ def eval_(
         list[str] | None,
         typer.Option(
             help="Folder or hub name of a reward model (#isolated, #comparative or #permutations=K behind it: in that mode) or "
-            "of a sequence classifier or a model with a value head; chat-scores:FOLDER; openai:MODEL@URL, a model behind an endpoint; demo; or length, place, random. "
+            "of a sequence classifier, or of a model with a value head; chat-scores:FOLDER; openai:MODEL@URL, behind an endpoint; "
+            "demo; or length, place, random. "
             "NAME=JUDGE names it. Once per judge."
         ),
     ] = None,

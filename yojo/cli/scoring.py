@@ -59,8 +59,9 @@ def score(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Folder or hub name of a reward model or of a sequence classifier; demo, the digits demonstration's (the "
-            "default without --out); or length, place, random."
+            help="Folder or hub name of a reward model (#isolated, #permutations=K behind it: in that mode), of a sequence "
+            "classifier or of a model with a value head; chat-scores:FOLDER; openai:MODEL@URL; demo, the digits "
+            "demonstration's (the default without --out); or length, place, random."
         ),
     ] = None,
     base_model: BaseModel = None,
