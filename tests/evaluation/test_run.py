@@ -172,6 +172,17 @@ def test_an_item_that_has_changed_is_asked_about_again(made, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("judge", [Constants, Leaning])
+@pytest.mark.parametrize(("before", "after"), [(30, 40), (40, 30)])
+def test_a_benchmark_that_has_grown_or_shrunk_gets_the_file_of_a_single_run(tmp_path, judge, before, after):
+    whole = judge_items(judge(), items(after), tmp_path / "whole.jsonl", orders=2).file.read_bytes()
+    judge_items(judge(), items(before), tmp_path / "s.jsonl", orders=2)
+    found = judge_items(judge(), items(after), tmp_path / "s.jsonl", orders=2)
+    assert (tmp_path / "s.jsonl").read_bytes() == whole and found.asked < 30
+    for count in (before, after, before):
+        assert judge_items(judge(), items(count), tmp_path / "s.jsonl", orders=2).asked == 0
+
+
 def test_another_judges_file_is_refused(made, tmp_path):
     out = tmp_path / "s.jsonl"
     judge_items(Leaning(), made, out, orders=2)

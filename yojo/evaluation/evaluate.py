@@ -88,6 +88,7 @@ def evaluate(
     _check_installed()
     judges, scores = _named(judge), dict(judge_scores or {})
     _check_names([*judges, *scores], out)
+    _check_whole("orders", orders, 1)
     _check_whole("draws", draws, 1)
     _check_whole("seed", seed, 0)
     shard = checked_shard(shard)
@@ -102,7 +103,7 @@ def evaluate(
         raise ValueError("the benchmark is open already: give its name to read it from data, with these options")
     if not len(items):
         raise ValueError(f"{items.name}: there are no items")
-    folder = None if out is None else Path(out)
+    folder = None if out is None else _folder(out)
     given = {name: given_scores(path, items) for name, path in scores.items()}  # before hours of judging
     found, bad, files, seen = {}, [], {}, {}
     for name, one in judges.items():
@@ -196,6 +197,14 @@ def _described(items, benchmark):
         "bad": [list(row) for row in getattr(items, "bad", ())],
         "reference": dict(getattr(benchmark, "published", {})),
     }
+
+
+def _folder(out):
+    out = Path(out)
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"out={str(out)!r}: {path} is a file, and scores and the report go into a folder")
+    return out
 
 
 def _check_whole(name, value, least):
