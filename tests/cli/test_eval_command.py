@@ -95,6 +95,19 @@ def test_bad_records_are_exit_code_1(data, tmp_path):
     assert not done.stderr or "error" not in done.stderr
 
 
+def test_records_that_cannot_be_read_are_exit_code_1_too(tmp_path):
+    rows = [
+        {"prompt": f"q{n}", "responses": ["a", "b"][: 2 - (n == 3)], "rankings": [1, 2][: 2 - (n == 3)]}
+        for n in range(5)
+    ]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("eval", "preferences", tmp_path / "d.jsonl", "--judge", "length", "--out", tmp_path / "o")
+    done = call(*words)
+    assert done.exit_code == 1 and "d.jsonl:4" in done.stderr and "--skip-bad" in done.stderr
+    done = call(*words, "--skip-bad")
+    assert done.exit_code == 1 and "Accuracy" in done.stdout
+
+
 def test_the_list_names_every_benchmark():
     text = call("eval", "--list").stdout
     rows = json.loads(call("eval", "--list", "--json").stdout)

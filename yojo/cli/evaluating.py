@@ -117,6 +117,7 @@ def eval_(
 
 
 def _evaluate(judges, scores, benchmark, data, out, as_json, reading, **options):
+    from yojo.evaluation.benchmarks.items import BadRecord
     from yojo.evaluation.evaluate import BadItems, evaluate
 
     data = data[0] if data is not None and len(data) == 1 else data or None
@@ -127,6 +128,9 @@ def _evaluate(judges, scores, benchmark, data, out, as_json, reading, **options)
             )
     except BadItems as error:
         typer.echo(f"error: {error}", err=True)
+        return 1
+    except BadRecord as error:
+        typer.echo(f"error: {error}; mend it, or leave out what cannot be judged with --skip-bad", err=True)
         return 1
     if report is None:
         typer.echo(f"{out}: the scores of shard {options['shard'][0]}/{options['shard'][1]} are there")

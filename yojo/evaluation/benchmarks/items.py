@@ -7,6 +7,10 @@ from yojo.data.readers import DataError
 from yojo.evaluation.benchmarks.benchmark import ALL, Entry, Item
 
 
+class BadRecord(DataError):
+    """A record that cannot be judged, where none is to be left out."""
+
+
 class Items:
     """The items of a benchmark.
 
@@ -28,7 +32,8 @@ class Items:
         missing: dict group -> (published, found) where they differ; "all" for the whole benchmark.
 
     Raises:
-        DataError: a record that cannot be judged, without skip_bad; counts that differ from the published ones by more
+        BadRecord: a record that cannot be judged, without skip_bad.
+        DataError: counts that differ from the published ones by more
             than the records left out, without partial.
     """
 
@@ -43,7 +48,7 @@ class Items:
                 parsed = source.parse(record)
             except DataError as error:
                 if not skip_bad:
-                    raise
+                    raise BadRecord(str(error), error.file, error.line) from error
                 where = source.where(record)
                 self.bad.append((where, str(error).removeprefix(f"example {where!r}: ")))
                 continue
