@@ -422,3 +422,8 @@ def test_misses_show_frames_of_videos(tmp_path):
     page = evaluate({"wrong": Length(shortest=True)}, made_up, draws=20).html(made_up)
     last = page.split('<article class="miss">')[-1]
     assert "[video 1] What happens?" in last and last.count("data:image/jpeg") == 4
+
+
+def test_a_judge_that_is_free_of_order_can_be_asked_in_every_order():
+    report = evaluate({"a": Constants()}, items(), orders=3, every_order=True, draws=20)
+    assert {len(one.orders) for one in report.judges[0].judged} == {2, 3} and report.judges[0].orders == 3

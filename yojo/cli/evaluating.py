@@ -48,6 +48,9 @@ def eval_(
         int,
         typer.Option(help="In how many orders of its responses an item is judged, at most; judges free of order: one."),
     ] = 4,
+    every_order: Annotated[
+        bool, typer.Option("--every-order", help="Ask judges that say they are free of order in all orders, too.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the orders, and of the bootstrap.")] = 0,
     draws: Annotated[int, typer.Option(help="Of the bootstrap.")] = 2000,
     shard: Annotated[str | None, typer.Option(help="i/n: every n-th item; a call without puts them together.")] = None,
@@ -110,7 +113,7 @@ def eval_(
         }
         code = _evaluate(
             judges, scores, benchmark, data, out, as_json, reading,
-            orders=orders, seed=seed, draws=draws, shard=shard_of(shard), resume=resume, workers=workers, skip_bad=skip_bad,
+            orders=orders, every_order=every_order, seed=seed, draws=draws, shard=shard_of(shard), resume=resume, workers=workers, skip_bad=skip_bad,
             partial=partial, device=device,
         )  # fmt: skip
     raise typer.Exit(code)

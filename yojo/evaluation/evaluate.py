@@ -40,6 +40,7 @@ def evaluate(
     *,
     judge_scores=None,
     orders=4,
+    every_order=False,
     seed=0,
     shard=None,
     resume=True,
@@ -66,6 +67,7 @@ def evaluate(
         out: folder, which gets NAME.jsonl of every judge, and the report.
         judge_scores: dict name -> file of scores that were made elsewhere (`yojo.evaluation.given.given_scores`).
         orders: K, at most.
+        every_order: ask judges that say they are free of order in K orders, too.
         seed: of the orders and of the bootstrap.
         shard: (number from 0, count): judge every count-th item, and report nothing; a call without puts all together.
         resume: go on with what is there; False: begin anew.
@@ -114,6 +116,7 @@ def evaluate(
             items,
             None if folder is None else folder / f"{file_name(name)}.jsonl",
             orders=orders,
+            every_order=every_order,
             seed=seed,
             shard=shard,
             resume=resume,

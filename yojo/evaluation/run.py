@@ -172,7 +172,7 @@ class _Run:
             raise ValueError(
                 f"item {line['row']} ({self.items.light(line['row']).id}): the judge says that the order of responses does not change its scores "
                 f"(order_free), and in another order they differ by {difference:.2g}, relative to 1 + |score|; rounding is "
-                f"{self.tolerance:.0e}: correct what it says, and it is asked in several orders"
+                f"{self.tolerance:.0e}: correct what it says, or ask it in several orders (every_order, --every-order)"
             )
 
     def _bad(self, asked, error):
