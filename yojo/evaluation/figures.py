@@ -245,7 +245,8 @@ class Comparison:
         first, second: their names.
         items: that both have been asked about.
         difference: `yojo.evaluation.statistics.Difference` of top1, first minus second.
-        mcnemar: `yojo.evaluation.statistics.McNemar`, over items that are right in every order, ties wrong.
+        mcnemar: `yojo.evaluation.statistics.McNemar`, over items in the first of their orders, as a single run sees them; a tie
+            at the top is wrong.
         agreement: `yojo.evaluation.statistics.Agreement`.
         smallest: smallest difference that these questions show, with 80 % power at 5 %.
     """
@@ -286,9 +287,16 @@ def compare(first, second, names=("first", "second"), draws=DRAWS, seed=0):
         second=names[1],
         items=len(common),
         difference=statistics.paired_bootstrap(ours.top1, theirs.top1, questions, None, draws, seed),
-        mcnemar=statistics.mcnemar(ours.strict == 1, theirs.strict == 1),
+        mcnemar=statistics.mcnemar(_first_right(a), _first_right(b)),
         agreement=statistics.agreement(a, b),
         smallest=math.nan if math.isnan(error) else statistics.smallest_difference(error),
+    )
+
+
+def _first_right(judged):
+    """[I] bool: right in the first order, a tie at the top is wrong."""
+    return np.array(
+        [one.scores is not None and metrics.top1_strict(one.scores[0], one.rankings) == 1 for one in judged]
     )
 
 

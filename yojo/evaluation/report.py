@@ -211,9 +211,9 @@ def baselines(judged, benchmark=None):
     """
     found = []
     for name, scores in (
-        ("longest", lambda one: np.array(one.lengths, dtype=np.float64)),
-        ("shortest", lambda one: -np.array(one.lengths, dtype=np.float64)),
-        ("first in the record", lambda one: -np.arange(len(one.rankings), dtype=np.float64)),
+        ("longest (baseline)", lambda one: np.array(one.lengths, dtype=np.float64)),
+        ("shortest (baseline)", lambda one: -np.array(one.lengths, dtype=np.float64)),
+        ("first in the record (baseline)", lambda one: -np.arange(len(one.rankings), dtype=np.float64)),
     ):
         own = [
             dataclasses.replace(

@@ -151,7 +151,7 @@ def _comparisons(report):
         )
     note = (
         "Best of N in percentage points, with the paired bootstrap over questions; McNemar's exact test counts items that are right "
-        "in every order. The smallest difference that this benchmark shows with 80 % power at 5 % stands last."
+        "in the first of their orders, as a single run sees them. The smallest difference that this benchmark shows with 80 % power at 5 % stands last."
     )
     return "Judges compared", note, header, rows
 
