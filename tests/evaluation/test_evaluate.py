@@ -18,6 +18,7 @@ from yojo.data import DataError
 from yojo.evaluation.evaluate import BadItems, evaluate
 from yojo.evaluation.figures import Values, compare, figures, misses
 from yojo.evaluation.given import given_scores
+from yojo.inputs.digests import example_key
 from yojo.judges import Length, Place, Random, Refusal
 
 
@@ -320,6 +321,18 @@ def test_scores_of_another_version_of_a_benchmark_are_refused(tmp_path):
     longer[3] = dataclasses.replace(made[3], example=dataclasses.replace(made[3].example, responses=texts))
     with pytest.raises(ValueError, match=r"ours\.jsonl:4: item 3 \('q3'\) was scored with responses of .* characters"):
         given_scores(file, longer)
+
+
+def test_rows_under_other_ids_are_known_by_their_key(tmp_path):
+    made = items(14)
+    rows = [
+        {"row": n, "id": f"elsewhere:{n}", "scores": [0.0] * len(one.rankings), "key": example_key(one.example)}
+        for n, one in enumerate(made)
+    ]
+    assert len(given_scores(lines(tmp_path / "s.jsonl", rows), made)) == 14
+    rows[4]["key"] = rows[5]["key"]
+    with pytest.raises(ValueError, match=r"s\.jsonl:5: row 4 of the benchmark is 'q4', the id here is 'elsewhere:4'"):
+        given_scores(lines(tmp_path / "s.jsonl", rows), made)
 
 
 def test_labels_are_those_that_the_benchmark_has_now(tmp_path):

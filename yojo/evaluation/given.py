@@ -18,8 +18,8 @@ def given_scores(path, items):
     A row has `scores`, N numbers in the order of the record's responses, or K lists of them with `orders`, the K orders in
     which the judge was asked (`order[place]` is the response that stood there); or `refused`, why there are none. It says
     whose they are by `row`, the item's number in the benchmark from 0, or by `id`; where several items have an id, there
-    must be as many rows with it, in the order of the items. Rows that `yojo score` and `yojo eval` write are such rows; those
-    of `yojo eval` also say which item they were made for, and are refused for another one.
+    must be as many rows with it, in the order of the items. Rows that `yojo score` and `yojo eval` write are such rows; they
+    also hold what tells an item of another version of the benchmark, for which they are refused.
 
     Args:
         path: .jsonl, .json or .parquet file, or a folder of them.
@@ -62,11 +62,6 @@ def _number(row, light, numbers, met, where):
         number = row["row"]
         if type(number) is not int or not 0 <= number < len(light):
             raise ValueError(f"{where}: row must be an int from 0 to {len(light) - 1}, got {number!r}")
-        if own is not None and own not in (str(light[number].id), light[number].where):
-            raise ValueError(
-                f"{where}: row {number} of the benchmark is {light[number].id!r}, the id here is {own!r}: are these scores of "
-                "another version of it? leave out id where row alone says which item is meant"
-            )
         return number
     if own is None:
         raise ValueError(f"{where}: neither row nor id says which item it is of; there are {', '.join(row)}")
@@ -79,21 +74,35 @@ def _number(row, light, numbers, met, where):
 
 
 def _check_item(row, items, item, where):
-    """Rows of `yojo eval` hold the lengths of the responses and a digest of the whole item."""
+    """Rows of `yojo eval` hold the lengths of the responses, and those of `yojo score`, too, a digest of the whole example."""
+    is_named = row.get("id") is None or str(row["id"]) in (str(item.id), item.where)
     lengths, key = row.get("lengths"), row.get("key")
-    if lengths is None:
+    if lengths is not None and list(lengths) != list(item.lengths):
+        raise ValueError(
+            f"{where}: item {item.number} ({item.id!r}) was scored with responses of {list(lengths)} characters, the "
+            f"benchmark's have {list(item.lengths)}: score it again"
+        )
+    if is_named and lengths is None:
         return
-    if list(lengths) != list(item.lengths):
-        what = f"responses of {list(lengths)} characters, the benchmark's have {list(item.lengths)}"
-    else:
-        try:
-            current = example_key(items[item.number].example)
-        except (DataError, OSError, TypeError, ValueError):  # its media may be elsewhere, as the judge was
-            return
-        if key is None or key == current:
-            return
-        what = "another prompt, other responses or other images than the benchmark has now"
-    raise ValueError(f"{where}: item {item.number} ({item.id!r}) was scored with {what}: score it again")
+    current = _key(items, item.number) if key is not None else None
+    if not is_named and (key is None or key != current):
+        raise ValueError(
+            f"{where}: row {item.number} of the benchmark is {item.id!r}, the id here is {row['id']!r}: are these scores of "
+            "another version of it? leave out id where row alone says which item is meant"
+        )
+    if current is not None and key != current:
+        raise ValueError(
+            f"{where}: item {item.number} ({item.id!r}) was scored with another prompt, other responses or other images than "
+            "the benchmark has now: score it again"
+        )
+
+
+def _key(items, number):
+    """The digest of an item; None where its media are not here, as the judge was elsewhere."""
+    try:
+        return example_key(items[number].example)
+    except (DataError, OSError, TypeError, ValueError):
+        return None
 
 
 def _judged(row, item, where):
