@@ -11,7 +11,7 @@ import xml.dom.minidom
 import numpy as np
 import pytest
 from benchmark_cases import CASES, made, opened, records_of, write, write_media
-from cases import Constants, Leaning, items
+from cases import Constants, Items, Leaning, items
 
 import yojo
 from yojo.data import DataError
@@ -105,6 +105,31 @@ def test_names_may_be_anything(tmp_path, name):
     for picture in re.findall(r"image/svg\+xml;base64,([^\"]*)", (tmp_path / "out/report.html").read_text()):
         xml.dom.minidom.parseString(base64.b64decode(picture))
     assert json.loads((tmp_path / "out/report.json").read_text())["judges"][0]["name"] == name
+
+
+def test_lists_that_are_cut_say_so(tmp_path):
+    class Choosy(Leaning):
+        def score_many(self, examples):
+            return [Refusal(f"no {e.prompt}") for e in examples]
+
+    made = Items(dataclasses.replace(one, group=f"g{one.number}") for one in items(124))
+    for one in made[60:]:
+        picture = dataclasses.replace(one.example, images=["none.png"])
+        made[one.number] = dataclasses.replace(one, example=picture)
+    page = evaluate({"a": Choosy()}, made, skip_bad=True, draws=20).html()
+    assert page.startswith("<!doctype html>")
+    assert page.count("<li>q") == 50 and "10 more are not shown." in page  # refused
+    assert page.count("none.png") == 50 and "14 more are not shown." in page  # left out
+    picture = base64.b64decode(re.findall(r'By group" src="data:image/svg\+xml;base64,([^"]*)', page)[0]).decode()
+    assert "36 smaller groups are in the table alone" in picture
+
+
+def test_records_that_are_left_out_are_listed_on_the_page(tmp_path):
+    records = records_of("vl-rewardbench")
+    records[3].pop("query")
+    opened_anyway = opened("vl-rewardbench", write(records, write_media(tmp_path)), skip_bad=True)
+    page = evaluate("length", opened_anyway, draws=20).html()
+    assert "<h2>Records that cannot be judged</h2>" in page and "<li>data.jsonl:4: no query" in page
 
 
 def test_a_report_is_the_same_however_its_scores_came_about(tmp_path):

@@ -13,6 +13,7 @@ from yojo.judges.pictures import video_frames
 
 TEMPLATE = "page.html"
 LONG = 1500  # characters of a prompt or response that are shown at once
+LISTED = 50  # items of a list of those refused or left out
 IMAGES, PIXELS = 4, 420  # images of a miss, and frames of its video, that are shown; their longer side
 
 
@@ -52,8 +53,8 @@ def page(report, items=None):
                 "pictures": own,
                 "order": [] if verdict.order is None else list(verdict.order.lines()),
                 "misses": [_miss(*miss, items) for miss in verdict.misses],
-                "refused": [(one.id, one.refused) for one in verdict.judged if one.refused is not None][:50],
-                "left_out": list(verdict.left_out)[:50],
+                "refused": [(one.id, one.refused) for one in verdict.judged if one.refused is not None],
+                "left_out": list(verdict.left_out),
             }
         )
     benchmark = report.benchmark
@@ -65,6 +66,7 @@ def page(report, items=None):
         tables=tables.tables(report),
         judges=details,
         made=report.made,
+        listed=LISTED,
         percent=tables.percent,
     )
 

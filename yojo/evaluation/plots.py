@@ -65,7 +65,9 @@ def groups(report):
     for verdict in report.judges:
         for name, found in verdict.figures.groups.items():
             counts[name] = max(counts.get(name, 0), int(found["top1"].count))
-    names = sorted(counts, key=lambda name: -counts[name])[:GROUPS]
+    names = sorted(counts, key=lambda name: -counts[name])
+    more = len(names) - GROUPS
+    names = names[:GROUPS]
     if len(names) < 2:
         return None
     judges = report.judges
@@ -82,7 +84,8 @@ def groups(report):
     axes.set_yticks(range(len(names)), [f"{drawn(name)} ({counts[name]:,})" for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, 100)
-    axes.set_xlabel("best of N, percent, with 95 % intervals")
+    left = f"; {more} smaller groups are in the table alone" if more > 0 else ""
+    axes.set_xlabel(f"best of N, percent, with 95 % intervals{left}")
     axes.grid(axis="x", color="#d0d7de", linewidth=0.6)
     axes.set_axisbelow(True)
     if len(judges) > 1:
