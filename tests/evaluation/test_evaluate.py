@@ -107,6 +107,14 @@ def test_names_may_be_anything(tmp_path, name):
     assert json.loads((tmp_path / "out/report.json").read_text())["judges"][0]["name"] == name
 
 
+def test_names_are_no_markup_of_a_markdown_report():
+    made = items(8)
+    made[:] = [dataclasses.replace(one, group=f"{one.group} <img src=x> [a](b)") for one in made]
+    text = evaluate({"`a` <b>": Leaning()}, made, draws=20).markdown()
+    assert not re.findall(r"(?<!\\)[<`\[]", text)
+    assert "| a \\<img src=x> \\[a](b) |" in text and "\n- \\`a\\` \\<b>: " in text
+
+
 def test_lists_that_are_cut_say_so(tmp_path):
     class Choosy(Leaning):
         def score_many(self, examples):

@@ -1,6 +1,7 @@
 """A report as tables of strings, for a terminal and as Markdown: the same rows in both."""
 
 import math
+import re
 import unicodedata
 
 NAMES = {
@@ -317,18 +318,23 @@ def is_free(verdict):
 def markdown(report):
     """A whole page of Markdown."""
     benchmark = report.benchmark
-    lines = [f"# {one_line(benchmark['title'] or benchmark['name'])}", ""]
-    lines += [f"- {one_line(line)}" for line in about(report)]
+    lines = [f"# {_marked(benchmark['title'] or benchmark['name'])}", ""]
+    lines += [f"- {_marked(line)}" for line in about(report)]
     for title, note, header, rows in tables(report):
         lines += ["", f"## {title}", "", note, ""] if note else ["", f"## {title}", ""]
         lines.append("| " + " | ".join(map(_cell, header)) + " |")
         lines.append("| --- |" + " ---: |" * (len(header) - 1))
         lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
     for said in _biases(report):
-        lines += ["", *(f"- {one_line(line.strip())}" for line in said)]
+        lines += ["", *(f"- {_marked(line.strip())}" for line in said)]
     made = ", ".join(f"{name} {value}" for name, value in report.made.items())
     return "\n".join([*lines, "", made, ""])
 
 
 def _cell(text):
-    return one_line(text).replace("\\", "\\\\").replace("|", "\\|")
+    return _marked(text).replace("|", "\\|")
+
+
+def _marked(text):
+    """Text for Markdown that nothing in it makes HTML or a link of: names are anybody's."""
+    return re.sub(r"([\\<\[`])", r"\\\1", one_line(text))
