@@ -430,6 +430,9 @@ def test_judges_are_compared_on_what_both_were_asked():
     second = [said(n, [[0, 1, 0]]) for n in range(2, 8)]
     found = compare(first, second, ("a", "b"))
     assert (found.items, found.difference.value, found.mcnemar.only_a, found.agreement.same_choice) == (4, 1.0, 4, 0.0)
+    known = Values.of(first), Values.of(second)
+    assert compare(first, second, ("a", "b"), values=known) == found
+    assert compare(first[::-1], second, ("a", "b")).mcnemar == found.mcnemar
     with pytest.raises(ValueError, match="a and b have no item in common"):
         compare(first[:2], second, ("a", "b"))
 

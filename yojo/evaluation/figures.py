@@ -260,13 +260,14 @@ class Comparison:
     smallest: float
 
 
-def compare(first, second, names=("first", "second"), draws=DRAWS, seed=0):
+def compare(first, second, names=("first", "second"), draws=DRAWS, seed=0, values=None):
     """Compare two judges on the items that both have been asked about.
 
     Args:
         first, second: lists of `Judged` of the same benchmark.
         names: of the judges.
         draws, seed: of the bootstrap.
+        values: (`Values` of first, of second), where they have been counted already.
 
     Returns:
         `Comparison`.
@@ -274,19 +275,21 @@ def compare(first, second, names=("first", "second"), draws=DRAWS, seed=0):
     Raises:
         ValueError: no common item.
     """
-    others = {one.number: one for one in second}
-    common = [(one, others[one.number]) for one in first if one.number in others]
+    places = {one.number: place for place, one in enumerate(second)}
+    common = [(place, places[one.number]) for place, one in enumerate(first) if one.number in places]
     if not common:
         raise ValueError(f"{names[0]} and {names[1]} have no item in common")
-    a, b = ([pair[n] for pair in common] for n in (0, 1))
-    ours, theirs = Values.of(a), Values.of(b)
+    ours, theirs = map(list, zip(*common, strict=True))
+    a, b = [first[n] for n in ours], [second[n] for n in theirs]
+    own, other = values or (Values.of(first), Values.of(second))
+    top1, top1_other = own.top1[ours], other.top1[theirs]
     questions = [one.question for one in a]
-    error = statistics.standard_error(ours.top1 - theirs.top1, questions)
+    error = statistics.standard_error(top1 - top1_other, questions)
     return Comparison(
         first=names[0],
         second=names[1],
         items=len(common),
-        difference=statistics.paired_bootstrap(ours.top1, theirs.top1, questions, None, draws, seed),
+        difference=statistics.paired_bootstrap(top1, top1_other, questions, None, draws, seed),
         mcnemar=statistics.mcnemar(_first_right(a), _first_right(b)),
         agreement=statistics.agreement(a, b),
         smallest=math.nan if math.isnan(error) else statistics.smallest_difference(error),
