@@ -261,6 +261,7 @@ def test_another_version_is_named(tmp_path):
         (("length", items()), {"image_root": "x"}, "the benchmark is open already"),
         (("length", items()), {"shard": (0, 2)}, "shards are put together from a folder"),
         (("length", items()), {"shard": (2, 2), "out": "o"}, "shard must be number/count"),
+        (("length", items()), {"shard": (0, 2), "out": "o", "resume": False}, "removes what other shards have scored"),
         (("lengthy", items()), {}, "lengthy"),
         ((Leaning(), items()), {"orders": 0}, "orders must be an int of at least 1"),
         (("length", items()), {"orders": 0}, "orders must be an int of at least 1"),

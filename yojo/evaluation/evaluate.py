@@ -96,6 +96,8 @@ def evaluate(
     shard = checked_shard(shard)
     if shard[1] > 1 and out is None:
         raise ValueError("shards are put together from a folder: name it (out=...)")
+    if shard[1] > 1 and not resume:
+        raise ValueError("beginning anew removes what other shards have scored: remove the folder, or name another one")
     items = benchmark
     if isinstance(benchmark, str):
         if data is None:
