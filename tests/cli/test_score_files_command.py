@@ -112,6 +112,10 @@ MISTAKES = [
     ((FILE, "--model", "length", "--out", "s", "--shard", "0/²"), "--shard is i/n, the i-th of n from 0"),
     ((FILE, "--model", "length", "--out", "s.jsonl", "--shard", "0/2"), "shards write into one folder"),
     ((FILE, "--model", "length", "--out", "s", "--workers", "-1"), "workers must be 0 or more"),
+    (
+        (FILE, "--model", "length", "--out", "s", "--shard", "0/2", "--no-resume"),
+        "removes what the other shards have scored",
+    ),
     ((FILE, "--model", "length", "--out", "s", "--map", "prompt"), "--map must be field=column"),
     ((FILE, "--model", "length", "--out", "s", "--map", "prompt=ask"), "there is no column 'ask'"),
     ((FILE, "--model", "length", "--out", "s", "--devices", "gpu"), "device='gpu' is no device"),

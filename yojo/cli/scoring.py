@@ -160,6 +160,10 @@ def score(
             "device": device,
             "devices": devices,
         }
+        if running["shard"] is not None and running["shard"][1] > 1 and not resume:
+            raise ValueError(
+                "--no-resume with --shard removes what the other shards have scored: remove the folder, or name another --out"
+            )
         code = _score_files(
             files, out, model, loading | {"max_length": max_length}, ray, report, as_json, running | reading
         )

@@ -51,7 +51,7 @@ def score_file(
             with .jsonl or .parquet, in the order of the input, written when all rows are done (and a hidden folder beside it
             that the next run goes on with).
         shard: (number from 0, count): every count-th row, by a hash of its responses; `out` is a folder then.
-        resume: go on with what is there; False: begin anew, and remove it.
+        resume: go on with what is there; False: begin anew, and remove it, whichever shard has scored it.
         workers: processes that read, decode and tokenise while the model runs; see `RewardModel.score_many`. Per device.
         token_budget: of a packed row.
         progress: show a progress bar.
