@@ -236,6 +236,45 @@ AREAS = {
             "tests/training/test_recipe.py",
         ),
     ),
+    "evaluation": Area(
+        ("yojo/evaluation/a*.py", "yojo/evaluation/run.py", "yojo/evaluation/given.py", "yojo/inputs/orders.py"),
+        (
+            "tests/evaluation/test_run.py",
+            "tests/inputs/test_packed_orders.py",
+            "tests/evaluation/test_evaluate.py",
+            "tests/evaluation/test_generative_judges.py",
+        ),
+        count=16,
+    ),
+    "figures": Area(
+        (
+            "yojo/evaluation/figures.py",
+            "yojo/evaluation/metrics.py",
+            "yojo/evaluation/orders.py",
+            "yojo/evaluation/statistics.py",
+            "yojo/evaluation/calibration.py",
+        ),
+        (
+            "tests/evaluation/test_metrics.py",
+            "tests/evaluation/test_orders.py",
+            "tests/evaluation/test_statistics.py",
+            "tests/evaluation/test_calibration.py",
+            "tests/evaluation/test_order_report.py",
+            "tests/evaluation/test_evaluate.py",
+        ),
+        count=16,
+    ),
+    "rankings": Area(
+        ("yojo/rankings/[gkqrsv]*.py",),
+        (
+            "tests/rankings/test_scores.py",
+            "tests/rankings/test_ranking.py",
+            "tests/rankings/test_graphs.py",
+            "tests/rankings/test_file.py",
+            "tests/rankings/test_reading.py",
+            "tests/cli/test_rank_command.py",
+        ),
+    ),
     "resume": Area(
         ("yojo/training/resume.py",),
         (

@@ -287,6 +287,17 @@ def test_what_is_not_installed_is_said_before_a_judge_is_asked(monkeypatch):
     assert not judge.calls
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("./none", "no such folder: ./none"), ("random:x", "is no baseline"), ("openai:m", "must be openai:MODEL@"), (".#up", "behind #")],
+)  # fmt: skip
+def test_a_name_that_is_no_judge_is_said_before_another_one_is_asked(name, message):
+    judge = Constants()
+    with pytest.raises(ValueError, match=message):
+        evaluate({"ours": judge, "theirs": name}, items())
+    assert not judge.calls
+
+
 # ---- scores made elsewhere ----
 
 

@@ -13,6 +13,7 @@ from yojo.evaluation.figures import DRAWS, Values, compare
 from yojo.evaluation.given import given_scores
 from yojo.evaluation.report import Report, baselines, remove_report, verdict_of
 from yojo.evaluation.run import judge_items
+from yojo.judges.loading import check_name
 from yojo.scoring.file import checked_shard, made
 from yojo.scoring.scorer import Load
 
@@ -89,6 +90,7 @@ def evaluate(
     """
     _check_installed()
     judges, scores = _named(judge), dict(judge_scores or {})
+    judges = {name: Load(one) if isinstance(one, (str, os.PathLike)) else one for name, one in judges.items()}
     _check_names([*judges, *scores], out)
     _check_whole("orders", orders, 1)
     _check_whole("draws", draws, 1)
@@ -109,9 +111,11 @@ def evaluate(
         raise ValueError(f"{items.name}: there are no items")
     folder = None if out is None else _folder(out)
     given = {name: given_scores(path, items) for name, path in scores.items()}  # before hours of judging
+    for one in judges.values():
+        if isinstance(one, Load):
+            check_name(one.name)
     found, bad, files, seen = {}, [], {}, {}
     for name, one in judges.items():
-        one = Load(one) if isinstance(one, (str, os.PathLike)) else one
         one = one(device) if isinstance(one, Load) else one
         outcome = judge_items(
             one,
@@ -133,6 +137,7 @@ def evaluate(
         bad += [(name, *row) for row in outcome.bad]
         if outcome.file is not None:
             files[name] = outcome.file
+        del one  # before the next one is loaded: there may be room for one
     if bad and not skip_bad:
         remove_report(folder)  # of an earlier run, whose scores these are no more
         raise BadItems(_bad_text(bad, folder), bad)

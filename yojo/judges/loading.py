@@ -83,6 +83,22 @@ def has_model(name):
     return not isinstance(name, str) or not (name.startswith(_OPENAI) or _baseline(name) is not None)
 
 
+def check_name(name):
+    """Raise what is wrong with the name of a judge and can be told without loading it; what lies on the hub is fetched.
+
+    Args:
+        name: as for `load_judge`.
+
+    Raises:
+        ValueError: no judge can have that name, or there is no such folder.
+    """
+    name = os.fspath(name)
+    if name.startswith(_OPENAI):
+        _generative(name)
+    elif _baseline(name) is None and not name.startswith(("http://", "https://")):  # of which `load_judge` says more
+        local_folder(_mode(name.removeprefix(_CHAT_SCORES))[0])
+
+
 def _mode(name):
     """A name without the mode behind it, and the mode as options of `yojo.RewardModel.from_pretrained`."""
     head, mark, mode = name.rpartition("#")
