@@ -5,6 +5,7 @@ import gc
 import importlib.util
 import os
 import random
+import signal
 
 import numpy
 import pytest
@@ -16,6 +17,10 @@ from yojo_kernels import segments
 
 # No test needs the hub, whose client tries again for a minute where there is no network. It is not imported yet.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# A shell's jobs in the background ignore it, and so would all that they start; some tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Suites with a process of their own, named on the command line: see the Makefile.
 collect_ignore = ["gpu", "interpreted", "pretended"]

@@ -269,7 +269,7 @@ AREAS = {
         (
             "tests/rankings/test_scores.py",
             "tests/rankings/test_ranking.py",
-            "tests/rankings/test_graphs.py",
+            "tests/rankings/test_vote_graphs.py",
             "tests/rankings/test_file.py",
             "tests/rankings/test_reading.py",
             "tests/cli/test_rank_command.py",

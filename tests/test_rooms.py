@@ -103,3 +103,10 @@ def test_no_file_only_forwards():
             assert not all(isinstance(node, (ast.Import, ast.ImportFrom, ast.Assign)) for node in body) or any(
                 isinstance(node, ast.Assign) and not isinstance(node.value, ast.List) for node in body
             ), name
+
+
+def test_no_two_files_of_tests_of_one_run_have_one_name():
+    """pytest knows them by their names alone, and refuses to collect the second."""
+    apart = {"gpu", "interpreted", "pretended"}
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py") if path.parent.name not in apart]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
