@@ -37,7 +37,7 @@ class Figures:
     """How good probabilities are; lower is better.
 
     Attributes:
-        ece: expected calibration error: over bins, the mean of |frequency - mean probability|, each bin weighing as
+        ece: expected calibration error: over bins, the mean of abs(frequency - mean probability), each bin weighing as
             many responses as it has. A finite sample shows some for perfect probabilities too.
         brier: mean over items of the sum over responses of (probability - target)^2, in [0, 2].
         nll: mean over items of -sum over responses of target log(probability), in nats. The target is 1 for the best response;

@@ -42,13 +42,13 @@ class Judged:
 
     @property
     def best(self):
-        """[N] bool: the responses of the best rank."""
+        """The responses of the best rank, [N] bool."""
         ranks = np.asarray(self.rankings)
         return ranks == ranks.min()
 
     @property
     def mean(self):
-        """[N] float64, each response's score averaged over the orders; None where the judge refused.
+        """Each response's score averaged over the orders, [N] float64; None where the judge refused.
 
         The sum is the exact one, rounded: responses with the same scores in other orders tie.
         """

@@ -173,7 +173,7 @@ def flip_rate(items):
     """Share of pairs of an item's orders whose top choice differs.
 
     Where scores tie at the top, the choice falls by a lot that is the same in all orders of an item: orders with the sets of
-    highest scores A and B differ with probability 1 - |A and B| / |A or B|. So a judge that does not look at the order has
+    highest scores A and B differ with probability 1 - #(A and B) / #(A or B). So a judge that does not look at the order has
     0, with ties too.
 
     Args:
@@ -200,7 +200,7 @@ def flip_rate(items):
 def any_flip(items):
     """Whether the orders of an item do not all choose the same response: 0, 1 or, where scores tie at the top, between.
 
-    With A_k the set of highest scores in order k and the lot of `flip_rate`: 1 - |all A_k in common| / |any A_k|.
+    With A_k the set of highest scores in order k and the lot of `flip_rate`: 1 - #(in all A_k) / #(in any A_k).
 
     Args:
         items: list of `Judged`.

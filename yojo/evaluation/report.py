@@ -33,7 +33,7 @@ class Verdict:
         left_out: list of (number, id, reason): items without scores.
         orders: K, or None for a judge that is free of order or whose scores were made elsewhere.
         seed: of the orders, or None.
-        order_error: for a judge that is free of order, the largest difference between two orders, relative to 1 + |score|.
+        order_error: for a judge that is free of order, the largest difference between two orders, relative to 1 + abs(score).
         fingerprint: dict of everything that decides the scores; None where they were made elsewhere.
         job: digest of it.
         source: file that the scores came from, or None.

@@ -21,7 +21,7 @@ from yojo.scoring.file import made
 from yojo.scoring.job import Job, JobError
 from yojo.scoring.progress import Progress
 
-# By how much scores of a judge that is free of order may differ between two orders: rounding, relative to 1 + |score|.
+# By how much scores of a judge that is free of order may differ between two orders: rounding, relative to 1 + abs(score).
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
@@ -35,7 +35,7 @@ class Outcome:
         others: items of other shards that have not been judged yet.
         orders: K, or None for a judge that is free of order.
         seed: int.
-        order_error: for a judge that is free of order, the largest difference between two orders, relative to 1 + |score|.
+        order_error: for a judge that is free of order, the largest difference between two orders, relative to 1 + abs(score).
         fingerprint: dict of everything that decides the scores, but for the items themselves.
         job: short digest of it.
         asked: items of which this run asked the judge.
@@ -171,7 +171,7 @@ class _Run:
         if difference is not None and difference > self.tolerance:
             raise ValueError(
                 f"item {line['row']} ({self.items.light(line['row']).id}): the judge says that the order of responses does not change its scores "
-                f"(order_free), and in another order they differ by {difference:.2g}, relative to 1 + |score|; rounding is "
+                f"(order_free), and in another order they differ by {difference:.2g}, relative to 1 + abs(score); rounding is "
                 f"{self.tolerance:.0e}: correct what it says, or ask it in several orders (every_order, --every-order)"
             )
 
@@ -249,7 +249,7 @@ def _tolerance(judge):
 
 
 def _difference(line):
-    """Largest difference between the scores of two orders, relative to 1 + |score|; None for one order."""
+    """Largest difference between the scores of two orders, relative to 1 + abs(score); None for one order."""
     if line["scores"] is None or len(line["scores"]) < 2:
         return None
     scores = np.array(line["scores"])

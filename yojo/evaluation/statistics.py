@@ -394,7 +394,7 @@ class Agreement:
         items: number of items compared.
         left_out: items that one of them refused, or with one response.
         same_choice: share of items with the same top choice. Where scores tie at the top, one lot decides for both: sets A and
-            B of highest scores agree with probability |A and B| / |A or B|.
+            B of highest scores agree with probability #(A and B) / #(A or B).
         kappa: Cohen's kappa of being right: (p - e) / (1 - e) with p the share of items that both have right or both wrong
             and e that expected of independent judges with their shares. A tie at the top of right and wrong is wrong. It is
             over right and wrong, for two responses too, because the number of a response means nothing from item to item.

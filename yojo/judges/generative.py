@@ -170,7 +170,7 @@ class Generative:
             (place, scores) in any order: the number of the example, from 0, and its [N] float32 tensor or `Refusal`.
 
         Raises:
-            As `score_many`. Requests under way are ended, then and where nobody reads on.
+            TypeError, ValueError, EndpointError: as `score_many`. Requests under way are ended, then and where nobody reads on.
         """
         if errors not in ("raise", "return"):
             raise ValueError(f"errors must be 'raise' or 'return', got {errors!r}")

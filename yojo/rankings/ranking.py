@@ -64,7 +64,7 @@ class Ranking:
 
     @property
     def stability(self):
-        """[N] float64: share of the draws in which an item keeps its place; NaN without draws."""
+        """Share of the draws in which an item keeps its place, [N] float64; NaN without draws."""
         if not len(self.draws):
             return np.full(len(self.items), np.nan)
         return (self.draws == self._places()).mean(axis=0)
