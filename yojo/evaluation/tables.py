@@ -74,8 +74,8 @@ def _main(report):
     names = [name for name in ACCURACY if name != "headline" or has_own]
     titles = NAMES | {"headline": f"official ({benchmark['headline']})"}
     note = (
-        "Percent; in brackets 95 % intervals, by the bootstrap over questions. A tie at the top counts half in best of N. Figures are "
-        "means over the orders in which a judge was asked. The last rows look at nothing."
+        "Percent; in brackets 95 % intervals, by the bootstrap over questions. A tie at the top counts by its "
+        "share of best responses in best of N. Figures are means over the orders in which a judge was asked. The last rows look at nothing."
     )
     return "Accuracy", note, ["judge", *(titles[name] for name in names)], _estimates(report, names)
 
@@ -115,7 +115,7 @@ def _groups(report):
                 *("-" if one is None else estimate(one["top1"]) for one in own),
             ]
         )
-    return "Groups", "Best of N, a tie at the top counts half.", header, rows
+    return "Groups", "Best of N in percent, a tie at the top counts by its share of best responses.", header, rows
 
 
 def _comparisons(report):
