@@ -15,6 +15,7 @@ from cases import Constants, Items, Leaning, items
 
 import yojo
 from yojo.data import DataError
+from yojo.evaluation import tables
 from yojo.evaluation.evaluate import BadItems, evaluate
 from yojo.evaluation.figures import Values, compare, figures, misses
 from yojo.evaluation.given import given_scores
@@ -105,6 +106,24 @@ def test_names_may_be_anything(tmp_path, name):
     for picture in re.findall(r"image/svg\+xml;base64,([^\"]*)", (tmp_path / "out/report.html").read_text()):
         xml.dom.minidom.parseString(base64.b64decode(picture))
     assert json.loads((tmp_path / "out/report.json").read_text())["judges"][0]["name"] == name
+
+
+def test_tables_fit_a_terminal_and_say_their_units():
+    names = ["a long name of a judge", "b#permutations=4", "c", "d"]
+    report = evaluate({name: Leaning() for name in names}, items(8), draws=20)
+    lines = list(report.lines())
+    assert max(map(len, lines[: lines.index("Orders")])) <= 120
+    ranks = lines[lines.index("Rankings") + 1 : lines.index("Judges compared") - 1]
+    ranks = ranks[: ranks.index("Groups") - 1] if "Groups" in ranks else ranks
+    assert ranks[0].startswith("  Percent, but Kendall's tau-b") and ranks.count("") > 0
+    assert [line.split()[1:] for line in ranks if line.startswith("  judge")][-1][-2:] == ["orders", "averaged"]
+    for name in names:
+        assert len([line for line in ranks if line.startswith(f"  {name} ")]) == ranks.count("") + 1
+
+
+def test_zero_has_no_sign():
+    assert [tables.number(value) for value in (-0.0, -0.0004, -0.0006)] == ["0.000", "0.000", "-0.001"]
+    assert tables.percent(-0.0004) == "0.0" and tables.number(float("nan")) == tables.percent(None) == "-"
 
 
 def test_names_are_no_markup_of_a_markdown_report():

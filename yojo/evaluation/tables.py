@@ -2,6 +2,7 @@
 
 import math
 import re
+import textwrap
 import unicodedata
 
 NAMES = {
@@ -18,12 +19,13 @@ NAMES = {
 }
 ACCURACY = ("headline", "top1", "top1_strict", "tied", "macro")
 RANKS = ("pairwise", "kendall_tau", "ndcg", "acc_plus", "averaged")
+WIDTH = 120  # columns of a terminal: wider tables go on below
 SHARES = {"headline", "top1", "top1_strict", "tied", "macro", "pairwise", "acc_plus", "averaged"}
 
 
 def percent(value, digits=1):
     """ "62.5", of a share; "-" for NaN or None."""
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
+    return number(None if value is None else 100 * value, digits)
 
 
 def chance(value):
@@ -32,8 +34,8 @@ def chance(value):
 
 
 def number(value, digits=3):
-    """ "0.412"; "-" for NaN or None."""
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    """ "0.412"; "-" for NaN or None; zero has no sign."""
+    return "-" if value is None or math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def estimate(found, is_share=True):
@@ -82,8 +84,8 @@ def _main(report):
 
 def _ranks(report):
     note = (
-        "Pairs in percent, a tied pair counts half; Kendall's tau-b and NDCG of whole rankings. ACC+: questions all of whose items are "
-        "right in every order. Orders averaged: best of N of a judge's mean scores over its orders."
+        "Percent, but Kendall's tau-b and NDCG, of whole rankings. Of pairs, a tied one counts half. ACC+: questions all of whose items "
+        "are right in every order. Orders averaged: best of N of a judge's mean scores over its orders."
     )
     return "Rankings", note, ["judge", *(NAMES[name] for name in RANKS)], _estimates(report, RANKS)
 
@@ -151,8 +153,8 @@ def _comparisons(report):
             ]
         )
     note = (
-        "Best of N in percentage points, with the paired bootstrap over questions; McNemar's exact test counts items that are right "
-        "in the first of their orders, as a single run sees them. The smallest difference that this benchmark shows with 80 % power at 5 % stands last."
+        "Best of N, difference in percentage points, with the paired bootstrap over questions; same choice in percent. McNemar's exact "
+        "test counts items that are right in the first of their orders, as a single run sees them. The smallest difference that this benchmark shows with 80 % power at 5 % stands last."
     )
     return "Judges compared", note, header, rows
 
@@ -184,8 +186,8 @@ def _lengths(report):
             ]
         )
     note = (
-        "Refused items count as wrong; those left out could not be read or scored, and do not count. The smallest difference from a "
-        "fixed number that the items show with 80 % power at 5 %, in percentage points. Kendall's tau-b of score and characters "
+        "Differences in percentage points, how often in percent. Refused items count as wrong; those left out could not be read or "
+        "scored, and do not count. The smallest difference from a fixed number that the items show with 80 % power at 5 %. Kendall's tau-b of score and characters "
         "within items; of pairs of unlike length, how often the judge prefers the longer response, and how often it is better."
     )
     return "Items and length", note, header, rows
@@ -217,7 +219,8 @@ def _orders(report):
         return None
     header = ["judge", "orders", "items", "flips", "any flip", "tau", "PPI", "GPI", "agreement", "spread"]
     note = (
-        "Flips: how often two orders of an item choose differently; any flip: items in which some do. Tau-b between orders. PPI and GPI "
+        "Percent, but tau, PPI and GPI. Flips: how often two orders of an item choose differently; any flip: items in which some do. "
+        "Tau-b between orders. PPI and GPI "
         "as in docs/evaluation.md. Agreement: share of an item's most frequent choice. Spread: deviation of a response's score over "
         "orders, in percent of that between responses. A judge that is free of order is asked twice about some items, to see that "
         "it is."
@@ -286,21 +289,32 @@ def text(report):
 
 def _text(report):
     yield from about(report)
-    for title, _, header, rows in tables(report):
+    for title, note, header, rows in tables(report):
         yield ""
         yield title
-        widths = [max(len(row[n]) for row in [header, *rows]) for n in range(len(header))]
-        for row in [header, *rows]:
-            yield (
-                "  "
-                + "  ".join(
-                    cell.ljust(width) if n == 0 else cell.rjust(width)
-                    for n, (cell, width) in enumerate(zip(row, widths, strict=True))
-                ).rstrip()
-            )
+        yield from textwrap.wrap(
+            note.partition(". ")[0].rstrip("."), WIDTH, initial_indent="  ", subsequent_indent="  "
+        )
+        yield from _columns([header, *rows])
     for lines in _biases(report):
         yield ""
         yield from lines
+
+
+def _columns(rows):
+    """Lines of a table; columns that are too many for `WIDTH` stand below, behind the first one again."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    parts = [[]]
+    for n, width in enumerate(widths[1:], 1):
+        if parts[-1] and widths[0] + width + 4 + sum(widths[one] + 2 for one in parts[-1]) > WIDTH:
+            parts.append([])
+        parts[-1].append(n)
+    for part in parts:
+        for row in rows:
+            cells = [row[0].ljust(widths[0]), *(row[n].rjust(widths[n]) for n in part)]
+            yield ("  " + "  ".join(cells)).rstrip()
+        if part is not parts[-1]:
+            yield ""
 
 
 def _biases(report):
