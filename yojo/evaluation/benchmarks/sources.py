@@ -218,8 +218,7 @@ def check(parsed):
         j = first.setdefault(response, i)
         if rankings[j] != rank:
             raise ValueError(
-                f"responses {j} and {i} are the same text, but ranked {rankings[j]} and {rank}: no judge can tell them "
-                "apart; leave the record out, or let skip_bad (--skip-bad) count it"
+                f"responses {j} and {i} are the same text, but ranked {rankings[j]} and {rank}: no judge can tell them apart"
             )
     question = parsed.question or parsed.id or question_of(parsed.prompt, parsed.images, parsed.videos)
     return dataclasses.replace(parsed, rankings=rankings, question=question)
