@@ -136,6 +136,7 @@ FILE = object()
 MISTAKES = [
     ((), "name a benchmark; yojo eval --list shows them"),
     (("vl-rewardbench", FILE), "there is no judge"),
+    (("vl-rewardbank", FILE), "did you mean vl-rewardbench"),
     (("vl-rewardbench", "--judge", "length"), "data is missing: where the records of vl-rewardbench lie"),
     (("vl-rewardbank", FILE, "--judge", "length"), "did you mean vl-rewardbench"),
     (("vl-rewardbench", FILE, "--judge", "length"), "general: 183 published, 2 found.*--partial"),

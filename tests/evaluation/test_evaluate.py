@@ -121,6 +121,11 @@ def test_tables_fit_a_terminal_and_say_their_units():
         assert len([line for line in ranks if line.startswith(f"  {name} ")]) == ranks.count("") + 1
 
 
+def test_what_is_no_judge_is_said_before_anything_is_read():
+    with pytest.raises(TypeError, match=r"judge mine must have score_many\(examples\).*got function"):
+        evaluate({"mine": lambda examples: []}, items(2))
+
+
 def test_zero_has_no_sign():
     assert [tables.number(value) for value in (-0.0, -0.0004, -0.0006)] == ["0.000", "0.000", "-0.001"]
     assert tables.percent(-0.0004) == "0.0" and tables.number(float("nan")) == tables.percent(None) == "-"

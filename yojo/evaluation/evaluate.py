@@ -89,9 +89,12 @@ def evaluate(
         DataError, ValueError, TypeError: a benchmark that cannot be read, a bad argument, files of another judge.
     """
     _check_installed()
+    if isinstance(benchmark, str):
+        get(benchmark)  # a name that is none is said first
     judges, scores = _named(judge), dict(judge_scores or {})
     judges = {name: Load(one) if isinstance(one, (str, os.PathLike)) else one for name, one in judges.items()}
     _check_names([*judges, *scores], out)
+    _check_judges(judges)
     _check_whole("orders", orders, 1)
     _check_whole("draws", draws, 1)
     _check_whole("seed", seed, 0)
@@ -271,6 +274,15 @@ def _check_names(names, out):
     reserved = {"report"} & set(files)
     if reserved:
         raise ValueError("no judge can be called report, which is what the report is called")
+
+
+def _check_judges(judges):
+    for name, judge in judges.items():
+        if not isinstance(judge, (str, os.PathLike, Load)) and not callable(getattr(judge, "score_many", None)):
+            raise TypeError(
+                f"judge {name} must have score_many(examples) -> list of [N] scores, or be the name of a judge, got "
+                f"{type(judge).__name__}"
+            )
 
 
 def _where(benchmark):

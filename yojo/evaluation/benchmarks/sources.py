@@ -133,7 +133,7 @@ class PreferenceSource:
     """
 
     def __init__(self, data, columns, image_root, allow_urls, format):
-        columns = _checked_columns(columns, (*sorted(FIELDS), *NAMES), "preferences")
+        columns = _checked_columns(columns, sorted({*FIELDS, *NAMES}), "preferences")
         self.names = {name: columns.pop(name) for name in NAMES if name in columns}
         # They are used, so nobody need be warned of them, unless the format reads them, too.
         unread = [column for column in self.names.values() if column.split(".")[0] not in CONTENT and "." not in column]
