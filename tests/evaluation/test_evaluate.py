@@ -201,6 +201,7 @@ def test_refusals_count_as_wrong(tmp_path):
 
     items = made("vl-rewardbench", tmp_path)
     whole, some = (evaluate(judge, items).judges[0] for judge in (Length(), Refusing()))
+    assert "Refusing: 1 of 7 items refused, and wrong; the first, " in "\n".join(evaluate(Refusing(), items).lines())
     assert some.figures.refused == 1 and some.figures.items == whole.figures.items == 7
     (right,) = [one for one in whole.judged if one.number == 2]
     assert math.isclose(

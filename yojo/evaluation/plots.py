@@ -46,7 +46,7 @@ def accuracy(report):
     axes.set_yticks(range(len(names)), [drawn(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.7)
     axes.set_xlim(*_limits([100 * found.value for _, found, _ in rows] + [value for _, value in reference], rows))
-    axes.set_xlabel(f"{report.benchmark['headline'] or 'best of N'}, percent, with 95 % intervals")
+    axes.set_xlabel(f"{(report.benchmark['headline'] or 'best of N').replace('_', ' ')}, percent, with 95 % intervals")
     axes.grid(axis="x", color="#d0d7de", linewidth=0.6)
     axes.set_axisbelow(True)
     return _svg(figure)

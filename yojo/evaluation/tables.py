@@ -74,7 +74,7 @@ def _main(report):
     benchmark = report.benchmark
     has_own = any(one.figures.headline != one.figures.estimates["top1"] for one in report.judges)
     names = [name for name in ACCURACY if name != "headline" or has_own]
-    titles = NAMES | {"headline": f"official ({benchmark['headline']})"}
+    titles = NAMES | {"headline": f"official ({str(benchmark['headline']).replace('_', ' ')})"}
     note = (
         "Percent; in brackets 95 % intervals, by the bootstrap over questions. A tie at the top counts by its "
         "share of best responses in best of N. Figures are means over the orders in which a judge was asked. The last rows look at nothing."
@@ -280,6 +280,10 @@ def about(report):
             else:
                 how.append(f"{verdict.orders} orders, seed {verdict.seed}")
         yield f"{verdict.name}: {', '.join(how)}"
+        refused = [one for one in verdict.judged if one.refused is not None]
+        if refused:
+            share = f"{len(refused):,} of {len(verdict.judged):,} items refused, and wrong"
+            yield f"{verdict.name}: {share}; the first, {refused[0].id}: {refused[0].refused}"
 
 
 def text(report):
