@@ -126,6 +126,14 @@ def test_what_is_no_judge_is_said_before_anything_is_read():
         evaluate({"mine": lambda examples: []}, items(2))
 
 
+@pytest.mark.parametrize(("count", "is_shown"), [(8, False), (60, True)])
+def test_no_calibration_error_of_one_bin(count, is_shown):
+    """The probabilities of an item sum to one, and so do its shares of the best: one bin has no error, whatever the scores."""
+    report = evaluate(Leaning(), items(count), draws=20)
+    (found,) = (rows for title, _, _, rows in tables.tables(report) if title == "Calibration")
+    assert (found[0][2] != "-") is is_shown and found[0][3] != "-"
+
+
 def test_zero_has_no_sign():
     assert [tables.number(value) for value in (-0.0, -0.0004, -0.0006)] == ["0.000", "0.000", "-0.001"]
     assert tables.percent(-0.0004) == "0.0" and tables.number(float("nan")) == tables.percent(None) == "-"

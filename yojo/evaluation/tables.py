@@ -237,11 +237,11 @@ def _calibrations(report):
                 [
                     verdict.name,
                     str(own.items),
-                    number(own.raw.ece),
+                    _ece(own.raw, own.bins, own),
                     number(own.raw.brier),
                     number(own.raw.nll),
                     number(own.temperature) + ("" if own.at_limit is None else f" ({own.at_limit})"),
-                    number(own.scaled.ece),
+                    _ece(own.scaled, own.scaled_bins, own),
                     number(own.scaled.brier),
                     number(own.scaled.nll),
                 ]
@@ -250,11 +250,16 @@ def _calibrations(report):
         return None
     header = ["judge", "items", "ECE", "Brier", "NLL", "temperature", "ECE at it", "Brier", "NLL"]
     note = (
-        "Softmax over an item's mean scores against whether a response is the best, in shares and nats. Behind the temperature that makes the "
+        "Softmax over an item's mean scores against whether a response is the best, in shares and nats. ECE takes 80 responses. Behind the temperature that makes the "
         "labels most likely the same figures at a temperature fitted on other questions than it is measured on. A temperature at its "
         "limit is no estimate: low where every best response scores highest, high where scores do not tell."
     )
     return "Calibration", note, header, rows
+
+
+def _ece(figures, bins, own):
+    """ "-" of one bin, in which the mean probability is that of a best response by itself; unless no score tells anything."""
+    return number(figures.ece) if len(bins) > 1 or own.at_limit == "none" else "-"
 
 
 def _reference(report):
