@@ -185,6 +185,12 @@ def test_baselines_that_do_not_exist(name, more):
         load_judge(more or name)
 
 
+@pytest.mark.parametrize("name", ["length#isolated", "place#permutations=4"])
+def test_baselines_have_no_modes(name):
+    with pytest.raises(ValueError, match=f"{name.partition('#')[0]} is a baseline, which has no modes"):
+        load_judge(name)
+
+
 def test_a_folder_with_the_name_of_a_baseline(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "length").mkdir()

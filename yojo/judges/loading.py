@@ -66,6 +66,8 @@ def load_judge(name, *, base_model=None, check_base=True, check_files=True, devi
     if isinstance(name, str) and name.startswith(_CHAT_SCORES):
         return _chat_scores(name, base_model=base_model, max_length=max_length, dtype=_dtype(dtype), device=device)
     name, mode = _mode(os.fspath(name))
+    if mode and not os.path.exists(name) and _baseline(name) is not None:
+        raise ValueError(f"{name} is a baseline, which has no modes: leave #... out")
     path, dtype = local_folder(name), _dtype(dtype)
     if not (path / CONFIG_FILE).is_file() and not stock.is_checkpoint(path) and (found := _stock(path)) is not None:
         kind, judge = found
