@@ -132,6 +132,19 @@ def test_a_download_says_how_to_go_on(monkeypatch, tmp_path):
     assert calls[0][0] == benchmarks.get("vl-rewardbench").hub and calls[0][1]["revision"] == "main"
 
 
+@pytest.mark.parametrize(
+    ("out", "said"), [((), "is lost: --out FOLDER keeps it"), (("--out", "out"), "is kept, and the same")]
+)
+def test_a_stopped_run_says_whether_it_kept_anything(out, said, data, tmp_path, monkeypatch):
+    def stopped(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("yojo.evaluation.evaluate.evaluate", stopped)
+    monkeypatch.chdir(tmp_path)
+    result = call("eval", "vl-rewardbench", data, "--judge", "length", *out)
+    assert result.exit_code == 130 and f"stopped: what was scored {said}" in result.output
+
+
 FILE = object()
 MISTAKES = [
     ((), "name a benchmark; yojo eval --list shows them"),

@@ -125,7 +125,7 @@ def _evaluate(judges, scores, benchmark, data, out, as_json, reading, **options)
 
     data = data[0] if data is not None and len(data) == 1 else data or None
     try:
-        with going_on_later():
+        with going_on_later(out is not None):
             report = evaluate(
                 judges, benchmark, data, out, judge_scores=scores, progress=sys.stderr.isatty(), **options, **reading
             )

@@ -99,13 +99,14 @@ def demo_judge(name, loading, option):
 
 
 @contextlib.contextmanager
-def going_on_later():
-    """A run that is interrupted says that it can be gone on with; schedulers' SIGTERM is an interrupt."""
+def going_on_later(is_kept=True):
+    """A run that is interrupted says whether it can be gone on with; schedulers' SIGTERM is an interrupt."""
     kept = signal.signal(signal.SIGTERM, _interrupted)  # what was written gets its name
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("stopped: what was scored is kept, and the same command goes on with it", err=True)
+        kept_or_not = "is kept, and the same command goes on with it" if is_kept else "is lost: --out FOLDER keeps it"
+        typer.echo(f"stopped: what was scored {kept_or_not}", err=True)
         raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, kept)
