@@ -77,7 +77,8 @@ def _main(report):
     titles = NAMES | {"headline": f"official ({str(benchmark['headline']).replace('_', ' ')})"}
     note = (
         "Percent; in brackets 95 % intervals, by the bootstrap over questions. A tie at the top counts by its "
-        "share of best responses in best of N. Figures are means over the orders in which a judge was asked. The last rows look at nothing."
+        "share of best responses in best of N; ties are those of a best response with a worse one. Figures are means over the orders "
+        "in which a judge was asked. The last rows look at nothing."
     )
     return "Accuracy", note, ["judge", *(titles[name] for name in names)], _estimates(report, names)
 
