@@ -361,7 +361,7 @@ def test_scores_are_matched_by_row_by_id_and_by_ids_that_repeat(tmp_path):
         (lambda r: r[1].update(id="q5"), r"s\.jsonl:2: row 1 of the benchmark is 'q1', the id here is 'q5'"),
         (lambda r: r[1].update(id="q99"), r"s\.jsonl:2: row 1 of the benchmark is 'q1', the id here is 'q99'"),
         (lambda r: r[1].pop("row"), "neither row nor id"),
-        (lambda r: (r[1].pop("row"), r[1].update(id="q99")), "the benchmark has no item 'q99'"),
+        (lambda r: (r[1].pop("row"), r[1].update(id="q99")), "the benchmark has no item 'q99'; its ids are such as '"),
         (lambda r: r[1]["scores"].pop(), "scores must be 4 finite numbers"),
         (lambda r: r[1].update(scores=[1, 2, 3, None]), "scores must be 4 finite numbers"),
         (lambda r: r[1].update(scores=[True] * 4), "scores must be 4 finite numbers"),

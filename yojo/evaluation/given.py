@@ -1,6 +1,7 @@
 """Scores that were made elsewhere, for the items of a benchmark: files of them, matched and checked."""
 
 import collections
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,8 @@ def _number(row, light, numbers, met, where):
     if own is None:
         raise ValueError(f"{where}: neither row nor id says which item it is of; there are {', '.join(row)}")
     if own not in numbers:
-        raise ValueError(f"{where}: the benchmark has no item {own!r}")
+        some = ", ".join(repr(one) for one in itertools.islice(numbers, 2))
+        raise ValueError(f"{where}: the benchmark has no item {own!r}; its ids are such as {some}")
     met[own] += 1
     if met[own] > len(numbers[own]):
         raise ValueError(f"{where}: there are {met[own]} rows for {own!r}, and {len(numbers[own])} items")
