@@ -19,6 +19,7 @@ from yojo.evaluation import tables
 from yojo.evaluation.evaluate import BadItems, evaluate
 from yojo.evaluation.figures import Values, compare, figures, misses
 from yojo.evaluation.given import given_scores
+from yojo.evaluation.statistics import wilson
 from yojo.inputs.digests import example_key
 from yojo.judges import Length, Place, Random, Refusal
 
@@ -452,6 +453,30 @@ def test_figures_by_hand():
     assert found.refused == 1 and found.items == 4 and found.questions == 3
     assert found.groups["a"]["top1"].value == 0.625 and found.groups["b"]["top1"].count == 2
     assert found.estimates["kendall_tau"].count == 3
+
+
+def test_where_all_is_right_the_interval_is_not_a_point():
+    right = [said(n, [[2, 1, 0]], (1, 2, 3)) for n in range(10)]
+    found = figures(right)
+    low, high = wilson(10, 10)
+    for name in ("top1", "top1_strict", "macro", "pairwise", "acc_plus"):
+        one = found.estimates[name]
+        assert (one.value, one.low, one.high) == (1.0, low, high) and 0.6 < low < 0.8
+    assert (found.estimates["tied"].value, found.estimates["tied"].low) == (0, 0) and 0.2 < found.estimates[
+        "tied"
+    ].high < 0.4
+    assert math.isnan(found.smallest) and math.isnan(figures(right[:1]).estimates["top1"].low)
+    half = figures([said(n, [[2, 1, 0], [0, 1, 2]]) for n in range(10)]).estimates["top1"]
+    assert (half.value, half.low, half.high) == (0.5, 0.5, 0.5)  # of every item, by its orders
+
+
+def test_a_report_is_printed_and_gives_its_judges():
+    report = evaluate({"ours": Constants()}, items(), draws=20)
+    assert str(report).splitlines() == list(report.lines()) and report["ours"] is report.judges[0]
+    assert repr(report).startswith("<Report on made-up: <ours: 0.") and len(repr(report)) < 100
+    assert report["longest (baseline)"].is_baseline
+    with pytest.raises(KeyError, match="there is no judge 'theirs'; there are ours"):
+        report["theirs"]
 
 
 def test_misses_by_hand():

@@ -33,6 +33,7 @@ def test_it_is_asked_in_every_order_and_refusals_are_wrong(tmp_path):
         assert len(endpoint.bodies) == 16 and again.judges[0].to_dict() == report.judges[0].to_dict()
     gpt, length = report.judges
     assert [one.number for one in gpt.judged if one.refused] == [2] and gpt.figures.refused == 1
+    assert gpt.judged[2].refused.startswith("order 0: ")
     for one, other in zip(gpt.judged, length.judged, strict=True):
         assert one.refused or (np.argmax(one.scores, 1) == np.argmax(other.mean)).all()
     assert gpt.order.flip_rate == 0 and gpt.order.items == 6
@@ -65,3 +66,21 @@ def test_what_fails_ends_the_run_and_the_next_goes_on(tmp_path):
         endpoint.rule, before = longest, len(endpoint.bodies)
         evaluate({"gpt": endpoint.judge(concurrency=1)}, items, out=tmp_path / "out", orders=2, draws=20)
         assert len(endpoint.bodies) - before == 16 - 2 * kept
+
+
+def test_the_first_retry_is_said(monkeypatch, caplog):
+    from cases import items
+
+    from yojo.judges import client
+
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
+    answered = []
+
+    def fails(body):
+        answered.append(body)
+        return (503, {}, "busy") if len(answered) in (1, 2, 5) else longest(body)
+
+    with Endpoint(fails) as endpoint:
+        evaluate({"gpt": endpoint.judge(concurrency=1)}, items(3), orders=1, draws=20)
+    said = [record.getMessage() for record in caplog.records if "trying again" in record.getMessage()]
+    assert len(said) == 1 and "503" in said[0] and "5 times at most a request" in said[0] and len(answered) == 6

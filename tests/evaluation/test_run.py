@@ -95,6 +95,8 @@ def test_scores_that_are_not_finite_are_no_scores(made, tmp_path, value):
         (4, f"the scores of responses 1 are not finite ({value})")
     ]
     assert [line["row"] for line in lines_of(tmp_path / "s.jsonl")] == [n for n in range(24) if n != 4]
+    (listed,) = (tmp_path / ".s.jsonl.job").glob("bad-*")
+    assert lines_of(listed) == [{"row": 4, "id": "q4", "error": found.bad[0][2]}]
 
 
 def test_what_cannot_be_read_is_listed_and_tried_again(made, tmp_path):
@@ -294,6 +296,16 @@ def test_orders_that_do_not_fit_into_memory_are_scored_one_by_one(reward_model, 
     assert "out of memory with 3 orders in a row: one after the other" in caplog.text
     for one, other in zip(found.judged, expected.judged, strict=True):
         assert np.abs(one.scores - other.scores).max() < 2e-6
+
+
+def test_an_item_that_does_not_fit_into_memory_is_no_score(reward_model, examples, monkeypatch):
+    def short(encoded, *rest):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(reward_model, "_begin_row", short)
+    found = judge_items(reward_model, digits(examples), orders=2)
+    assert not found.judged and len(found.bad) == len(digits(examples))
+    assert all("out of memory with" in reason and "in a row of its own" in reason for _, _, reason in found.bad)
 
 
 def test_an_item_that_is_too_long_is_no_score(examples, make_reward_model):

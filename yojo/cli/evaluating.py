@@ -209,7 +209,8 @@ def _list(as_json):
         items = "" if row["items"] is None else f", {row['items']:,} items"
         typer.echo(f"{row['name']}: {row['title']}{items}")
         where = "no data set on the hub" if row["hub"] is None else f"https://huggingface.co/datasets/{row['hub']}"
-        typer.echo(f"  {where}; split {row['split']}; columns {row['columns']}; {row['paper']}")
+        split = f"split {row['split']}" if row["split"] else ""
+        typer.echo("  " + "; ".join(part for part in (where, split, f"columns {row['columns']}", row["paper"]) if part))
         if row["notes"]:
             typer.echo(f"  {row['notes']}")
 

@@ -72,8 +72,9 @@ def rank(
 ):
     """Rank the candidates of each question by pairwise votes, and say how sure the rankings are.
 
-    Exits with 0 when every record was used, 1 when bad ones were left out (--skip-bad), 2 when the command makes no sense, a
-    record is bad, or a question cannot be ranked.
+    Questions whose votes do not connect their items are ranked part by part, and said. Exits with 0 when every record was used,
+    1 when bad ones were left out (--skip-bad) or no training record could be drawn, 2 when the command makes no sense, a record is
+    bad, or a method cannot rank a question.
     """
     options = {"prior": prior, "step": step, "orders": orders, "denoise_ensemble": denoise_ensemble}
     with errors():

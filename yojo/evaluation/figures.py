@@ -17,7 +17,8 @@ class Estimate:
 
     Attributes:
         value: float; NaN where there is none.
-        low, high: ends of its 95 % interval, by the bootstrap over questions; NaN where one question is all there is.
+        low, high: ends of its 95 % interval, by the bootstrap over questions, or Wilson's where all items are right or all
+            wrong; NaN where one question is all there is.
         count: items (pairs, for the pairwise figures; questions, for ACC+) that it is of.
     """
 
@@ -106,7 +107,8 @@ class Figures:
         groups: dict group -> dict name -> `Estimate`: top1, top1_strict, tied.
         tags: dict tag -> dict value -> the same.
         error: standard error of top1, by questions.
-        smallest: smallest difference of top1 from a fixed number that this many questions show, with 80 % power at 5 %.
+        smallest: smallest difference of top1 from a fixed number that this many questions show, with 80 % power at 5 %; NaN
+            where no two questions differ.
         length: `yojo.evaluation.statistics.LengthBias`.
     """
 
@@ -144,7 +146,13 @@ def figures(judged, benchmark=None, draws=DRAWS, seed=0, intervals=True):
     groups = [one.group for one in judged]
 
     def interval(numbers, own, by=None):
-        return statistics.bootstrap(numbers, own, by, draws, seed) if intervals else (math.nan, math.nan)
+        if not intervals:
+            return math.nan, math.nan
+        low, high = statistics.bootstrap(numbers, own, by, draws, seed)
+        if low == high and (all_alike := _all_or_none(numbers)) is not None and len(set(own)) > 1:
+            # Where no item differs there is nothing to draw from; what is beyond the sample is not known to be alike.
+            return statistics.wilson(all_alike * len(set(own)), len(set(own)))
+        return low, high
 
     def estimate(numbers, some=None, by=None):
         pick = slice(None) if some is None else some
@@ -201,9 +209,15 @@ def figures(judged, benchmark=None, draws=DRAWS, seed=0, intervals=True):
         groups={name: part(groups, name) for name in sorted(set(groups))},
         tags=tags,
         error=error,
-        smallest=statistics.smallest_difference(error) if not math.isnan(error) else math.nan,
+        smallest=statistics.smallest_difference(error) if error > 0 else math.nan,
         length=statistics.length_bias(judged),
     )
+
+
+def _all_or_none(numbers):
+    """1 where everything is right, 0 where nothing is, else None."""
+    right, count = numbers if isinstance(numbers, tuple) else (numbers, np.ones(len(numbers)))
+    return 1 if (right == count).all() else 0 if not right.any() else None
 
 
 def _acc_plus(strict, questions, interval):
@@ -292,7 +306,7 @@ def compare(first, second, names=("first", "second"), draws=DRAWS, seed=0, value
         difference=statistics.paired_bootstrap(top1, top1_other, questions, None, draws, seed),
         mcnemar=statistics.mcnemar(_first_right(a), _first_right(b)),
         agreement=statistics.agreement(a, b),
-        smallest=math.nan if math.isnan(error) else statistics.smallest_difference(error),
+        smallest=statistics.smallest_difference(error) if error > 0 else math.nan,
     )
 
 

@@ -19,7 +19,7 @@ FILES = ("report.json", "report.md", "report.html")
 MISSES = 20
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Verdict:
     """What one judge has said of a benchmark, counted.
 
@@ -55,6 +55,9 @@ class Verdict:
     source: str | None = None
     is_baseline: bool = False
 
+    def __repr__(self):
+        return f"<{self.name}: {self.figures.headline.value:.3f} of {self.figures.items:,} items>"
+
     def to_dict(self):
         """The same for JSON, less the scores, which have a file of their own."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -77,9 +80,9 @@ def _miss(one, margin, chosen):
     }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Report:
-    """What judges reach on a benchmark.
+    """What judges reach on a benchmark; `print(report)` prints it, `report["name"]` is the `Verdict` of one judge.
 
     Attributes:
         benchmark: dict: name, title, paper, hub, notes, headline, items, questions, groups (name -> items), published (groups
@@ -98,6 +101,18 @@ class Report:
     comparisons: typing.Sequence
     made: dict
     files: dict = dataclasses.field(default_factory=dict)
+
+    def __getitem__(self, name):
+        for verdict in [*self.judges, *self.baselines]:
+            if verdict.name == name:
+                return verdict
+        raise KeyError(f"there is no judge {name!r}; there are {', '.join(one.name for one in self.judges)}")
+
+    def __repr__(self):
+        return f"<Report on {self.benchmark['name']}: {', '.join(map(repr, self.judges))}>"
+
+    def __str__(self):
+        return "\n".join(self.lines())
 
     def to_dict(self):
         """All of it for JSON."""

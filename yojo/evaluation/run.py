@@ -299,7 +299,7 @@ def judged_of(line):
         rankings=tuple(line["rankings"]),
         lengths=tuple(line["lengths"]),
         orders=tuple(map(tuple, line["orders"])),
-        scores=None if line["scores"] is None else np.array(line["scores"], dtype=np.float64),
+        scores=None if line["scores"] is None else np.array(line["scores"]),
         refused=line["refused"],
         tokens=None if line["tokens"] is None else tuple(line["tokens"]),
         tags=line["tags"],

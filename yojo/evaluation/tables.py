@@ -203,9 +203,7 @@ def _orders(report):
         rows.append(
             [
                 verdict.name,
-                "free of order"
-                if verdict.fingerprint is not None and verdict.orders is None
-                else str(verdict.orders or "-"),
+                "free of order" if is_free(verdict) else _orders_of(verdict),
                 str(own.items),
                 percent(own.flip_rate),
                 percent(own.any_flip),
@@ -277,19 +275,28 @@ def about(report):
     for group, (published, found) in benchmark["differs"].items():
         yield f"not the published benchmark: {found} items of {'it' if group == 'all' else group}, {published} published"
     if benchmark["bad"]:
-        yield f"{len(benchmark['bad'])} records of it cannot be judged, and are left out"
+        where, why = benchmark["bad"][0]
+        yield f"{len(benchmark['bad'])} records of it cannot be judged, and are left out; the first, {where}: {why}"
     for verdict in report.judges:
         how = ["scores made elsewhere" if verdict.fingerprint is None else f"fingerprint {verdict.job}"]
         if verdict.fingerprint is not None:
             if verdict.orders is None:
                 how.append(f"free of order (two orders differ by {verdict.order_error:.1g} at most)")
             else:
-                how.append(f"{verdict.orders} orders, seed {verdict.seed}")
+                how.append(f"{_orders_of(verdict)} orders, seed {verdict.seed}")
         yield f"{verdict.name}: {', '.join(how)}"
         refused = [one for one in verdict.judged if one.refused is not None]
         if refused:
             share = f"{len(refused):,} of {len(verdict.judged):,} items refused, and wrong"
             yield f"{verdict.name}: {share}; the first, {refused[0].id}: {refused[0].refused}"
+
+
+def _orders_of(verdict):
+    """In how many orders items were judged: fewer than were asked for where there are fewer."""
+    if verdict.order is None or not verdict.order.items:
+        return str(verdict.orders)
+    fewest, most = verdict.order.orders
+    return str(most) if fewest == most else f"{fewest} to {most}"
 
 
 def text(report):

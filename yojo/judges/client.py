@@ -6,6 +6,7 @@ import email.utils
 import http.client
 import ipaddress
 import json
+import logging
 import random
 import re
 import socket
@@ -14,6 +15,8 @@ import threading
 import time
 import urllib.parse
 import urllib.request
+
+logger = logging.getLogger(__name__)
 
 RETRIED = (408, 409, 429)  # and 500 to 599
 REFUSED = (400, 413, 422)  # the request itself; it would be refused again
@@ -125,6 +128,7 @@ class Client:
         self.url = check_url(url)
         self._key, self.timeout, self.retries = check_key(key), timeout, retries
         self._room = threading.BoundedSemaphore(concurrency)
+        self._has_said = False
         self._random = random.Random()  # waits are no scores: they may differ
         self._parts = urllib.parse.urlsplit(self.url)
         self._tls = ssl.create_default_context() if self._parts.scheme == "https" else None
@@ -172,6 +176,9 @@ class Client:
                     raise kind(f"{self.url}: {self._line(error)}") from error
                 reason = self._line(error)
             if tried < self.retries:
+                if not self._has_said:  # once: every request would say the same
+                    self._has_said = True
+                    logger.warning("%s: %s; trying again, %d times at most a request", self.url, reason, self.retries)
                 wait = min(LONGEST_WAIT, FIRST_WAIT * 2**tried) * self._random.uniform(0.5, 1)
                 pause(stop, max(wait, asked))
                 if stop.is_set():

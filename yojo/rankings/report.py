@@ -78,8 +78,8 @@ class RankReport:
         return self.majority_agree / self.majority_pairs if self.majority_pairs else None
 
     def exit_code(self):
-        """Of the command: 1 where records were left out as bad, else 0."""
-        return 1 if self.bad else 0
+        """Of the command: 1 where records were left out as bad, or where no training record could be drawn, else 0."""
+        return int(bool(self.bad) or (self.variants is not None and not self.variants.records))
 
     def to_dict(self):
         """The report as JSON takes it."""
