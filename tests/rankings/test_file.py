@@ -51,6 +51,7 @@ def test_a_line_is_what_aggregate_says(tmp_path, votes):
     assert report.annotators["who0"]["votes"] == sum(row["annotators"]["who0"]["votes"] for row in rows[:6])
     assert report.tied_best == sum(row["ranks"].count(1) > 1 for row in rows[:6]) > 0
     json.dumps(report.to_dict(), allow_nan=False)
+    assert report.to_dict()["agreement"] == report.agreement
 
 
 def test_two_runs_give_the_same_bytes(tmp_path, votes, responses):
