@@ -470,6 +470,17 @@ def test_where_all_is_right_the_interval_is_not_a_point():
     assert (half.value, half.low, half.high) == (0.5, 0.5, 0.5)  # of every item, by its orders
 
 
+def test_a_list_of_examples_is_a_benchmark():
+    examples = [yojo.Example(f"q{n}?", ["short", "a long one"], rankings=[2, 1], id=f"e{n}") for n in range(6)]
+    report = evaluate("length", examples, draws=20)
+    assert report["length"].figures.estimates["top1"].value == 1 and report.benchmark["name"] == "examples"
+    assert [one.id for one in report["length"].judged] == [f"e{n}" for n in range(6)]
+    for ranks in (None, [1, 1]):
+        tied = [*examples, yojo.Example("p", ["a", "b"], rankings=ranks, id="last")]
+        with pytest.raises(ValueError, match="example 'last': its rankings must tell at least two responses apart"):
+            evaluate("length", tied)
+
+
 def test_a_report_is_printed_and_gives_its_judges():
     report = evaluate({"ours": Constants()}, items(), draws=20)
     assert str(report).splitlines() == list(report.lines()) and report["ours"] is report.judges[0]

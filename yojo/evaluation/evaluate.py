@@ -11,6 +11,7 @@ from pathlib import Path
 from yojo.evaluation.benchmarks import get, open_benchmark
 from yojo.evaluation.figures import DRAWS, Values, compare
 from yojo.evaluation.given import given_scores
+from yojo.evaluation.listed import Listed
 from yojo.evaluation.report import Report, baselines, remove_report, verdict_of
 from yojo.evaluation.run import judge_items
 from yojo.judges.loading import check_name
@@ -63,7 +64,8 @@ def evaluate(
     Args:
         judge: anything with `score_many` (`yojo.judges`), the name of one as `yojo.judges.load_judge` takes it, or a dict of
             several, name -> judge; None where all scores were made elsewhere.
-        benchmark: name of a benchmark (`yojo.evaluation.benchmarks.names()`), or what `open_benchmark` returns.
+        benchmark: name of a benchmark (`yojo.evaluation.benchmarks.names()`), what `open_benchmark` returns, or a list of
+            `yojo.Example` with rankings.
         data: where the benchmark's records lie; file or folder.
         out: folder, which gets NAME.jsonl of every judge, and the report.
         judge_scores: dict name -> file of scores that were made elsewhere (`yojo.evaluation.given.given_scores`).
@@ -110,6 +112,9 @@ def evaluate(
         items = open_benchmark(benchmark, data, skip_bad=skip_bad, partial=partial, **reading)
     elif data is not None or reading:
         raise ValueError("the benchmark is open already: give its name to read it from data, with these options")
+    elif isinstance(benchmark, (list, tuple)):
+        items = Listed(benchmark)
+        _check_ranked(items)
     if not len(items):
         raise ValueError(f"{items.name}: there are no items")
     folder = None if out is None else _folder(out)
@@ -148,6 +153,15 @@ def evaluate(
         return None
     given = {name: (scores[name], given[name]) for name in scores}
     return _report(items, found, given, files, folder, draws, seed, seen)
+
+
+def _check_ranked(items):
+    for item in items:
+        if len(set(item.rankings)) < 2:
+            raise ValueError(
+                f"{item.example.name}: its rankings must tell at least two responses apart, got {item.example.rankings}; "
+                "yojo.order_bias needs none"
+            )
 
 
 def _check_installed():
