@@ -479,6 +479,8 @@ def test_a_list_of_examples_is_a_benchmark():
         tied = [*examples, yojo.Example("p", ["a", "b"], rankings=ranks, id="last")]
         with pytest.raises(ValueError, match="example 'last': its rankings must tell at least two responses apart"):
             evaluate("length", tied)
+    with pytest.raises(TypeError, match="examples must be yojo.Example objects, got str at place 0"):
+        evaluate("length", ["p"])
 
 
 def test_a_report_is_printed_and_gives_its_judges():

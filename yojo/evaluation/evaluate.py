@@ -112,7 +112,7 @@ def evaluate(
         items = open_benchmark(benchmark, data, skip_bad=skip_bad, partial=partial, **reading)
     elif data is not None or reading:
         raise ValueError("the benchmark is open already: give its name to read it from data, with these options")
-    elif isinstance(benchmark, (list, tuple)):
+    elif not hasattr(benchmark, "light"):
         items = Listed(benchmark)
         _check_ranked(items)
     if not len(items):
