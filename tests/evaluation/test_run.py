@@ -13,7 +13,7 @@ import torch
 from cases import Constants, Items, Leaning, items, score_of
 
 import yojo
-from yojo.evaluation.run import judge_items, read_judged
+from yojo.evaluation.run import judge_items, judged_of
 from yojo.judges import Refusal
 
 
@@ -43,7 +43,7 @@ def test_scores_stand_by_the_responses_of_the_record(made, tmp_path):
             item.question,
         )
         assert list(judged.rankings) == item.rankings and list(judged.lengths) == item.lengths
-    kept = read_judged(found.file)
+    kept = [judged_of(line) for line in lines_of(found.file)]
     assert [(one.number, one.orders, one.scores.tolist()) for one in kept] == [
         (one.number, one.orders, one.scores.tolist()) for one in found.judged
     ]

@@ -98,7 +98,7 @@ def rank(
                 seed=seed,
                 variants=variants,
                 responses=responses,
-                response_columns=_column_map(mapped_responses or []),
+                response_columns=column_map(mapped_responses or [], "--map-responses"),
                 image_root=image_root,
                 variants_out=variants_out,
                 per_question=per_question,
@@ -129,10 +129,3 @@ def _labels(pairs):
             raise ValueError(f"--label gives {word} twice: {labels[word]} and {winner}")
         labels[word] = winner
     return labels
-
-
-def _column_map(pairs):
-    try:
-        return column_map(pairs)
-    except ValueError as error:
-        raise ValueError(str(error).replace("--map ", "--map-responses ")) from error

@@ -50,15 +50,20 @@ def fail(message):
     raise typer.Exit(2)
 
 
-def column_map(pairs):
-    """dict of --map options, field=column each."""
+def column_map(pairs, option="--map"):
+    """dict of --map options, field=column each.
+
+    Args:
+        pairs: list of strings.
+        option: what they were given with.
+    """
     columns = {}
     for pair in pairs:
         field, equals, column = pair.partition("=")
         if not (field and equals and column):
-            raise ValueError(f"--map must be field=column, such as prompt=question, got {pair!r}")
+            raise ValueError(f"{option} must be field=column, such as prompt=question, got {pair!r}")
         if field in columns:
-            raise ValueError(f"--map gives {field} twice: {columns[field]} and {column}")
+            raise ValueError(f"{option} gives {field} twice: {columns[field]} and {column}")
         columns[field] = column
     return columns
 

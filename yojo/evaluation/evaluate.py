@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from yojo.evaluation.benchmarks import get, open_benchmark
-from yojo.evaluation.figures import DRAWS, Values, compare
+from yojo.evaluation.figures import DRAWS, compare
 from yojo.evaluation.given import given_scores
 from yojo.evaluation.listed import Listed
 from yojo.evaluation.report import Report, baselines, remove_report, verdict_of
@@ -199,24 +199,16 @@ def _report(items, found, given, files, folder, draws, seed, seen):
         benchmark=_described(items, benchmark),
         judges=verdicts,
         baselines=baselines(light, benchmark),
-        comparisons=_comparisons(verdicts, draws, seed),
+        comparisons=[
+            compare(one.judged, other.judged, (one.name, other.name), draws, seed, (one.values, other.values))
+            for one, other in itertools.combinations(verdicts, 2)
+        ],
         made=made() | ({"answered": json.dumps(seen)} if seen else {}),
         files=files,
     )
     if folder is not None:
         report.save(folder, items)
     return report
-
-
-def _comparisons(verdicts, draws, seed):
-    """Of every two judges; what each has right is counted once."""
-    if len(verdicts) < 2:
-        return []
-    counted = [(verdict, Values.of(verdict.judged)) for verdict in verdicts]
-    return [
-        compare(one.judged, other.judged, (one.name, other.name), draws, seed, (own, others))
-        for (one, own), (other, others) in itertools.combinations(counted, 2)
-    ]
 
 
 def _described(items, benchmark):

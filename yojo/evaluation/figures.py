@@ -125,7 +125,7 @@ class Figures:
     length: object
 
 
-def figures(judged, benchmark=None, draws=DRAWS, seed=0, intervals=True):
+def figures(judged, benchmark=None, draws=DRAWS, seed=0, intervals=True, values=None):
     """Count what a judge reaches.
 
     Args:
@@ -134,6 +134,7 @@ def figures(judged, benchmark=None, draws=DRAWS, seed=0, intervals=True):
         draws: of the bootstrap.
         seed: of the bootstrap.
         intervals: False: none are counted, and nothing is drawn.
+        values: `Values` of them, where they have been counted already.
 
     Returns:
         `Figures`.
@@ -141,7 +142,7 @@ def figures(judged, benchmark=None, draws=DRAWS, seed=0, intervals=True):
     Raises:
         ArithmeticError: groups times their counts do not add up to the whole.
     """
-    values = Values.of(judged)
+    values = values or Values.of(judged)
     questions = [one.question for one in judged]
     groups = [one.group for one in judged]
 
@@ -222,13 +223,9 @@ def _all_or_none(numbers):
 
 def _acc_plus(strict, questions, interval):
     """Of questions, all of whose items are right in every order."""
-    names = sorted(set(questions))
-    place = {name: n for n, name in enumerate(names)}
-    right = np.ones(len(names))
-    for value, question in zip(strict, questions, strict=True):
-        right[place[question]] *= value == 1
+    names, right = statistics.all_right(strict, questions)
     low, high = interval(right, names)
-    return Estimate(float(right.mean()), low, high, float(len(names)))
+    return Estimate(statistics.acc_plus(strict, questions), low, high, float(len(names)))
 
 
 OFFICIAL_DRAWS = 400  # of the official figure, which is counted anew for each

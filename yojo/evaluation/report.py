@@ -26,6 +26,7 @@ class Verdict:
     Attributes:
         name: of the judge.
         judged: list of `Judged`.
+        values: `yojo.evaluation.figures.Values` of them.
         figures: `yojo.evaluation.figures.Figures`.
         order: `yojo.evaluation.order_report.OrderReport`; None where no item was judged in several orders.
         calibration: `yojo.evaluation.calibration.Calibration`, or None where nothing can be said.
@@ -42,6 +43,7 @@ class Verdict:
 
     name: str
     judged: typing.Sequence
+    values: counting.Values
     figures: object
     order: object = None
     calibration: object = None
@@ -61,7 +63,7 @@ class Verdict:
     def to_dict(self):
         """The same for JSON, less the scores, which have a file of their own."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del found["judged"]
+        del found["judged"], found["values"]
         found["misses"] = [_miss(one, margin, chosen) for one, margin, chosen in self.misses]
         found["left_out"] = [{"number": n, "id": name, "reason": why} for n, name, why in self.left_out]
         return _plain(found)
@@ -187,11 +189,13 @@ def verdict_of(name, judged, benchmark=None, *, draws=counting.DRAWS, seed=0, **
     Returns:
         `Verdict`.
     """
+    values = counting.Values.of(judged)
     several = any(one.scores is not None and len(one.scores) > 1 for one in judged)
     return Verdict(
         name=name,
         judged=judged,
-        figures=counting.figures(judged, benchmark, draws, seed),
+        values=values,
+        figures=counting.figures(judged, benchmark, draws, seed, values=values),
         order=order_report(judged, name, mean_cost(judged)) if several else None,
         calibration=_calibration(judged),
         misses=counting.misses(judged, MISSES),
@@ -236,7 +240,9 @@ def baselines(judged, benchmark=None):
             )
             for one in judged
         ]
-        found.append(Verdict(name, own, counting.figures(own, benchmark, intervals=False), is_baseline=True))
+        values = counting.Values.of(own)
+        figures = counting.figures(own, benchmark, intervals=False, values=values)
+        found.append(Verdict(name, own, values, figures, is_baseline=True))
     return found
 
 

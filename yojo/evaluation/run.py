@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import tempfile
 import typing
 from pathlib import Path
@@ -305,19 +304,3 @@ def judged_of(line):
         tags=line["tags"],
         info=line["info"],
     )
-
-
-def read_judged(path):
-    """list of `Judged` from a file of scores.
-
-    Raises:
-        ValueError: a file that is none; the message names the line.
-    """
-    found = []
-    with open(path, encoding="utf-8") as file:
-        for number, text in enumerate(file, 1):
-            try:
-                found.append(judged_of(json.loads(text)))
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}:{number}: no row of an evaluation: {error!r}") from error
-    return found

@@ -95,10 +95,27 @@ def acc_plus(values, questions):
     Raises:
         ValueError: values that are not finite, lengths that differ.
     """
+    _, right = all_right(values, questions)
+    return float(right.mean()) if len(right) else math.nan
+
+
+def all_right(values, questions):
+    """Which questions have all their items right.
+
+    Args:
+        values: [I] numbers, 1 = right; less is not.
+        questions: I strings.
+
+    Returns:
+        (names, right): Q different questions, sorted, and [Q] float64, 1 where all items are right, else 0.
+
+    Raises:
+        ValueError: values that are not finite, lengths that differ.
+    """
     values, _ = _fraction(np.asarray(values))
     names, question = _codes("questions", questions, len(values))
     wrong = np.bincount(question, values < 1, minlength=len(names))
-    return float((wrong == 0).mean()) if len(names) else math.nan
+    return names, (wrong == 0).astype(np.float64)
 
 
 # ---- how sure ----

@@ -104,19 +104,18 @@ class RankReport:
         Args:
             most: bad records that are listed one by one.
         """
-        share = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731
         made = [
             f"{self.questions} questions, {self.items} items: {self.votes} votes, {self.ties} ties and {self.abstentions} "
             f"abstentions among them; ranked by {self.method}",
             f"disconnected questions, which have no single ranking: {len(self.disconnected)}{_listed(self.disconnected)}",
             f"several best items: {self.tied_best} questions",
-            f"curl {share(self.curl)}: share of the margins that no scores explain, mean over questions",
-            f"feedback {share(self.feedback)}: share of the decided votes against the ranking, mean over questions",
-            f"majorities agreed with: {share(self.agreement)} of {self.majority_pairs} pairs",
+            f"curl {_share(self.curl)}: share of the margins that no scores explain, mean over questions",
+            f"feedback {_share(self.feedback)}: share of the decided votes against the ranking, mean over questions",
+            f"majorities agreed with: {_share(self.agreement)} of {self.majority_pairs} pairs",
             f"the best beats all others: {self.condorcet[True]} questions; does not: {self.condorcet[False]}; cannot be "
             f"said: {self.condorcet[None]}",
-            f"stability {share(self.stability)}: share of draws of the votes in which an item keeps its place; "
-            f"{share(self.best_stability)} for the best",
+            f"stability {_share(self.stability)}: share of draws of the votes in which an item keeps its place; "
+            f"{_share(self.best_stability)} for the best",
         ]
         shares = [own["agreement"] for own in self.annotators.values() if own["agreement"] is not None]
         if shares:
@@ -126,7 +125,7 @@ class RankReport:
             )
         made.append(f"rankings: {self.out}")
         if self.variants is not None:
-            made += _variant_lines(self.variants, self.variants_out, share)
+            made += _variant_lines(self.variants, self.variants_out)
         if self.bad:
             made.append(f"bad records, left out: {len(self.bad)}")
             made += [f"  {bad.file}:{bad.line}: {bad.reason}" for bad in self.bad[:most]]
@@ -137,12 +136,12 @@ class RankReport:
 _CONDORCET = {"yes": True, "no": False, "unknown": None}
 
 
-def _variant_lines(variants, path, share):
+def _variant_lines(variants, path):
     uses = [sum(places) for places in variants.models.values()]
     made = [
         f"records: {path}: {len(variants.records)} of {variants.questions} questions"
         + (f", each model in {min(uses)} to {max(uses)} of them" if uses else "")
-        + f"; label stability {share(_mean(variants.stabilities))}"
+        + f"; label stability {_share(_mean(variants.stabilities))}"
     ]
     reasons = collections.Counter(variants.skipped.values())
     made += [f"  {count} questions without a record: {reason}" for reason, count in sorted(reasons.items())]
@@ -175,3 +174,7 @@ def _listed(names, most=5):
     """Some names in brackets."""
     shown = [name if len(name) <= 40 else name[:37] + "..." for name in names[:most]]
     return f" ({', '.join([*shown, '...'] if len(names) > most else shown)})" if names else ""
+
+
+def _share(value):
+    return "-" if value is None else f"{value:.3f}"
