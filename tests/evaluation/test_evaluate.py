@@ -2,10 +2,12 @@
 
 import base64
 import dataclasses
+import gc
 import importlib.util
 import json
 import math
 import re
+import weakref
 import xml.dom.minidom
 
 import numpy as np
@@ -19,9 +21,11 @@ from yojo.evaluation import tables
 from yojo.evaluation.evaluate import BadItems, evaluate
 from yojo.evaluation.figures import Values, compare, figures, misses
 from yojo.evaluation.given import given_scores
+from yojo.evaluation.report import verdict_of
 from yojo.evaluation.statistics import wilson
 from yojo.inputs.digests import example_key
 from yojo.judges import Length, Place, Random, Refusal
+from yojo.scoring.scorer import Load
 
 
 @pytest.fixture(params=CASES)
@@ -518,6 +522,35 @@ def test_judges_are_compared_on_what_both_were_asked():
     assert compare(first[::-1], second, ("a", "b")).mcnemar == found.mcnemar
     with pytest.raises(ValueError, match="a and b have no item in common"):
         compare(first[:2], second, ("a", "b"))
+
+
+def test_mcnemar_sees_the_first_order_alone():
+    turned = [[2, 1, 0], [0, 1, 2], [0, 1, 2]]  # right in the first order, wrong in the others
+    first = [said(n, turned) for n in range(5)]
+    second = [said(n, turned[::-1]) for n in range(4)] + [said(4, [[3, 3, 0]] * 3)]  # wrong; a tie is, too
+    found = compare(first, second).mcnemar
+    assert (found.only_a, found.only_b) == (5, 0)
+
+
+def test_the_cost_is_that_of_an_item_on_average():
+    known = [dataclasses.replace(said(n, [[2, 1, 0], [0, 1, 2]]), tokens=(100 * n, 30)) for n in (1, 3)]
+    report = verdict_of("ours", [*known, said(4, [[2, 1, 0], [0, 1, 2]])], draws=20)
+    cost = {"one_order": 230.0, "isolated": 230.0, "permutations": 260.0, "separate_orders": 460.0}
+    assert report.order.cost == cost
+
+
+def test_one_model_is_there_at_a_time():
+    there = weakref.WeakSet()
+
+    class Loaded(Load):
+        def __call__(self, device=None):
+            gc.collect()
+            assert not there
+            judge = Constants()
+            there.add(judge)
+            return judge
+
+    evaluate({"a": Loaded("length"), "b": Loaded("random")}, items(4), draws=20)
 
 
 # ---- order bias ----

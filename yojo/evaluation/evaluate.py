@@ -145,7 +145,6 @@ def evaluate(
         bad += [(name, *row) for row in outcome.bad]
         if outcome.file is not None:
             files[name] = outcome.file
-        del one  # before the next one is loaded: there may be room for one
     if bad and not skip_bad:
         remove_report(folder)  # of an earlier run, whose scores these are no more
         raise BadItems(_bad_text(bad, folder), bad)
