@@ -17,6 +17,7 @@ from scipy.stats import binomtest, chisquare, kendalltau, norm
 from sklearn.metrics import cohen_kappa_score
 
 from yojo.evaluation import statistics as module
+from yojo.evaluation.lengths import length_bias
 from yojo.evaluation.metrics import best_of_n, top1_strict
 from yojo.evaluation.statistics import (
     CELLS,
@@ -25,7 +26,6 @@ from yojo.evaluation.statistics import (
     bootstrap,
     bootstrap_statistic,
     check_parts,
-    length_bias,
     mcnemar,
     paired_bootstrap,
     resamples,

@@ -7,6 +7,7 @@ import typing
 import numpy as np
 
 from yojo.evaluation import metrics, statistics
+from yojo.evaluation.lengths import length_bias
 
 DRAWS = 2000
 
@@ -109,7 +110,7 @@ class Figures:
         error: standard error of top1, by questions.
         smallest: smallest difference of top1 from a fixed number that this many questions show, with 80 % power at 5 %; NaN
             where no two questions differ.
-        length: `yojo.evaluation.statistics.LengthBias`.
+        length: `yojo.evaluation.lengths.LengthBias`.
     """
 
     items: int
@@ -211,7 +212,7 @@ def figures(judged, benchmark=None, draws=DRAWS, seed=0, intervals=True, values=
         tags=tags,
         error=error,
         smallest=statistics.smallest_difference(error) if error > 0 else math.nan,
-        length=statistics.length_bias(judged),
+        length=length_bias(judged),
     )
 
 
