@@ -17,7 +17,7 @@ FLOORS = (
     ("yojo.saving",),
     ("yojo.reward_model",),
     ("yojo.judges",),
-    ("yojo.converting", "yojo.costs", "yojo.rankings", "yojo.scoring"),
+    ("yojo.converting", "yojo.costs", "yojo.rankings", "yojo.rewards", "yojo.scoring"),
     ("yojo.evaluation",),
     ("yojo.training", "yojo.demo"),
     ("yojo.cli",),

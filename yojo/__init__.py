@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Collator": "yojo.inputs.packing",
     "Example": "yojo.inputs.example",
+    "GroupReward": "yojo.rewards.group",
     "RewardModel": "yojo.reward_model",
     "RewardTrainer": "yojo.training.trainer",
     "RewardTrainingArguments": "yojo.training.arguments",
@@ -75,7 +76,7 @@ _MOVED = {
     "vision": ("costs.vision",),
 }
 
-__all__ = [*_HOMES, "__version__", "data", "judges", "rankings"]
+__all__ = [*_HOMES, "__version__", "data", "judges", "rankings", "rewards"]
 
 
 def __getattr__(name):
@@ -83,7 +84,7 @@ def __getattr__(name):
         value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value
         return value
-    if name in ("data", "judges", "rankings") or name in _MOVED:
+    if name in ("data", "judges", "rankings", "rewards") or name in _MOVED:
         return importlib.import_module(f"yojo.{name}")
     raise AttributeError(f"module 'yojo' has no attribute {name!r}")
 

@@ -1,0 +1,108 @@
+"""What tests of rewards share: judges that can be watched, or that fail; rows as a trainer hands them over."""
+
+import functools
+import itertools
+import threading
+
+import torch
+from PIL import Image
+
+from yojo.demo import digits, reward
+from yojo.inputs.digests import example_key
+
+
+@functools.cache
+def demo_judge():
+    """The demonstration's reward model, in comparative mode."""
+    return reward.load_reward_model()
+
+
+@functools.cache
+def pictures():
+    """The held-out images of the digits."""
+    return [image for image, _ in digits.load_digits_split()[1]]
+
+
+class Watched:
+    """A judge whose scores say what it was shown: the place of a response in its example, and its length.
+
+    Attributes:
+        seen: the examples of each call.
+    """
+
+    def __init__(self):
+        self.seen = []
+
+    def score_many(self, examples):
+        self.seen.append(list(examples))
+        return [[len(text) + place / 1024 for place, text in enumerate(example.responses)] for example in examples]
+
+    def fingerprint(self):
+        return {"judge": "Watched"}
+
+
+class Hashed:
+    """A judge whose scores are drawn from prompt, images and response: of each by itself, the same in every process."""
+
+    order_free = True
+
+    def score_many(self, examples):
+        return [torch.tensor([self.score(example, text) for text in example.responses]) for example in examples]
+
+    def score(self, example, text):
+        key = example_key(example.__class__(example.prompt, [text], images=example.images, literal_tags=True))
+        return int(key[:8], 16) / 2**32
+
+
+class Failing:
+    """A judge that fails some times, and then scores like `Hashed`.
+
+    Args:
+        times: how often; None: always.
+        error: what it raises.
+    """
+
+    def __init__(self, times=None, error=None):
+        self.left = itertools.repeat(True) if times is None else iter([True] * times)
+        self.error, self.calls = error or OSError("the line is down"), 0
+
+    def score_many(self, examples):
+        self.calls += 1
+        if next(self.left, False):
+            raise self.error
+        return Hashed().score_many(examples)
+
+
+class Hanging:
+    """A judge that gives no answer until it is let go."""
+
+    def __init__(self):
+        self.go = threading.Event()
+
+    def score_many(self, examples):
+        self.go.wait(60)
+        return Hashed().score_many(examples)
+
+
+class Saying:
+    """A judge that says what it is told to."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def score_many(self, examples):
+        return self.found
+
+
+def picture(colour):
+    """A small image of one colour."""
+    return Image.new("RGB", (8, 8), colour)
+
+
+def rows(prompts, size, images=None, text="completion {n} of {prompt}"):
+    """The arguments of a reward function: `size` completions of each prompt, in the order of trainers."""
+    found = {"prompts": [prompt for prompt in prompts for _ in range(size)]}
+    found["completions"] = [text.format(n=n, prompt=p) for p in range(len(prompts)) for n in range(size)]
+    if images is not None:
+        found["image"] = [image for image in images for _ in range(size)]
+    return found
