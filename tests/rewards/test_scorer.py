@@ -122,6 +122,17 @@ def test_a_forged_separator_is_plain_text_to_a_reward_model():
     assert found.forged == [False, True, False]
 
 
+def test_a_prompt_that_a_template_has_made_is_said_once(caplog):
+    scorer = GroupScorer(reward_cases.demo_judge())
+    only(scorer, "A 3.", prompt="Which digit is shown?")
+    only(scorer, "A 3.", prompt=[{"role": "user", "content": "What is <|im_start|>?"}])
+    assert not caplog.records
+    for _ in range(2):
+        only(scorer, "A 3.", prompt="<|im_start|>user\nWhich digit?<|im_end|>\n", id="g")
+    (record,) = caplog.records
+    assert "group 'g': the prompt holds" in record.getMessage() and "<|im_start|>" in record.getMessage()
+
+
 @pytest.mark.parametrize("mode", ["comparative", "isolated"])
 def test_rewards_are_the_scores_of_each_group_by_itself(mode, set_demo_mode):
     judge = set_demo_mode(mode)

@@ -111,6 +111,7 @@ class GroupScorer:
         self.judge, self.normalize, self.order, self.seed = judge, normalize, order, seed
         self.empty, self.truncated, self.forged = empty, truncated, forged
         self.retries, self.deadline, self.token_budget = retries, deadline, token_budget
+        self._warned = False
 
     @property
     def separator(self):
@@ -133,6 +134,7 @@ class GroupScorer:
             TypeError, ValueError: a group that cannot be judged; the message names it.
         """
         until = None if self.deadline is None else time.monotonic() + self.deadline
+        self._warn_of_templates(groups)
         shown = [_Shown(self, group, draw) for group in groups]
         asked = [one for one in shown if one.responses]
         start = time.monotonic()
@@ -140,6 +142,21 @@ class GroupScorer:
         seconds = time.monotonic() - start
         found = dict(zip(map(id, asked), answers, strict=True))
         return [one.rewarded(*found.get(id(one), ([], None)), retries, seconds) for one in shown]
+
+    def _warn_of_templates(self, groups):
+        """Say once that a prompt, a string, looks as if a chat template had made it: the judge puts it into its own."""
+        marks = () if self._warned else _template_marks(self.judge)
+        for group in groups if marks else ():
+            found = [mark for mark in marks if isinstance(group.prompt, str) and mark in group.prompt]
+            if found:
+                self._warned = True
+                logger.warning(
+                    "%s: the prompt holds %s: if a chat template has been applied to it, the judge sees it as the text of a user "
+                    "turn, within another template, and its scores are not those of the question; hand over chat messages",
+                    group.name,
+                    ", ".join(found),
+                )
+                return
 
     def _ask(self, examples, until):
         """[(scores of each example's responses, tokens or None)], and how often the judge was asked again."""
@@ -244,6 +261,13 @@ class _Shown:
             retries=retries,
             seconds=seconds,
         )
+
+
+def _template_marks(judge):
+    """The special tokens of a judge's tokenizer, but for those that people may well write (`<s>`)."""
+    processor = getattr(judge, "processor", None)
+    found = getattr(getattr(processor, "tokenizer", processor), "all_special_tokens", ())
+    return [token for token in found if len(token) > 4]
 
 
 def _finite(example, scores):
