@@ -275,6 +275,17 @@ AREAS = {
             "tests/cli/test_rank_command.py",
         ),
     ),
+    "rewards": Area(
+        ("yojo/rewards/[cgmnrst]*.py",),
+        (
+            "tests/rewards/test_scorer.py",
+            "tests/rewards/test_group.py",
+            "tests/rewards/test_collator.py",
+            "tests/rewards/test_sharing.py",
+            "tests/rewards/test_trl.py",
+        ),
+        count=24,
+    ),
     "resume": Area(
         ("yojo/training/resume.py",),
         (

@@ -26,6 +26,11 @@ class Exchange:
         seconds = 1800.0 if deadline is None else deadline + MARGIN
         self.group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=seconds))
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self._of = dist.group.WORLD
+
+    def is_current(self):
+        """Whether torch.distributed is still the one that this was made in."""
+        return self._of is dist.group.WORLD
 
     def all(self, value):
         """list: the values of all processes, by rank.

@@ -106,7 +106,7 @@ class GroupReward:
             return Alone()
         if not is_spread():
             raise ValueError("gather=True, and there is one process: torch.distributed is not initialised")
-        if self._exchange is None:
+        if self._exchange is None or not self._exchange.is_current():
             self._exchange = Exchange(self.scorer.deadline)
         return self._exchange
 
