@@ -1,5 +1,6 @@
 """Groups whose rows are spread over processes: what each process has is told to all, and each group is scored by one."""
 
+import atexit
 import dataclasses
 import datetime
 
@@ -27,10 +28,15 @@ class Exchange:
         self.group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=seconds))
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self._of = dist.group.WORLD
+        atexit.register(self._end)  # gloo's threads, met by the end of a program, abort it
 
     def is_current(self):
         """Whether torch.distributed is still the one that this was made in."""
         return self._of is dist.group.WORLD
+
+    def _end(self):
+        if dist.is_initialized() and self.is_current():
+            dist.destroy_process_group(self.group)
 
     def all(self, value):
         """list: the values of all processes, by rank.

@@ -167,7 +167,7 @@ class GroupScorer:
                 answers, tokens = waited(self._judged, list(left.values()), until=until)
             except Late:
                 raise RewardError(self._late(len(left))) from None
-            except (TypeError, ValueError):
+            except (RewardError, TypeError, ValueError):
                 raise
             except Exception as error:
                 why, cause = f"{type(error).__name__}: {error}", error
