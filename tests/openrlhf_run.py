@@ -11,9 +11,11 @@ import asyncio
 import copy
 import importlib.machinery
 import json
+import os
 import sys
 import threading
 import types
+from pathlib import Path
 from unittest import mock
 
 ABSENT = ("aiohttp", "deepspeed", "flash_attn", "optree", "pylatexenc", "ray", "ring_flash_attn", "torchdata", "vllm")
@@ -236,9 +238,7 @@ def retry_run(openrlhf, processor):
         tried.append(options)
         return openrlhf.aiohttp.ClientSession(**options)
 
-    fast = types.SimpleNamespace(
-        ClientTimeout=timeout, ClientSession=session, ClientError=openrlhf.aiohttp.ClientError
-    )
+    fast = types.SimpleNamespace(ClientTimeout=timeout, ClientSession=session, ClientError=openrlhf.aiohttp.ClientError)
     executor = openrlhf.agent.SingleTurnAgentExecutor(url)
     same = texts(processor, "three")[0]
 
@@ -290,7 +290,8 @@ def failure_run(openrlhf, processor):
     maker.args, maker.reward_model_group = mock.MagicMock(), None
     maker.strategy, maker.initial_model_group = mock.MagicMock(), None
     try:
-        maker.make_experience(made)
+        with mock.patch.object(openrlhf.maker, "ray"):  # or it would be started
+            maker.make_experience(made)
         raised = None
     except Exception as error:
         raised = f"{type(error).__name__}: {error}"
@@ -334,6 +335,17 @@ def agent_failure_run(openrlhf, processor):
     return found
 
 
+def example_run(openrlhf, processor):
+    """The example, loaded as OpenRLHF loads an agent."""
+    os.environ["YOJO_JUDGE"] = "length"
+    executor = openrlhf.engine._load_agent_executor(str(Path(__file__).parents[1] / "examples/grpo/openrlhf_agent.py"))
+    _, prompt = prompts(processor, images=False)
+    engine = Engine(processor, texts(processor, "three", "seven", "two"))
+    found = asyncio.run(started(openrlhf.actor, executor, processor, engine, prompt, N))
+    executor.collator.close()
+    return [one["reward"] for one in found]
+
+
 def main(folder):
     sys.path.append(folder)
     sys.meta_path.append(Absent())
@@ -349,10 +361,12 @@ def main(folder):
         maker=load("openrlhf.trainer.ppo_utils.experience_maker"),
         aiohttp=load("aiohttp"),
     )
-    actor = load("openrlhf.trainer.ray.vllm_engine").RolloutRayActor
+    openrlhf.engine = load("openrlhf.trainer.ray.vllm_engine")
+    actor = openrlhf.engine.RolloutRayActor
     openrlhf.actor = getattr(getattr(actor, "__ray_metadata__", None), "modified_class", actor)
     processor = build_processor()
-    found = {"agent": agent_run(openrlhf, processor), "agent_failure": agent_failure_run(openrlhf, processor)}
+    runs = (("agent", agent_run), ("agent_failure", agent_failure_run), ("example", example_run))
+    found = {name: run(openrlhf, processor) for name, run in runs}
     if "aiohttp" not in Absent.replaced:
         for name, run in (("remote", remote_run), ("retry", retry_run), ("failure", failure_run)):
             found[name] = run(openrlhf, processor)
