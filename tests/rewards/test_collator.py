@@ -13,7 +13,8 @@ import weakref
 import pytest
 
 from tests.reward_cases import Hanging, Hashed, Watched, picture
-from yojo.rewards.collator import GroupCollator, Reward
+from yojo.rewards.answers import Reward
+from yojo.rewards.collator import GroupCollator
 from yojo.rewards.groups import Group
 from yojo.rewards.scorer import GroupScorer, Rewarded, RewardError
 

@@ -5,14 +5,13 @@ import collections
 import dataclasses
 import functools
 import logging
-import math
 import numbers
 import os
 import threading
 import time
-import traceback
 import weakref
 
+from yojo.rewards.answers import checked, fail, give, let_go
 from yojo.rewards.groups import Group
 from yojo.rewards.scorer import RewardError
 from yojo.rewards.waiting import Ended, Sample, Tally, Waiting
@@ -20,29 +19,6 @@ from yojo.rewards.waiting import Ended, Sample, Tally, Waiting
 logger = logging.getLogger(__name__)
 
 INCOMPLETE = ("fail", "score")
-
-
-@dataclasses.dataclass(frozen=True)
-class Reward:
-    """What one sample gets.
-
-    Attributes:
-        reward: float; None where there is none to give, by the treatments of `yojo.rewards.GroupScorer`.
-        score: float, what the judge gave; None for a completion that it was not shown.
-        place: int, at which place among the responses the judge saw it; None as for score.
-        treated: for what it was not judged, "empty", "truncated" or "forged"; or None.
-        group_size: completions that were scored together, this one among them.
-        missing: samples of the group that never came: above 0 only with `incomplete="score"`.
-        seconds: from its arrival to its reward.
-    """
-
-    reward: float | None
-    score: float | None
-    place: int | None
-    treated: str | None
-    group_size: int
-    missing: int
-    seconds: float
 
 
 class GroupCollator:
@@ -253,10 +229,10 @@ class GroupCollator:
                 self._ready = collections.deque(one for one in self._ready if not one.ended)
             self._ended.forget(now)
         for one in lost:
-            _fail(one, RewardError(self._lost(one)))
+            fail(one, RewardError(self._lost(one)))
         for one in overdue:
             why = f"key {one.key!r}: no rewards within scoring_deadline={self.scoring_deadline:g} s of the group being whole"
-            _fail(one, RewardError(f"{why}: the judge hangs, or is slower than samples come; raise the deadline then"))
+            fail(one, RewardError(f"{why}: the judge hangs, or is slower than samples come; raise the deadline then"))
 
     def close(self, timeout=10.0):
         """End everything that waits with an error, and the threads. A second time it does nothing.
@@ -275,7 +251,7 @@ class GroupCollator:
             self._work.notify_all()
             self._timer.notify_all()
         for one in left:
-            _fail(one, RewardError(f"key {one.key!r}: the collator was closed before the group had its rewards"))
+            fail(one, RewardError(f"key {one.key!r}: the collator was closed before the group had its rewards"))
         until = time.monotonic() + timeout
         for thread in threads:
             if thread is not threading.current_thread():
@@ -383,7 +359,7 @@ class GroupCollator:
         if len(batch) > 1 and any(isinstance(one, (TypeError, ValueError)) for one in found):
             found = [self._ask([one])[0] for one in batch]  # an input that is wrong is its own group's error
         for error in found:
-            _let_go(error)
+            let_go(error)
         with self._lock:
             now, self._scoring = self._clock(), []
             live = [(one, answer) for one, answer in zip(batch, found, strict=True) if not one.ended]
@@ -394,16 +370,16 @@ class GroupCollator:
                     self._waits.add(now - sample.since)
         for one, answer in live:
             if isinstance(answer, BaseException):
-                _fail(one, answer)
+                fail(one, answer)
             else:
-                _answer(one, answer, now)
+                give(one, answer, now)
         return True
 
     def _ask(self, batch):
         """For each group its `Rewarded`, or the exception that is in its place."""
         start = time.monotonic()
         try:
-            found = _checked(batch, self._score([one.group() for one in batch]))
+            found = checked(batch, self._score([one.group() for one in batch]))
         except BaseException as error:  # whatever it is, those who wait have to hear of it
             logger.warning("no rewards for %d groups: %s: %s", len(batch), type(error).__name__, error)
             found = [error] * len(batch)
@@ -455,53 +431,6 @@ class GroupCollator:
             "deadline if rollouts take longer, check that group_size is what the framework samples for a prompt and that all of "
             'them come to this process, or set incomplete="score" to have smaller groups scored'
         )
-
-
-def _checked(batch, rewarded):
-    """What `score` gave, one for each group and one reward for each sample."""
-    if not isinstance(rewarded, (list, tuple)):
-        raise RewardError(f"score must return a list with a Rewarded for each group, got {type(rewarded).__name__}")
-    if len(rewarded) != len(batch):
-        raise RewardError(f"score gave rewards of {len(rewarded)} groups, it was asked for {len(batch)}")
-    for one, found in zip(batch, rewarded, strict=True):
-        for name in ("rewards", "scores", "places", "treated"):
-            values, count = getattr(found, name), len(one.samples)
-            if len(values) != count:
-                raise RewardError(f"key {one.key!r}: score gave {len(values)} {name} for {count} samples")
-        for reward in found.rewards:
-            if reward is not None and not math.isfinite(reward):
-                raise RewardError(f"key {one.key!r}: score gave a reward of {reward}")
-    return rewarded
-
-
-def _answer(waiting, rewarded, now):
-    size, missing = len(waiting.samples), waiting.missing
-    found = zip(rewarded.rewards, rewarded.scores, rewarded.places, rewarded.treated, strict=True)
-    for sample, values in zip(waiting.samples, found, strict=True):
-        if sample.future.set_running_or_notify_cancel():
-            sample.future.set_result(Reward(*values, size, missing, now - sample.since))
-
-
-def _let_go(error):
-    """What the frames of an exception hold (groups with their images) must not live as long as a future that somebody keeps."""
-    while isinstance(error, BaseException):
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
-
-
-def _fail(waiting, error):
-    for sample in waiting.samples:
-        if sample.future.set_running_or_notify_cancel():
-            sample.future.set_exception(_own(error))
-
-
-def _own(error):
-    """An exception of one future's own: each that raises it writes its own traceback into it."""
-    kind = next((kind for kind in (RewardError, TypeError, ValueError) if isinstance(error, kind)), None)
-    text = str(error) if kind is not None else f"score raised {type(error).__name__}: {error}"
-    made = (kind or RewardError)(text)
-    made.__cause__ = error
-    return made
 
 
 def _check_count(name, value):
