@@ -329,6 +329,7 @@ def test_a_cancelled_sample_leaves_its_place_to_another():
         kept, gone = made.add("k", "Why?", "a"), made.add("short", "Why?", "x", group_size=3)
         left = made.add("short", "Why?", "y", group_size=3)
         assert gone.cancel()
+        assert concurrent.futures.wait([gone], timeout=LONG).done == {gone}
         again = made.add("short", "Why?", "z", group_size=3)
         assert not left.done()  # three came, and two are there
         found = settled([left, again, made.add("short", "Why?", "x", group_size=3)])

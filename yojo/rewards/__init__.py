@@ -6,8 +6,10 @@ import importlib
 _HOMES = {
     "AsyncGroupReward": "yojo.rewards.group",
     "Group": "yojo.rewards.groups",
+    "GroupCollator": "yojo.rewards.collator",
     "GroupReward": "yojo.rewards.group",
     "GroupScorer": "yojo.rewards.scorer",
+    "Reward": "yojo.rewards.answers",
     "RewardError": "yojo.rewards.scorer",
     "Rewarded": "yojo.rewards.scorer",
 }

@@ -409,6 +409,7 @@ class GroupCollator:
             self._waiting -= 1
             if not waiting.samples:
                 del self._collecting[waiting.key]
+        future.set_running_or_notify_cancel()  # or `concurrent.futures.wait` would wait for it
 
     # ---- what is said ----
 

@@ -175,12 +175,16 @@ class RewardServer:
     """OpenRLHF's remote reward model: POST /get_reward, and GET /health and /metrics.
 
     A request waits until its group is whole. Samples of one prompt and label are a group, `group_size` of them in the order
-    they come, so that the same number has to be sampled in training and evaluation; several servers would each see parts of
-    groups. What goes wrong is an HTTP error (422: the input; 424: no reward), never a reward: OpenRLHF (0.11) asks five times,
-    then goes on without a reward for the sample, and stops with an error of its own before it trains on it. Why, is in this log.
+    they come: the same number has to be sampled in training and evaluation, several servers would each see parts of groups,
+    and two rows of one prompt and label may swap samples, which they do not with `GroupAgent`.
+
+    What goes wrong is an HTTP error (422: the input; 424: no reward), never a reward. OpenRLHF (0.11) asks five times, 180 s
+    each; then it goes on without a reward for the sample, and stops with an error of its own ("reward_model_group is
+    required", or an AttributeError of None) before it trains on it. The reason is in this server's log.
 
     Args:
-        score, group_size, deadline: as for `yojo.rewards.collator.GroupCollator`.
+        score, group_size: as for `yojo.rewards.collator.GroupCollator`.
+        deadline: seconds from a group's first sample to its last; in 900 s OpenRLHF has given up.
         queries: `Queries`.
         address: (host, port); port 0: a free one.
 
