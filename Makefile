@@ -5,15 +5,18 @@ BOOTSTRAP ?= python3
 PYTHON ?= .venv/bin/python
 WORKERS ?= 8
 SETUP := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/ready)
+# Trainers whose own code the tests run; without them, as with another PYTHON, these tests are skipped and say so.
+FRAMEWORKS ?= .venv/frameworks
+FRAMEWORKS_SETUP := $(if $(SETUP),$(FRAMEWORKS)/ready)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: demo test test-quick soak setup docs lint bench bench-compare bench-report kernels gpu-test gpu-bench gpu-day clean
+.PHONY: demo test test-quick soak setup frameworks docs lint bench bench-compare bench-report kernels gpu-test gpu-bench gpu-day clean
 
 demo: $(SETUP)
 	$(PYTHON) -m yojo.cli demo $(ARGS)
 
 # One thread per worker: the models are tiny, and threads that wait for each other are slower than none.
-test: $(SETUP)
+test: $(SETUP) $(FRAMEWORKS_SETUP)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests --ignore=tests/gpu --ignore=tests/interpreted --ignore=tests/pretended -n auto --dist worksteal $(ARGS)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/interpreted -n auto --dist worksteal $(ARGS)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/pretended -n auto --dist worksteal $(ARGS)
@@ -49,6 +52,16 @@ docs: $(if $(SETUP),.venv/docs)
 	.venv/bin/python -m pip install --quiet $$(grep -E '^(torch|torchvision)==' constraints.txt)
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+# Each trainer lies in a folder of its own, without what it depends on: their ranges exclude each other's and ours. tests/frameworks
+# has the lists; what they leave out comes from .venv. A folder is put in front of the path of a test's own process.
+frameworks: $(FRAMEWORKS)/ready
+
+LISTS := $(wildcard tests/frameworks/*.txt)
+$(FRAMEWORKS)/ready: .venv/ready $(LISTS)
+	rm -rf $(LISTS:tests/frameworks/%.txt=$(FRAMEWORKS)/%)
+	$(foreach list,$(LISTS),.venv/bin/python -m pip install --quiet --no-deps --no-compile --requirement $(list) \
+	  --target $(FRAMEWORKS)/$(basename $(notdir $(list))) &&) touch $@
 
 lint: $(SETUP)
 	$(PYTHON) -m ruff check .
