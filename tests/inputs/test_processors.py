@@ -185,6 +185,17 @@ def test_image_only_is_the_same_processor_without_videos(family):
         same(one, processor, "image")
 
 
+def test_image_only_outlives_a_class_that_looks_attributes_up_without_end(monkeypatch):
+    """As ms-swift's patch of the processor's class does, in classes that inherit it."""
+    processor = real_processors.processor_of("Qwen3-VL")
+    cls = type(processor)
+    made = image_only(cls)(processor.image_processor, processor.tokenizer, chat_template=processor.chat_template)
+    monkeypatch.setattr(cls, "__getattr__", lambda self, n: super(type(self), self).__getattr__(n), raising=False)
+    with pytest.raises(AttributeError, match="'Qwen3VLProcessor' object has no attribute 'nothing'"):
+        made.nothing  # noqa: B018
+    assert getattr(made, "video_processor", None) is None
+
+
 def test_options_reach_the_parts_that_know_them(tmp_path):
     processor, config = with_shared_settings("Qwen2-VL")
     processor.save_pretrained(tmp_path / "new")

@@ -52,6 +52,10 @@ class ImageOnly:
             return transformers.ProcessorMixin.apply_chat_template(self, *args, **kwargs)
         return super().apply_chat_template(*args, **kwargs)
 
+    def __getattr__(self, name):
+        # ms-swift gives the processor's own class one that calls itself without end where it is inherited.
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def to_dict(self):
         # So that who loads it knows that nothing is lost.
         return super().to_dict() | {"video_processor": None}
