@@ -40,6 +40,7 @@ def load_pretrained(
     check_base=True,
     check_files=True,
     processor_options=None,
+    model=None,
     **kwargs,
 ):
     """Load a folder that `save_pretrained` wrote, or a checkpoint of transformers' own Trainer with a patched model.
@@ -58,6 +59,8 @@ def load_pretrained(
             they are, a chat template that was changed by hand, say.
         processor_options: dict of keyword arguments for the processor, such as {"max_pixels": 1003520}; scores are then
             not those of the model as it was saved.
+        model: the backbone, where it is in memory already, bare: it is patched, and its weights are compared with those that were
+            saved. None reads it from where it lies.
         **kwargs: handed to the model class's `from_pretrained`, such as attn_implementation, device_map or
             quantization_config. An adapter's base model is quantized as it was in training; quantization_config=None
             loads it as it is.
@@ -74,6 +77,10 @@ def load_pretrained(
     if not (path / CONFIG_FILE).is_file() and stock.is_checkpoint(path):
         if base_model is not None:
             raise ValueError(f"base_model is given, but {path} holds a full model")
+        if model is not None:
+            raise ValueError(
+                f"model is given, but {path} is a trainer's checkpoint, which holds the value head among its weights"
+            )
         options = {
             "dtype": dtype,
             "device": device,
@@ -94,6 +101,7 @@ def load_pretrained(
         probe=probe,
         checks=Checks(check_base, check_files),
         processor_options=processor_options,
+        model=model,
     )
 
 
@@ -118,6 +126,7 @@ def load_described(
     probe=True,
     checks=Checks(),  # noqa: B008, it is frozen
     processor_options=None,
+    model=None,
 ):
     """`prepare` may change the base model before the adapter is put on it."""
     import transformers
@@ -138,7 +147,7 @@ def load_described(
         source = base_model or description["base_model"]
         if not source:
             raise ValueError(f"{path} is an adapter that does not name its base model: pass base_model=...")
-        if description.get("quantization") and "quantization_config" not in kwargs:
+        if description.get("quantization") and "quantization_config" not in kwargs and model is None:
             kwargs = {**kwargs, "quantization_config": _quantization(description["quantization"])}
     else:
         if base_model is not None:
@@ -150,9 +159,12 @@ def load_described(
         kwargs = {name: value for name, value in kwargs.items() if name != "quantization_config"}
     if checks.files:
         saved.check_sizes(path, description)
-    dtype = dtype or getattr(torch, description["dtype"])
     try:
-        base = model_class.from_pretrained(source, dtype=dtype, **kwargs)
+        if model is None:
+            dtype = dtype or getattr(torch, description["dtype"])
+            base = model_class.from_pretrained(source, dtype=dtype, **kwargs)
+        else:
+            base = _given(model, model_class, path, kwargs if dtype is None else {"dtype": dtype, **kwargs})
     except OSError as error:
         if not description["adapter"] or Path(source).is_dir():
             raise
@@ -188,6 +200,15 @@ def load_described(
     if device is not None:
         model.to(device)
     return model.eval(), processor
+
+
+def _given(model, model_class, path, options):
+    """A backbone that is in memory already, if it can be the folder's."""
+    if not isinstance(model, model_class):
+        raise TypeError(f"model must be a {model_class.__name__}, as {path} was made of, got {type(model).__name__}")
+    if options:
+        raise ValueError(f"model is in memory already: {', '.join(options)} cannot be chosen any more")
+    return model
 
 
 def check_weights(base, path, description, source, checks=Checks()):  # noqa: B008
