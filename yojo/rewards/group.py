@@ -116,8 +116,7 @@ class GroupReward:
 
         def read():
             size = self._size(trainer, mode)
-            eos = self._eos(trainer, completion_ids)
-            rows = rows_of(prompts, completions, completion_ids, columns, text=self.text, eos_token_ids=eos)
+            rows = self._rows(trainer, prompts, completions, completion_ids, columns)
             return size, rows, [row.group([row.text]).key for row in rows]
 
         def told(found):
@@ -145,6 +144,11 @@ class GroupReward:
             for metric, value in measures(list(own.values()), [rewarded[n] for n in own]).items():
                 log_metric(f"{self.name}/{metric}", value)
         return self._mine(exchange.rank, len(rows), wholes, rewarded, log_extra)
+
+    def _rows(self, trainer, prompts, completions, completion_ids, columns):
+        """list of R `yojo.rewards.rows.Row`: what a call's arguments say, each trainer's in its own way."""
+        eos = self._eos(trainer, completion_ids)
+        return rows_of(prompts, completions, completion_ids, columns, text=self.text, eos_token_ids=eos)
 
     def _group(self, whole, rows, everyone, rank):
         """A group to score, of which this process has some rows."""

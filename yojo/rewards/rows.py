@@ -16,6 +16,7 @@ class Row:
         prompt, images, videos: as for `yojo.Example`.
         text: of the completion.
         truncated: True, False or None.
+        tools, literal_tags: as for `yojo.Example`. Most trainers' chat templates make text of tags: so must the judge's.
     """
 
     prompt: str | list
@@ -23,12 +24,13 @@ class Row:
     videos: list
     text: str
     truncated: bool | None
+    tools: list | None = None
+    literal_tags: bool = True
 
     def group(self, completions, truncated=None, id=None):
         """A `yojo.rewards.Group` of completions of this row's prompt."""
-        media = {"images": self.images, "videos": self.videos}
-        # A trainer's chat template makes text of tags: so must the judge's.
-        return Group(self.prompt, completions, **media, truncated=truncated, literal_tags=True, id=id)
+        shown = {"images": self.images, "videos": self.videos, "tools": self.tools, "literal_tags": self.literal_tags}
+        return Group(self.prompt, completions, **shown, truncated=truncated, id=id)
 
 
 def rows_of(prompts, completions, completion_ids=None, columns=(), *, text=None, eos_token_ids=None):
