@@ -19,7 +19,7 @@ def folder_of(name):
 
 
 def run(name, *arguments, package=None):
-    """Run the tests of tests/frameworks/NAME.py with the trainer's folder in front of what is installed, and all must pass."""
+    """Run the tests of tests/frameworks/inside_NAME.py with the trainer's folder in front of what is installed, and all must pass."""
     folder = folder_of(name)
     if not (folder / (package or name)).is_dir():
         pytest.skip(f"{folder} has no {package or name}: there is no wheel of it for this Python")
@@ -36,7 +36,7 @@ def run(name, *arguments, package=None):
         sys.executable,
         "-m",
         "pytest",
-        str(TESTS / "frameworks" / f"{name}.py"),
+        str(TESTS / "frameworks" / f"inside_{name}.py"),
         "-p",
         "no:cacheprovider",
         "-p",

@@ -1,7 +1,7 @@
 """A reward model whose backbone is in memory already: patched there, and only if it is the one that was saved."""
 
-import saved_cases
 import pytest
+import saved_cases
 import torch
 import transformers
 from saved_cases import adapted, backbone, scores
