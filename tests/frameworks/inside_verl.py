@@ -155,10 +155,12 @@ def test_rewards_are_the_judges_scores_of_whole_groups_whichever_worker_is_asked
 
 
 def test_errors_come_through_ray_as_what_they_are(tokenizer, tmp_path):
-    address = "'openai:nobody@http://127.0.0.1:9/v1'"
-    loop = here(YojoRewardManager(configured(tokenizer, address, "+reward.reward_kwargs.yojo.retries=0"), tokenizer[0]))
+    config = configured(tokenizer, "length", "+reward.reward_kwargs.yojo.truncated=raise")
+    loop = here(YojoRewardManager(config, tokenizer[0]))
     samples, _ = made(tokenizer[0], count=1)
-    assert all(isinstance(found, RewardError) for found in asked(loop, samples))
+    samples[0] = (*samples[0][:2], rollout("one", tokenizer[0], truncated=True), {})
+    for found in asked(loop, samples):
+        assert isinstance(found, RewardError) and "truncated='raise'" in str(found)
     (behind,) = asked(loop, [("another uid", *samples[0][1:])])
     assert isinstance(behind, RewardError) and "the judge failed before" in str(behind)
     loop = here(YojoRewardManager(configured(tokenizer, tmp_path), tokenizer[0]))  # an empty folder

@@ -1,7 +1,6 @@
 """verl: its own reward loop, where it is installed; what the adapter reads of a row, and the actor, here without Ray."""
 
 import asyncio
-import io
 import types
 
 import framework_cases
@@ -9,9 +8,8 @@ import pytest
 import torch
 
 from tests.reward_cases import Hashed, Watched, picture
-from yojo.inputs.videos import Video
 from yojo.rewards import RewardError
-from yojo.rewards.verl import Judging, Settings, YojoRewardManager, _messages
+from yojo.rewards.verl import Judging, Settings, YojoRewardManager
 
 
 def test_in_its_own_reward_loop():
@@ -69,26 +67,6 @@ def test_groups_of_validation_are_told_by_the_split_of_a_row():
 def test_turns():
     with pytest.raises(ValueError, match="a rollout of 4 turns"):
         read("a", __num_turns__=4)
-
-
-def test_parts_of_messages_hold_what_the_judge_takes(tmp_path):
-    red, file = picture("red"), io.BytesIO()
-    red.save(file, "PNG")
-    red.save(tmp_path / "red.png")
-    parts = [
-        {"type": "image", "image": red, "bytes": file.getvalue(), "path": None, "max_pixels": 1000},
-        {"type": "image", "bytes": file.getvalue(), "path": "lost.png"},
-        {"type": "image", "image": f"file://{tmp_path}/red.png"},
-        {"type": "text", "text": "What?"},
-        {"type": "video", "video": [str(tmp_path / "red.png")] * 2, "fps": 2.0},
-    ]
-    (turn,) = _messages([{"role": "user", "content": parts}])
-    found = [part.get("image") for part in turn["content"][:3]]
-    assert found == [red, file.getvalue(), str(tmp_path / "red.png")]
-    assert turn["content"][3] == parts[3]
-    assert turn["content"][4] == {"type": "video", "video": Video([str(tmp_path / "red.png")] * 2)}
-    with pytest.raises(ValueError, match="a part of type video has video_start"):
-        _messages([{"role": "user", "content": [{"type": "video", "video": "a.mp4", "video_start": 1}]}])
 
 
 # ---- the actor ----

@@ -3,27 +3,13 @@
 import asyncio
 import dataclasses
 import inspect
-import os
 
 from yojo.inputs.digests import digest
-from yojo.inputs.lookup import find_image, find_videos
-from yojo.inputs.messages import KINDS
 from yojo.judges.loading import has_model, load_judge
 from yojo.rewards.collator import GroupCollator
+from yojo.rewards.parts import taken
 from yojo.rewards.scorer import GroupScorer, RewardError
 
-# Of a part with an image or video: how large the policy's own processor makes it, which is not the judge's business.
-_SIZES = {
-    "min_pixels",
-    "max_pixels",
-    "total_pixels",
-    "resized_height",
-    "resized_width",
-    "fps",
-    "nframes",
-    "min_frames",
-    "max_frames",
-}
 _WAITING = 100_000  # samples that may wait in the actor at once; Ray's 1000 would hold back what completes the groups
 _MARGIN = 600.0  # seconds to start the actor and load the judge
 
@@ -209,7 +195,7 @@ class YojoRewardManager:
         truncated = count >= self.response_length and ids[-1] != self.tokenizer.eos_token_id
         key = [str(own["uid"]), None if own.get("global_steps") is None else int(own["global_steps"])]
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return tuple(key), _messages(own["raw_prompt"]), text, truncated, self._size(own)
+        return tuple(key), taken(own["raw_prompt"]), text, truncated, self._size(own)
 
     def _size(self, own):
         if self.sizes["train"] == self.sizes["validation"]:
@@ -221,31 +207,3 @@ class YojoRewardManager:
                 "them a row is of: make them equal, or give each row extra_info.split, 'train' or another"
             )
         return self.sizes["train" if split == "train" else "validation"]
-
-
-def _messages(raw_prompt):
-    """Chat messages of verl, with images and videos as `yojo.Example` takes them."""
-    return [
-        turn if isinstance(turn["content"], str) else {**turn, "content": [_part(part) for part in turn["content"]]}
-        for turn in raw_prompt
-    ]
-
-
-def _part(part):
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind not in KINDS:
-        return part
-    part = {name: value for name, value in part.items() if value is not None and name not in _SIZES}
-    source = part.pop(kind, None)
-    for name in ("bytes", "path"):  # beside the image that verl has made of them
-        held = part.pop(name, None)
-        source = held if source is None else source
-    if set(part) != {"type"}:
-        raise ValueError(
-            f"a part of type {kind} has {', '.join(sorted(set(part) - {'type'}))}, of which the judge would see nothing"
-        )
-    if kind == "video":
-        (source,) = find_videos([source], None, "")
-    elif isinstance(source, (str, os.PathLike)):
-        source = find_image(source, "", False, kind)
-    return {"type": kind, kind: source}
