@@ -112,8 +112,17 @@ def test_a_uid_with_another_picture_is_an_error():
 
 
 def test_what_is_lost_is_an_error_of_the_others_or_scored_without():
-    (error,) = submitted(actor(Hashed(), deadline=0.1), sample("u", "a"))
+    made = actor(Watched(), deadline=0.1)
+
+    async def one_that_is_lost():
+        lost = await asyncio.gather(made.submit(*sample("u", "a")), return_exceptions=True)
+        whole = await asyncio.gather(*(made.submit(*sample("v", text)) for text in ("a", "abc")))
+        return lost, whole
+
+    (error,), whole = asyncio.run(one_that_is_lost())
+    made.collator.close()
     assert isinstance(error, RewardError) and "1 of 2" in str(error)
+    assert [round(reward) for reward in whole] == [1, 3]  # the judge has not failed
     (reward,) = submitted(actor(Watched(), deadline=0.1, incomplete="score"), sample("u", "abc"))
     assert reward == 3.0
 
