@@ -220,6 +220,8 @@ def _add_separator(base, processor, state, loading=False):
     ours = getattr(tokenizer, "init_kwargs", {}).get(ADDED) == separator
     if known is not None and known < rows and (trained or loading or not ours):
         state.separator_id = known
+        if loading:  # the file's row goes there
+            state.stock_row = embedding.weight[known].detach().clone()
         return
     if not isinstance(embedding, torch.nn.Embedding):
         raise ValueError(
