@@ -320,3 +320,19 @@ def test_weights_are_not_put_onto_another_base_model(base_path, tmp_path):
     backbone(seed=5).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="was trained on another base model .*weights differ"):
         resume.load_weights(adapted(tmp_path / "other").model, tmp_path / "rm")
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_unpatched_after_loading_the_base_has_the_row_it_came_with(tmp_path, adapter):
+    """The separator took a spare row of the embedding: not the base model's, which an adapter leaves as it is."""
+    backbone(tie_word_embeddings=False).save_pretrained(tmp_path / "base")
+    if adapter:
+        made = adapted(tmp_path / "base")
+    else:
+        made = yojo.RewardModel(*patched(tmp_path / "base"))
+    made.save_pretrained(tmp_path / "saved")
+    model = yojo.RewardModel.from_pretrained(tmp_path / "saved").model
+    base = yojo.unpatch(model.unload() if adapter else model)
+    source = tmp_path / ("base" if adapter else "saved")
+    stock = transformers.AutoModelForCausalLM.from_pretrained(source)
+    assert torch.equal(base.get_input_embeddings().weight, stock.get_input_embeddings().weight)

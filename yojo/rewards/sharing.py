@@ -253,7 +253,9 @@ def _check(model, base):
     if any(parameter.device.type == "meta" for parameter in base.parameters()) or any(
         is_offloaded(module) for module in base.modules()
     ):
-        raise ValueError("the reward model's weights are offloaded: there is nothing in memory to share; load it without")
+        raise ValueError(
+            "the reward model's weights are offloaded: there is nothing in memory to share; load it without"
+        )
     adapted = adapter_of(model)
     if adapted is not None:
         scoring_adapter(adapted)  # a disabled one, or several at once
@@ -266,7 +268,9 @@ def _check(model, base):
     tensors = fingerprints.tensors_of(base)
     if adapted is None:
         beside = sorted(name for name, tensor in tensors.items() if tensor.requires_grad)
-        what = "takes gradients: rewards would drift, and the policy with them: reward_model.model.requires_grad_(False)"
+        what = (
+            "takes gradients: rewards would drift, and the policy with them: reward_model.model.requires_grad_(False)"
+        )
     else:
         beside = sorted(weights_beside(base, tensors))
         what = (
