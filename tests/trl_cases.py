@@ -7,13 +7,14 @@ import hashlib
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from trl import GRPOConfig, GRPOTrainer
 
 import yojo
 from yojo.demo import digits
 from yojo.demo.backbone import load_backbone
 from yojo.demo.reward import LORA_TARGETS, load_reward_model
 from yojo.patching.modes import set_mode
+from yojo.patching.state import patched_base
+from yojo.saving.parts import active_head
 
 GROUP = 4  # completions of a prompt
 
@@ -37,12 +38,16 @@ def make_policy(seed=0, config=None):
 
 @functools.cache
 def reward_model(mode="isolated"):
-    """The trained reward model that ships with the demonstration; nothing may change it (see `checksum`).
+    """The trained reward model that ships with the demonstration, with scores of about one rather than ten.
 
-    In mode "isolated" no score depends on the order of the completions.
+    Nothing may change it (see `checksum`). In mode "isolated" no score depends on the order of the completions.
     """
     model = load_reward_model()
     set_mode(model.model, mode)
+    with torch.no_grad():  # in float32, one is what a tolerance of 2e-6 is meant for
+        head = active_head(patched_base(model.model, "a test"))
+        head.weight2.mul_(0.1)
+        head.bias2.mul_(0.1)
     return yojo.RewardModel(model.model, model.processor)
 
 
@@ -65,8 +70,10 @@ def dataset(count=16, start=0, **columns):
     )
 
 
-def make_trainer(folder, policy, reward, *, kind=GRPOTrainer, config=GRPOConfig, data=None, eval_data=None, **options):
-    """A trainer of TRL with two groups of four completions a step, on the CPU."""
+def make_trainer(folder, policy, reward, *, kind="GRPO", data=None, eval_data=None, **options):
+    """A trainer of TRL, of the kind "GRPO" or "RLOO", with two groups of four completions a step, on the CPU."""
+    import trl
+
     settings = {
         "output_dir": str(folder),
         "per_device_train_batch_size": 2 * GROUP,
@@ -82,39 +89,56 @@ def make_trainer(folder, policy, reward, *, kind=GRPOTrainer, config=GRPOConfig,
         "disable_tqdm": True,
         "seed": 0,
     }
-    return kind(
+    return getattr(trl, f"{kind}Trainer")(
         policy,
         reward_funcs=reward,
-        args=config(**(settings | options)),
+        args=getattr(trl, f"{kind}Config")(**(settings | options)),
         train_dataset=dataset() if data is None else data,
         eval_dataset=eval_data,
         processing_class=copy.deepcopy(backbone()[1]),
     )
 
 
-class Watched:
+class Noted:
     """A reward that notes what the trainer hands it and what it gets.
 
     Attributes:
-        calls: list of (prompts, completions, images, rewards).
+        calls: list of (prompts, completions, images, rewards, token ids of the completions).
     """
 
     def __init__(self, reward):
         self.reward, self.calls = reward, []
         self.__name__ = reward.__name__
 
-    def __call__(self, prompts, completions, **columns):
-        rewards = self.reward(prompts, completions, **columns)
-        self.calls.append((prompts, completions, columns["image"], rewards))
+    def __call__(self, prompts, completions, completion_ids, **columns):
+        rewards = self.reward(prompts, completions, completion_ids, **columns)
+        self.calls.append((prompts, completions, columns["image"], rewards, completion_ids))
         return rewards
 
 
-def expected(judge, prompts, completions, images):
-    """Rewards of rows whose groups stand one behind the other: `judge.score` of each group, in the order of its rows."""
+def expected(judge, prompts, completions, images, size=GROUP):
+    """Rewards of rows whose groups stand one behind the other: `judge.score` of each, with its texts as the rows have them.
+
+    The prompt is the one the dataset was made with, whatever the trainer makes of it.
+    """
     found = []
-    for start in range(0, len(prompts), GROUP):
-        rows = range(start, start + GROUP)
-        assert all(prompts[n] == prompts[start] and images[n].tobytes() == images[start].tobytes() for n in rows)
+    for start in range(0, len(prompts), size):
+        rows = range(start, start + size)
+        assert all(images[n].tobytes() == images[start].tobytes() for n in rows)
         texts = [completions[n][0]["content"] for n in rows]
-        found += judge.score(prompts[start], texts, images=[images[start]]).tolist()
+        found += judge.score(digits.PROMPT, texts, images=[images[start]]).tolist()
     return found
+
+
+def logged(trainer, without=("seconds", "step_time", "runtime", "per_second")):
+    """What a trainer has logged at each step: list of dicts, without how long things took."""
+    return [
+        {name: value for name, value in entry.items() if not name.endswith(without)}
+        for entry in trainer.state.log_history
+        if "train_runtime" not in entry
+    ]
+
+
+def trained_weights(model):
+    """dict: name -> weight that takes gradients, as it is now."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}

@@ -1,6 +1,7 @@
 """A policy on the reward model's own backbone: one set of weights in memory, and neither sees that the other is there."""
 
 import copy
+import importlib.util
 import pickle
 import random
 import threading
@@ -12,7 +13,7 @@ import saved_cases
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
-from trl_cases import checksum, lora, make_policy, make_trainer
+from trl_cases import checksum, logged, lora, make_policy, make_trainer, trained_weights
 
 import yojo
 from yojo.demo import digits
@@ -81,10 +82,6 @@ def assert_same_tensors(one, other):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def trainable(policy):
-    return {name: p.detach() for name, p in policy.named_parameters() if p.requires_grad}
-
-
 def test_the_backbone_is_in_memory_once(reward_model):
     alone, stock = storages(reward_model.model), storages(load_backbone()[0])
     policy, judge = share(reward_model, lora())
@@ -119,7 +116,7 @@ def test_the_policy_is_one_on_a_stock_backbone_of_its_own(reward_model, score, b
     assert type(policy) is type(own) and type(policy.get_base_model()) is type(own.get_base_model())
     assert not hasattr(policy.get_base_model(), "yojo") and not hasattr(policy.get_base_model(), "score")
     assert policy.config.to_dict() == own.config.to_dict()
-    assert_same_tensors(trainable(policy), trainable(own))
+    assert_same_tensors(trained_weights(policy), trained_weights(own))
     assert_same_tensors(policy.state_dict(), own.state_dict())
 
     losses, gradients = trained(policy, batch, between=lambda: score(judge))
@@ -166,7 +163,7 @@ def test_threads_score_while_the_policy_trains(reward_model, score, batch):
 
 def test_only_the_policys_adapter_trains(reward_model):
     policy, _ = share(reward_model, lora())
-    names = list(trainable(policy))
+    names = list(trained_weights(policy))
     assert names and all(".default." in name and "lora_" in name for name in names)
     with pytest.raises(RuntimeError, match="does not require grad"):
         policy.disable_adapter_layers()
@@ -306,7 +303,7 @@ def test_an_adapter_with_the_separators_row_and_modules_of_its_own(tmp_path, mak
     policy, judge = share(reward_model, lora(modules_to_save=["merger"]))
     own = make_policy(config=lora(modules_to_save=["merger"]))
     assert_same_tensors(policy.state_dict(), own.state_dict())
-    assert any("modules_to_save" in name for name in trainable(policy))
+    assert any("modules_to_save" in name for name in trained_weights(policy))
     assert torch.equal(judge.score(digits.PROMPT, ANSWERS, images=[sample[0]]), before)
 
 
@@ -389,6 +386,10 @@ def test_no_score_where_shared_weights_have_changed(reward_model, score):
 # ---- TRL ----
 
 
+needs_trl = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
+
+
+@needs_trl
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_grpo_with_one_backbone_goes_as_with_two(reward_model, beta, tmp_path, accelerate_state):
     """TRL's own trainer, its reference adapter and gradient checkpointing with it: the same figures to the bit."""
@@ -399,11 +400,7 @@ def test_grpo_with_one_backbone_goes_as_with_two(reward_model, beta, tmp_path, a
     for model, by in ((policy, judge), (make_policy(seed=3), load_reward_model())):
         trainer = make_trainer(tmp_path, model, yojo.GroupReward(by), beta=beta, max_steps=3)
         trainer.train()
-        logs = [
-            {name: value for name, value in entry.items() if not name.endswith(("seconds", "step_time", "runtime"))}
-            for entry in trainer.state.log_history
-        ][:-1]
-        runs.append((logs, trainable(trainer.model)))
+        runs.append((logged(trainer), trained_weights(trainer.model)))
         assert list(trainer.model.peft_config) == (["default", "ref"] if beta else ["default"])
     (logs, weights), (own_logs, own_weights) = runs
     assert logs == own_logs and len(logs) == 3
@@ -415,6 +412,7 @@ def test_grpo_with_one_backbone_goes_as_with_two(reward_model, beta, tmp_path, a
     judge.check()
 
 
+@needs_trl
 def test_saved_by_trl_it_loads_on_the_plain_base(reward_model, tmp_path, accelerate_state):
     policy, judge = share(reward_model, lora())
     trainer = make_trainer(tmp_path, policy, yojo.GroupReward(judge), max_steps=1)
