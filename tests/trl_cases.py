@@ -116,6 +116,15 @@ class Noted:
         return rewards
 
 
+class NotedAwaited(Noted):
+    """The same of a reward that is awaited."""
+
+    async def __call__(self, prompts, completions, completion_ids, **columns):
+        rewards = await self.reward(prompts, completions, completion_ids, **columns)
+        self.calls.append((prompts, completions, columns["image"], rewards, completion_ids))
+        return rewards
+
+
 def expected(judge, prompts, completions, images, size=GROUP):
     """Rewards of rows whose groups stand one behind the other: `judge.score` of each, with its texts as the rows have them.
 
