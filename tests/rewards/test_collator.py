@@ -110,6 +110,7 @@ def test_messages_that_are_written_on_later_do_not_change_the_prompt():
             made.add("k", messages, "b")
         second = made.add("k", [{"role": "user", "content": [{"type": "text", "text": "What?"}]}], "b")
         settled([first, second])
+    assert seen[0].prompt[0]["content"][0]["text"] == "What?"
     assert seen[0].key == Group([{"role": "user", "content": [{"type": "text", "text": "What?"}]}], ["-"]).key
 
 
@@ -166,7 +167,7 @@ def test_an_incomplete_group_fails_at_its_deadline_by_a_real_clock():
 
 def test_an_incomplete_group_may_be_scored_as_it_is():
     clock = Clock()
-    with collator(3, deadline=10, incomplete="score", clock=clock) as made:
+    with collator(3, deadline=10, incomplete="score", reuse_keys=True, clock=clock) as made:
         futures = [made.add("k", "Why?", text) for text in "ab"]
         clock.now += 9.9
         made.expire()

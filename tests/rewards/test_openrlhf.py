@@ -184,6 +184,8 @@ def test_the_same_prompt_with_another_label_is_another_group():
     with Serving() as it:
         found = it.posts([("Why?", text, label) for label in ("7", ["8"]) for text in "ab"])
     assert [reply["rewards"][0] for _, reply in found] == expected("Why?", "a", "b") * 2
+    with Serving(deadline=0.2) as it:
+        assert [status for status, _ in it.posts([("Why?", "a", "7"), ("Why?", "b", "8")])] == [424, 424]
 
 
 def test_a_label_may_be_the_question():
