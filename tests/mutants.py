@@ -281,7 +281,7 @@ AREAS = {
             "tests/rewards/test_scorer.py",
             "tests/rewards/test_group.py",
             "tests/rewards/test_collator.py",
-            "tests/rewards/test_sharing.py",
+            "tests/rewards/test_shared_backbone.py",
             "tests/rewards/test_trl.py",
         ),
         count=24,

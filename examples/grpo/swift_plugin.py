@@ -18,5 +18,7 @@ from swift.rewards import orms, rm_plugins
 
 from yojo.rewards.swift import SwiftPlugin, SwiftReward
 
-orms["yojo"] = functools.partial(SwiftReward, judge=os.environ.get("YOJO_JUDGE", "length"))
-rm_plugins["yojo"] = functools.partial(SwiftPlugin, group_size=int(os.environ.get("YOJO_GROUP_SIZE", 8)))
+if "YOJO_JUDGE" in os.environ:
+    orms["yojo"] = functools.partial(SwiftReward, judge=os.environ["YOJO_JUDGE"])
+if "YOJO_GROUP_SIZE" in os.environ:
+    rm_plugins["yojo"] = functools.partial(SwiftPlugin, group_size=int(os.environ["YOJO_GROUP_SIZE"]))

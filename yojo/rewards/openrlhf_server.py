@@ -14,7 +14,7 @@ import typing
 
 from yojo.inputs.digests import digest
 from yojo.rewards.collator import GroupCollator
-from yojo.rewards.openrlhf import given, logs, question
+from yojo.rewards.openrlhf_samples import given, logs, question
 from yojo.rewards.templates import AskedBy
 
 logger = logging.getLogger(__name__)
