@@ -12,7 +12,9 @@ from pathlib import Path
 import hydra
 import pytest
 import ray
+import torch
 from omegaconf import open_dict
+from verl import DataProto
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput, AgentLoopWorker
 from verl.experimental.reward_loop import RewardLoopManager
 from verl.trainer.ppo.reward import load_reward_manager
@@ -188,6 +190,16 @@ def test_settings_are_checked_before_anything_is_asked(tokenizer):
         manager("reward.reward_model.enable=True")
     with pytest.raises(ValueError, match="custom_reward_function.path is set"):
         manager("reward.custom_reward_function.path=reward.py")
+
+
+def test_scores_are_put_where_verls_own_managers_put_them():
+    batch = {
+        "prompts": torch.zeros(2, 3, dtype=torch.long),
+        "responses": torch.ones(2, 4, dtype=torch.long),
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1]]),
+    }
+    found = YojoRewardManager.assemble_rm_scores(DataProto.from_dict(batch), [0.5, -2.0])
+    assert found.tolist() == [[0, 0.5, 0, 0], [0, 0, 0, -2.0]]
 
 
 def test_the_example_adds_to_the_judges_reward(tokenizer):

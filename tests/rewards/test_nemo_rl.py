@@ -86,6 +86,15 @@ def test_rewards_are_the_judges_scores_of_whole_groups(make_reward_model):
     assert batch == {"rewards": 1} and metrics["yojo/score"] == pytest.approx(sum(expected) / 6)
 
 
+def test_the_prompt_is_all_that_stands_in_front_of_the_completion():
+    judge = Watched()
+    before = [{"role": "system", "content": "Be brief."}, *log("Hello", "Hi")]
+    rewards_of(environment(judge, 1), [[*before, *log("What?", "abc")]])
+    (example,) = judge.seen[0]
+    assert [turn["role"] for turn in example.prompt] == ["system", "user", "assistant", "user"]
+    assert list(example.responses) == ["abc"]
+
+
 def test_one_question_about_two_pictures_is_two_groups():
     judge = Watched()
     images = [picture("red"), picture("blue")]
@@ -124,6 +133,7 @@ def test_a_prompt_that_has_a_template_in_it():
             [*log("What?", "a"), {"role": "environment", "content": "no"}, *log("", "b")[1:]],
             "row 1: an environment has",
         ),
+        (log("What?", ["a"]), "row 1: the messages must end with the assistant's completion, a string"),
         (log("What?", "a", "http://host/a.png"), "row 1: image: http://host/a.png is a URL"),
     ],
 )
