@@ -276,7 +276,7 @@ AREAS = {
         ),
     ),
     "rewards": Area(
-        ("yojo/rewards/[cgmnrst]*.py",),
+        ("yojo/rewards/[acgmrw]*.py", "yojo/rewards/normalize.py", "yojo/rewards/s[ch]*.py", "yojo/rewards/th*.py"),
         (
             "tests/rewards/test_scorer.py",
             "tests/rewards/test_group.py",

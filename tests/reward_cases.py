@@ -7,14 +7,16 @@ import threading
 import torch
 from PIL import Image
 
+import yojo
 from yojo.demo import digits, reward
+from yojo.demo.backbone import BACKBONE
 from yojo.inputs.digests import example_key
 
 
 @functools.cache
-def demo_judge():
-    """The demonstration's reward model, in comparative mode."""
-    return reward.load_reward_model()
+def demo_judge(mode="comparative"):
+    """The demonstration's reward model."""
+    return yojo.RewardModel.from_pretrained(reward.REWARD_MODEL, base_model=BACKBONE, mode=mode)
 
 
 @functools.cache

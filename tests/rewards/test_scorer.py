@@ -134,8 +134,8 @@ def test_a_prompt_that_a_template_has_made_is_said_once(caplog):
 
 
 @pytest.mark.parametrize("mode", ["comparative", "isolated"])
-def test_rewards_are_the_scores_of_each_group_by_itself(mode, set_demo_mode):
-    judge = set_demo_mode(mode)
+def test_rewards_are_the_scores_of_each_group_by_itself(mode):
+    judge = reward_cases.demo_judge(mode)
     pictures = reward_cases.pictures()
     groups = [
         group(*(f"It is a {digit}." for digit in digits), prompt="Which digit is shown?", images=[pictures[n]])
@@ -149,21 +149,6 @@ def test_rewards_are_the_scores_of_each_group_by_itself(mode, set_demo_mode):
             scores = judge.score(one.prompt, texts, images=one.images).tolist()
             assert rewarded.rewards == pytest.approx([scores[place] for place in rewarded.places], abs=2e-6, rel=3e-7)
             assert rewarded.tokens > 8
-
-
-@pytest.fixture
-def set_demo_mode():
-    from yojo.patching.modes import set_mode
-
-    judge = reward_cases.demo_judge()
-    before = judge.config.mode
-
-    def change(mode):
-        set_mode(judge.model, mode)
-        return reward_cases.demo_judge()
-
-    yield change
-    set_mode(judge.model, before)
 
 
 def test_a_judge_that_fails_is_asked_again_and_then_stops_it():
