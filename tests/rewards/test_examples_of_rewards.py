@@ -1,0 +1,47 @@
+"""The examples of rewards run as they are, a step or a round each."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.utils import load_peft_weights
+
+from yojo.demo.backbone import load_backbone
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def run(script, *arguments):
+    """What a script prints, in a process that has loaded nothing else."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(script), *map(str, arguments)]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_best_of_n_at_training_time():
+    script = EXAMPLES / "best_of_n_training.py"
+    said = run(script, 2)
+    shares = [float(share) / 100 for share in re.findall(r"([\d.]+)% of the sampled answers are right", said)]
+    assert len(shares) == 2 and 0.6 < shares[0] < 0.95 and shares[1] > 0.6
+    rewards = [float(reward) for reward in re.findall(r"round \d: mean reward (-?[\d.]+)", said)]
+    assert len(rewards) == 2 and all(-15 < reward < 15 for reward in rewards)
+
+
+def test_grpo_under_trl(tmp_path):
+    """The policy's adapter that it saves has been trained, and goes on the captioner it was trained on."""
+    pytest.importorskip("trl")
+    said = run(EXAMPLES / "grpo" / "trl_digits.py", "--steps", 5, "--out", tmp_path)
+    assert "'yojo/spread': " in said and "'reward': " in said
+    weights = load_peft_weights(tmp_path)
+    assert any(weight.abs().max() > 0 for name, weight in weights.items() if "lora_B" in name)
+    policy = PeftModel.from_pretrained(load_backbone()[0], tmp_path)
+    with torch.no_grad():
+        assert policy(input_ids=torch.tensor([[5, 20, 30]])).logits.isfinite().all()
