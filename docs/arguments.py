@@ -23,6 +23,8 @@ ENTRY = re.compile(r"(\*{0,2}\w+(?:, *\*{0,2}\w+)*):")
 
 # ---- what a docstring names ----
 
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
 
 def section(docstring, title):
     """Names that a section of a Google-style docstring has entries for; None without that section.
@@ -82,7 +84,7 @@ def attributes(node):
     """Names that objects of a class have: fields, properties, methods, and what methods set on self."""
     names = set()
     for one in ast.walk(node):
-        if isinstance(one, ast.FunctionDef):
+        if isinstance(one, FUNCTIONS):
             names.add(one.name)
         elif isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store):
             names.add(one.id)
@@ -93,7 +95,7 @@ def attributes(node):
 
 def method(node, name):
     """The method of a class that has this name, or None."""
-    return next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == name), None)
+    return next((one for one in node.body if isinstance(one, FUNCTIONS) and one.name == name), None)
 
 
 # ---- both compared ----
@@ -178,7 +180,7 @@ def find(trees, name):
     if module not in trees:
         return None
     for node in trees[module].body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == own:
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and node.name == own:
             return module, node
         if isinstance(node, ast.ImportFrom) and any(alias.name == own for alias in node.names):
             return find(trees, f"{node.module}.{own}")
@@ -190,7 +192,7 @@ def members_of(node, members):
     """Functions of a class that a page shows: (name, node)."""
     if members is None:
         return
-    named = [one for one in node.body if isinstance(one, ast.FunctionDef)]
+    named = [one for one in node.body if isinstance(one, FUNCTIONS)]
     for one in named:
         if one.name in members if members != "all" else not one.name.startswith("_"):
             yield one.name, one
@@ -201,12 +203,12 @@ def problems(root=ROOT, api=None):
     trees, found, shown = modules(root), [], []
     for module, tree in trees.items():
         for node in ast.walk(tree):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
                 found += [f"{module}: {node.name} (line {node.lineno}): {text}" for text in disagreements(node)]
     for kind, name, members in pages(api or root / "docs" / "api"):
         if kind == "module":
             if members is not None and name in trees:
-                own = [one for one in trees[name].body if isinstance(one, (ast.FunctionDef, ast.ClassDef))]
+                own = [one for one in trees[name].body if isinstance(one, (*FUNCTIONS, ast.ClassDef))]
                 shown += [f"{name}.{one.name}" for one in own if not one.name.startswith("_")]
                 found += [f"{name}.{one.name}: {text}" for one in own if not one.name.startswith("_") for text in omissions(one)]  # fmt: skip
             continue

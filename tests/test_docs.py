@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -10,9 +11,11 @@ import shlex
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import real_processors
 import torch
+import trl
 from PIL import Image
 
 import yojo
@@ -149,7 +152,12 @@ def given(page, backbone, samples):
     if page == "README.md":
         image, _ = samples[0]
         responses = ["It is a 3.", "This is a seven.", "A two.", "Nine."]
-        return {"preferences": [("Which digit is shown?", responses, image, [2, 1, 3, 4])] * 2}
+        question = [{"role": "user", "content": "Which digit is shown?"}]
+        return {
+            "preferences": [("Which digit is shown?", responses, image, [2, 1, 3, 4])] * 2,
+            "policy": model,
+            "dataset": datasets.Dataset.from_list([{"prompt": question, "image": image}]),
+        }
     if page == "docs/scoring.md":
         return {"yojo": yojo, "reward_model": real_processors.reward_model("Qwen3-VL", "isolated")[0]}
     if page == "docs/files.md":
@@ -166,6 +174,13 @@ def given(page, backbone, samples):
         Path("held_out.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         examples = [yojo.Example(record["prompt"], record["responses"]) for record in records]
         return {"yojo": yojo, "reward_model": reward_model, "examples": examples}
+    if page == "docs/rl.md":
+        question, (image, _) = [{"role": "user", "content": "Which digit is shown?"}], samples[0]
+        dataset = datasets.Dataset.from_list([{"prompt": question, "image": image}])
+        reward_model = yojo.RewardModel(yojo.patch(model, processor), processor)
+        reward_model.save_pretrained("my-reward-model")
+        policy, _ = copy.deepcopy(backbone)
+        return {"policy": policy, "processor": processor, "dataset": dataset}
     if page == "docs/attention.md":
         return {
             "query": torch.randn(290, 4, 16),
@@ -188,6 +203,9 @@ def given(page, backbone, samples):
 @pytest.mark.parametrize("page", sorted({block.page for block in of("python")}))
 def test_the_snippets_of_a_page_run_one_after_the_other(page, here, hub, backbone, samples, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(
+        trl, "GRPOConfig", functools.partial(trl.GRPOConfig, use_cpu=True, bf16=False, report_to="none")
+    )
     names = {"__name__": "snippet", **given(page, backbone, samples)}
     for block in of("python"):
         if block.page == page:

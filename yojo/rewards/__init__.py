@@ -12,6 +12,8 @@ _HOMES = {
     "Reward": "yojo.rewards.answers",
     "RewardError": "yojo.rewards.scorer",
     "Rewarded": "yojo.rewards.scorer",
+    "SharedJudge": "yojo.rewards.sharing",
+    "share": "yojo.rewards.sharing",
 }
 
 __all__ = list(_HOMES)

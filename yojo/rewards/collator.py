@@ -168,7 +168,11 @@ class GroupCollator:
         return sample.future
 
     async def submit(self, *args, **options):
-        """Add a sample and wait for its `Reward`, in any event loop; arguments and errors as those of `add`."""
+        """Add a sample and wait for its `Reward`, in any event loop.
+
+        Args:
+            *args, **options: as for `add`, whose errors are raised, too.
+        """
         return await asyncio.wrap_future(self.add(*args, **options))
 
     def metrics(self):

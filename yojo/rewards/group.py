@@ -28,7 +28,7 @@ class GroupReward:
         eos_token_ids: ids one of which ends a completion that is not truncated; None: read from the trainer.
         name: in front of the names of metrics and columns, and the reward's name in the trainer's logs. Two rewards of one trainer
             need two names.
-        normalize, empty, truncated, forged, order, seed, retries, deadline, token_budget: as for
+        **options: normalize, empty, truncated, forged, order, seed, retries, deadline, token_budget, as for
             `yojo.rewards.GroupScorer`.
 
     Raises:

@@ -38,7 +38,7 @@ class GroupAgent:
             of them. None: whatever is counted.
         deadline: seconds that a group has from its first sample that is done to its last.
         incomplete: "fail" or "score", as for `yojo.rewards.collator.GroupCollator`.
-        normalize, empty, truncated, forged, order, seed, retries, token_budget: as for `yojo.rewards.GroupScorer`. OpenRLHF
+        **options: normalize, empty, truncated, forged, order, seed, retries, token_budget, as for `yojo.rewards.GroupScorer`. OpenRLHF
             knows no sample without a reward: a treatment "none" is refused.
 
     Raises:

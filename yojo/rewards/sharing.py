@@ -21,7 +21,7 @@ def share(reward_model, adapter, *, name="default"):
     generation, gradients, gradient checkpointing, TRL's reference adapter and disabled adapters never meet the reward
     model, and threads may use both at once.
 
-    Backbone weights stay as they are: neither of the two may train them. What takes memory of its own in the policy is
+    Backbone weights stay as they are: neither of the two may train them, and the reward model's take no gradients any more. What takes memory of its own in the policy is
     what its adapter copies (`modules_to_save`), the embedding where the patch took a spare row of it for the separator,
     and, for as long as its adapters are merged, the weights they are merged into. To move the policy to another device
     or dtype gives it weights of its own, too: move the reward model first, then share it.
@@ -37,8 +37,8 @@ def share(reward_model, adapter, *, name="default"):
 
     Raises:
         TypeError: what is no reward model, or no PEFT config.
-        ValueError: a reward model whose adapters are merged or disabled, that is offloaded, or whose backbone weights are
-            being trained or were changed beside its adapter; an adapter that trains or changes backbone weights.
+        ValueError: a reward model whose adapters are merged or disabled, that is offloaded, or whose backbone weights were changed
+            beside its adapter; an adapter that trains or changes backbone weights.
 
     Example:
         >>> policy, judge = share(reward_model, LoraConfig(r=16, target_modules=["q_proj", "v_proj"]))
@@ -52,6 +52,8 @@ def share(reward_model, adapter, *, name="default"):
         raise TypeError(f"adapter must be a PEFT config, such as peft.LoraConfig(...), got {type(adapter).__name__}")
     base = patched_base(reward_model.model, "share")
     _check(reward_model.model, base)
+    for tensor in fingerprints.tensors_of(base).values():
+        tensor.requires_grad_(False)
     before = fingerprints.take(fingerprints.tensors_of(base))
     devices = sorted({parameter.device.index for parameter in base.parameters() if parameter.device.type == "cuda"})
     with torch.random.fork_rng(devices):  # a policy of its own would begin with the same numbers
@@ -265,20 +267,12 @@ def _check(model, base):
                 f"the reward model's adapter is merged into its backbone ({_some(merged)}), from which the policy would start: "
                 "model.unmerge_adapter() first, or load it without merging"
             )
-    tensors = fingerprints.tensors_of(base)
-    if adapted is None:
-        beside = sorted(name for name, tensor in tensors.items() if tensor.requires_grad)
-        what = (
-            "takes gradients: rewards would drift, and the policy with them: reward_model.model.requires_grad_(False)"
-        )
-    else:
-        beside = sorted(weights_beside(base, tensors))
-        what = (
-            "was trained beside the adapter, or is to be: the policy would start from other weights than the base model's. "
-            "Load a policy of its own"
-        )
+    beside = [] if adapted is None else sorted(weights_beside(base, fingerprints.tensors_of(base)))
     if beside:
-        raise ValueError(f"the reward model's backbone {what} ({_some(beside)})")
+        raise ValueError(
+            "the reward model's backbone was trained beside the adapter, or is to be: the policy would start from other weights than "
+            f"the base model's. Load a policy of its own ({_some(beside)})"
+        )
 
 
 def _changed(base, before):

@@ -88,9 +88,8 @@ class SwiftReward(_Swift):
     Args:
         args: the trainer's arguments, which ms-swift hands over: `num_generations` is the size of a group.
         judge: its name (see `yojo.judges.load_judge`), loaded here on this process's device; or anything with `score_many`.
-        allow_urls: fetch images from http(s) URLs, anew for each completion.
         group_size: completions of a prompt, where there are no `args`.
-        **options: as for `yojo.GroupReward`.
+        **options: as for `yojo.GroupReward`; and allow_urls, to fetch images from http(s) URLs, anew for each completion.
 
     Raises:
         TypeError, ValueError: an argument that does not fit the above.
@@ -139,7 +138,7 @@ class SwiftPlugin(_Swift):
         model, template: what ms-swift hands over.
         group_size: completions of a prompt, ms-swift's `num_generations`, which plugins are not told.
         folder: of the reward model, an adapter of `model`, say; None: where `model` lies.
-        allow_urls, **options: as for `SwiftReward`.
+        **options: as for `SwiftReward`.
 
     Raises:
         TypeError, ValueError: an argument that does not fit; a folder that is none of a reward model, or of another backbone.
