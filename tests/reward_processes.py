@@ -18,6 +18,7 @@ from trl_cases import GROUP, Noted, NotedAwaited, logged, make_policy, make_trai
 from tests.reward_cases import Failing, Hanging, Saying
 from yojo.demo import digits
 from yojo.rewards import AsyncGroupReward, GroupReward, gathering, scorer
+from yojo.rewards.sharing import share
 
 DEADLINE = 2.0  # seconds of a judge that hangs
 
@@ -25,12 +26,15 @@ DEADLINE = 2.0  # seconds of a judge that hangs
 # ---- TRL's trainers ----
 
 
-def trained(folder, *, kind=GroupReward, trainer="GRPO", rows=6, mode="isolated", **options):
+def trained(folder, *, kind=GroupReward, trainer="GRPO", rows=6, mode="isolated", shared=False, **options):
     """Two steps of groups of four: of 6 rows a process, the second of three groups is split; of 8, none is."""
+    judge = trl_cases.reward_model(mode)
+    before, policy = trl_cases.checksum(judge.model), make_policy()
+    if shared:
+        policy, judge = share(judge, trl_cases.lora())
     noted = NotedAwaited if kind is AsyncGroupReward else Noted
-    reward = noted(kind(trl_cases.reward_model(mode), normalize="none"))
-    before = trl_cases.checksum(trl_cases.reward_model(mode).model)
-    made = make_trainer(folder, make_policy(), reward, kind=trainer, per_device_train_batch_size=rows, **options)
+    reward = noted(kind(judge, normalize="none"))
+    made = make_trainer(folder, policy, reward, kind=trainer, per_device_train_batch_size=rows, **options)
     made.train()
     return {
         "calls": reward.calls,
@@ -128,6 +132,7 @@ CASES = {
     "split, awaited": lambda folder: trained(folder, kind=AsyncGroupReward, max_steps=1),
     "split, comparative": lambda folder: trained(folder, mode="comparative", max_steps=1),
     "split, RLOO": lambda folder: trained(folder, trainer="RLOO", max_steps=1),
+    "split, one backbone": lambda folder: trained(folder, shared=True),
     "raises": lambda folder: stopped(folder, (trl_cases.reward_model, Failing)),
     "hangs": lambda folder: stopped(folder, (Hanging, trl_cases.reward_model), deadline=DEADLINE),
     "uneven": lambda folder: called(uneven, calls=2),

@@ -42,7 +42,7 @@ def near(rewards):
     return pytest.approx(rewards, abs=2e-6)
 
 
-@pytest.mark.parametrize("case", ["split", "whole", "split, awaited", "split, RLOO"])
+@pytest.mark.parametrize("case", ["split", "whole", "split, awaited", "split, RLOO", "split, one backbone"])
 def test_trl_gets_the_reward_of_each_whole_group(found, case):
     both = found(case)
     assert len(both[0]["calls"]) == len(both[1]["calls"]) >= 1
