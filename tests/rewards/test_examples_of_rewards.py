@@ -1,17 +1,20 @@
 """The examples of rewards run as they are, a step or a round each."""
 
 import os
+import pickle
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from peft import PeftModel
 from peft.utils import load_peft_weights
+from trl.experimental.async_grpo import AsyncGRPOConfig
 
 from yojo.demo.backbone import load_backbone
+from yojo.rewards import AsyncGroupReward
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -37,7 +40,6 @@ def test_best_of_n_at_training_time():
 
 def test_grpo_under_trl(tmp_path):
     """The policy's adapter that it saves has been trained, and goes on the captioner it was trained on."""
-    pytest.importorskip("trl")
     said = run(EXAMPLES / "grpo" / "trl_digits.py", "--steps", 5, "--out", tmp_path)
     assert "'yojo/spread': " in said and "'reward': " in said
     weights = load_peft_weights(tmp_path)
@@ -45,3 +47,12 @@ def test_grpo_under_trl(tmp_path):
     policy = PeftModel.from_pretrained(load_backbone()[0], tmp_path)
     with torch.no_grad():
         assert policy(input_ids=torch.tensor([[5, 20, 30]])).logits.isfinite().all()
+
+
+def test_the_reward_of_the_asynchronous_trainer_goes_into_another_process(monkeypatch):
+    monkeypatch.setenv("YOJO_JUDGE", "openai:judge@http://127.0.0.1:9/v1")
+    made = runpy.run_path(str(EXAMPLES / "grpo" / "trl_async.py"))["make_reward"]()
+    found = pickle.loads(pickle.dumps(made))
+    assert isinstance(found, AsyncGroupReward) and found.judge.fingerprint() == made.judge.fingerprint()
+    assert AsyncGRPOConfig(output_dir="x", use_cpu=True, bf16=False).num_generations == found.group_size
+    assert found.scorer.deadline < AsyncGRPOConfig(output_dir="x", use_cpu=True, bf16=False).heartbeat_stale_after_s
