@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import pickle
 import re
 
 import pytest
@@ -286,6 +287,25 @@ def test_fingerprint():
         ):
             assert endpoint.judge(**change).fingerprint() != base, change
         assert Generative(endpoint.url + "/", "judge-1").fingerprint() == base
+
+
+def test_it_goes_into_another_process_and_its_key_does_not(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with Endpoint(by_length) as endpoint:
+        judge = Generative(endpoint.url, "m", concurrency=2, timeout=20)
+        expected = judge.score_many([THREE])
+        made = pickle.dumps(judge)
+        assert KEY.encode() not in made
+        found = pickle.loads(made)
+        assert found.score_many([THREE])[0].tolist() == expected[0].tolist()
+        assert found.fingerprint() == judge.fingerprint() and found.client.timeout == 20
+        assert [headers["Authorization"] for headers in endpoint.headers] == [f"Bearer {KEY}"] * 2
+        with pytest.raises(TypeError, match="an api_key goes into no pickle: set OPENAI_API_KEY"):
+            pickle.dumps(Generative(endpoint.url, "m", api_key="another"))
+        monkeypatch.delenv("OPENAI_API_KEY")
+        with pytest.raises(RuntimeError, match="OPENAI_API_KEY is not set in this process"):
+            pickle.loads(made)
+        assert pickle.loads(pickle.dumps(Generative(endpoint.url, "m"))).score_many([THREE])
 
 
 def test_the_key_is_nowhere(monkeypatch, caplog, capsys):

@@ -7,6 +7,7 @@ import http.client
 import ipaddress
 import json
 import logging
+import os
 import random
 import re
 import socket
@@ -18,6 +19,7 @@ import urllib.request
 
 logger = logging.getLogger(__name__)
 
+KEY_VARIABLE = "OPENAI_API_KEY"
 RETRIED = (408, 409, 429)  # and 500 to 599
 REFUSED = (400, 413, 422)  # the request itself; it would be refused again
 FIRST_WAIT = 1.0  # seconds before the first retry, doubled with each, up to
@@ -126,7 +128,7 @@ class Client:
 
     def __init__(self, url, key, timeout, retries, concurrency):
         self.url = check_url(url)
-        self._key, self.timeout, self.retries = check_key(key), timeout, retries
+        self._key, self.timeout, self.retries, self.concurrency = check_key(key), timeout, retries, concurrency
         self._room = threading.BoundedSemaphore(concurrency)
         self._has_said = False
         self._random = random.Random()  # waits are no scores: they may differ
@@ -135,6 +137,11 @@ class Client:
 
     def __repr__(self):
         return f"Client({self.url!r})"
+
+    def __reduce__(self):
+        if self._key not in ("", os.environ.get(KEY_VARIABLE)):
+            raise TypeError(f"an api_key goes into no pickle: set {KEY_VARIABLE}, which the other process reads itself")
+        return _unpickled, (self.url, bool(self._key), self.timeout, self.retries, self.concurrency)
 
     def post(self, path, body, stop, read=lambda reply: reply):
         """Post a JSON body.
@@ -248,6 +255,14 @@ class Client:
         if self._key:
             said = said.replace(self._key, "***")
         return said if len(said) <= most else f"{said[: most - 3]}..."
+
+
+def _unpickled(url, has_key, *settings):
+    """A client of another process, with the key of this one's environment."""
+    key = os.environ.get(KEY_VARIABLE, "") if has_key else ""
+    if has_key and not key:
+        raise EndpointError(f"{KEY_VARIABLE} is not set in this process, and the client of {url} had a key")
+    return Client(url, key, *settings)
 
 
 class _RequestError(ValueError):

@@ -11,13 +11,12 @@ import threading
 
 import torch
 
-from yojo.judges.client import Client, EndpointError, PolicyError
+from yojo.judges.client import KEY_VARIABLE, Client, EndpointError, PolicyError
 from yojo.judges.judge import Refusal
 from yojo.judges.parsing import Unparsable, labels_of, verdict
 from yojo.judges.pool import Pool
 from yojo.judges.prompts import conversation, messages_of, prompt_digest, template_of
 
-KEY_VARIABLE = "OPENAI_API_KEY"
 AHEAD = 2  # examples that are read beyond those whose requests can be under way
 _OURS = ("model", "messages", "temperature", "seed", "max_tokens", "n", "stream")
 
@@ -110,6 +109,12 @@ class Generative:
         self.image_detail, self.max_frames = image_detail, max_frames
         self.extra_body = _checked_body(extra_body)
         self._seen, self._lock = collections.Counter(), threading.Lock()
+
+    def __getstate__(self):
+        return {**vars(self), "_seen": collections.Counter(), "_lock": None}
+
+    def __setstate__(self, state):
+        vars(self).update(state, _lock=threading.Lock())
 
     def __repr__(self):
         return f"Generative({self.url!r}, {self.model!r}, style={self.style!r})"
