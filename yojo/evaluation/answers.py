@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from yojo.inputs.orders import ordered, put_back
-from yojo.judges.judge import Refusal, checked_scores
+from yojo.judges.judge import Refusal, answers_through, checked_scores
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Answer:
 
 def encoder_of(judge):
     """What makes an example ready for a judge: function (example, orders, number) -> list of `Encoded`; or None."""
-    return getattr(judge, "encode_orders", None)
+    return getattr(judge, "encode_orders", None) if answers_through(judge, "score_encoded") else None
 
 
 def answers(judge, stream):
@@ -55,7 +55,7 @@ def answers(judge, stream):
     stream = iter(stream)
     if encoder_of(judge) is not None:
         yield from _of_rows(judge, stream)
-    elif hasattr(judge, "score_each"):
+    elif answers_through(judge, "score_each"):
         yield from _of_stream(judge, stream)
     else:
         yield from (_of_item(judge, asked) for asked in stream)

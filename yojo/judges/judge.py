@@ -75,6 +75,22 @@ def order_free(judge):
     return found
 
 
+def answers_through(judge, method):
+    """Whether a judge's scores may be asked of a method of its own in place of its `score_many`.
+
+    Not of one that lies below it: a class that changes the scores of a `yojo.RewardModel` in a `score_many` of its own, or hands
+    on to one what it does not have itself, has the inherited `score_encoded`, too, whose scores are not its own.
+
+    Args:
+        judge: see `Judge`.
+        method: name of the other method, such as "score_each".
+    """
+    for held in (getattr(judge, "__dict__", {}), *map(vars, type(judge).__mro__)):
+        if method in held or "score_many" in held:
+            return method in held
+    return False
+
+
 def fingerprint_of(judge):
     """All that changes the scores of a judge, a dict: what its `fingerprint()` says.
 

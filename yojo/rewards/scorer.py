@@ -7,7 +7,7 @@ import numbers
 import time
 
 from yojo.config import YojoConfig
-from yojo.judges.judge import Refusal, checked_scores
+from yojo.judges.judge import Refusal, answers_through, checked_scores
 from yojo.rewards.groups import drawn_order
 from yojo.rewards.normalize import NORMALIZE, normalized
 from yojo.rewards.threads import Late, waited
@@ -191,7 +191,7 @@ class GroupScorer:
 
     def _judged(self, examples):
         """What the judge says of examples, checked, and tokens of each."""
-        if not hasattr(self.judge, "score_encoded"):
+        if not answers_through(self.judge, "score_encoded"):
             found, tokens = self.judge.score_many(examples), [None] * len(examples)
         else:
             encode = self.judge.collator.encode

@@ -7,7 +7,7 @@ import itertools
 
 import torch
 
-from yojo.judges.judge import Refusal, checked_scores
+from yojo.judges.judge import Refusal, answers_through, checked_scores
 
 BATCH = 64  # examples that a judge is given at a time
 
@@ -33,7 +33,7 @@ class Result:
 
 def encoder_of(judge):
     """What makes examples ready for a judge, in a worker: function (example, number of the row), or None."""
-    return functools.partial(judge.collator.encode, rankings=False) if hasattr(judge, "score_encoded") else None
+    return functools.partial(judge.collator.encode, rankings=False) if answers_through(judge, "score_encoded") else None
 
 
 def scored(judge, rows, token_budget=8192):
@@ -48,9 +48,9 @@ def scored(judge, rows, token_budget=8192):
     Yields:
         `Result`, in any order.
     """
-    if hasattr(judge, "score_encoded"):
+    if answers_through(judge, "score_encoded"):
         yield from _through_model(judge, rows, token_budget)
-    elif hasattr(judge, "score_each"):
+    elif answers_through(judge, "score_each"):
         yield from _through_requests(judge, rows)
     else:
         yield from _through_judge(judge, rows)
