@@ -4,6 +4,7 @@ import asyncio
 import collections
 import io
 import pickle
+import threading
 import types
 
 import pytest
@@ -113,6 +114,8 @@ def test_tags_are_text_as_they_are_to_the_trainers_template():
         ([{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}], "assistant with tool calls"),
         ({"role": "assistant", "content": "a"}, "must be a string or a list of messages"),
         ([{"role": "assistant", "content": [{"type": "image"}]}], "more than text"),
+        ([{"role": "assistant", "content": "7.", "reasoning_content": "It bends."}], "holds reasoning_content beside"),
+        ([{"role": "assistant", "content": "", "thinking": "It bends"}], "holds thinking beside its content"),
     ],
 )
 def test_completions_that_are_no_single_text_want_a_function(completion, match):
@@ -259,6 +262,25 @@ def test_awaited_it_gives_the_same_and_others_run_meanwhile():
 
     with pytest.raises(RewardError, match="deadline of 0.05 s"):
         asyncio.run(failing())
+
+
+def test_a_task_that_is_cancelled_leaves_no_error_in_its_thread(monkeypatch):
+    failures, judge = [], Hanging()
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+
+    async def cancelled():
+        task = asyncio.ensure_future(AsyncGroupReward(judge, group_size=2)(["Why?"] * 2, ["a", "b"]))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    judge.go.set()
+    for thread in threading.enumerate():
+        if thread.name == "yojo reward":
+            thread.join(10)
+    assert not failures
 
 
 @pytest.mark.parametrize("kind", [GroupReward, AsyncGroupReward])

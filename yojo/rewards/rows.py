@@ -119,6 +119,9 @@ def _text(completion, text):
             f"{turn.get('role')}{' with tool calls' if turn.get('tool_calls') else ''}" for turn in completion
         )
         raise ValueError(f"a completion must be one message of the assistant, got {what or 'none'}; {hint}")
+    beside = [name for name, value in completion[0].items() if name not in ("role", "content") and value]
+    if beside:  # trainers that parse what the policy wrote cut its reasoning off, where it can be parsed
+        raise ValueError(f"a completion holds {', '.join(beside)} beside its content, and only that is judged; {hint}")
     content = completion[0].get("content")
     if content is None:
         return ""

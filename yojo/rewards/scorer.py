@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import numbers
+import threading
 import time
 
 from yojo.config import YojoConfig
@@ -106,8 +107,8 @@ class GroupScorer:
         _check_int("seed", seed)
         _check_int("retries", retries, 0)
         _check_int("token_budget", token_budget, 1)
-        if deadline is not None and (not _is_number(deadline) or not deadline > 0):
-            raise ValueError(f"deadline must be seconds above 0, or None, got {deadline!r}")
+        if deadline is not None and (not _is_number(deadline) or not 0 < deadline <= threading.TIMEOUT_MAX):
+            raise ValueError(f"deadline must be seconds above 0 and finite, or None for no end, got {deadline!r}")
         self.judge, self.normalize, self.order, self.seed = judge, normalize, order, seed
         self.empty, self.truncated, self.forged = empty, truncated, forged
         self.retries, self.deadline, self.token_budget = retries, deadline, token_budget

@@ -18,6 +18,7 @@ def in_thread(function, *args):
         `concurrent.futures.Future` of what the function returns.
     """
     future, device = concurrent.futures.Future(), _cuda_device()
+    future.set_running_or_notify_cancel()  # a call that has begun cannot be cancelled, whoever stops to wait for it
 
     def run():
         try:
