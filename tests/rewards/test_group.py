@@ -204,6 +204,16 @@ class TestTrainer:
         own = GroupReward(Watched(), group_size=2, truncated="none", order="given", eos_token_ids=[5])
         assert own(["Why?"] * 2, ["a", "b"], ids) == [None, 1.0]
 
+    @pytest.mark.parametrize("name", ["empty", "truncated", "forged"])
+    def test_no_reward_beside_other_rewards_would_be_one_of_0(self, name):
+        trainer, ids = Trainer(), [[7], [7]]
+        reward = GroupReward(Watched(), **{name: "none"})
+        trainer.reward_funcs = [reward]
+        assert len(reward(["Why?"] * 2, ["a", "b"], ids, log_metric=trainer.log_metric)) == 2
+        trainer.reward_funcs = [reward, len]
+        with pytest.raises(ValueError, match=f"{name}='none', and the trainer has other rewards, .* counts as 0"):
+            reward(["Why?"] * 2, ["a", "b"], ids, log_metric=trainer.log_metric)
+
     def test_truncation_that_is_asked_for_and_cannot_be_told(self):
         with pytest.raises(ValueError, match="completion_ids"):
             GroupReward(Watched(), group_size=2, truncated="none", eos_token_ids=[5])(["Why?"] * 2, ["a", "b"])

@@ -115,6 +115,7 @@ class GroupReward:
         mode = _mode(trainer)
 
         def read():
+            _check_nones(trainer, self.scorer)
             size = self._size(trainer, mode)
             rows = self._rows(trainer, prompts, completions, completion_ids, columns)
             return size, rows, [row.group([row.text]).key for row in rows]
@@ -230,6 +231,16 @@ class AsyncGroupReward(GroupReward):
         exchange = self._begin()  # before anything is awaited: every process makes it at the same point
         arguments = prompts, completions, completion_ids, trainer_state, log_extra, log_metric, columns
         return await asyncio.wrap_future(in_thread(self._rewards, exchange, *arguments))
+
+
+def _check_nones(trainer, scorer):
+    """TRL adds its rewards up without those that are None: no reward beside one of another function would be a reward of 0."""
+    named = [name for name in ("empty", "truncated", "forged") if getattr(scorer, name) == "none"]
+    if named and len(getattr(trainer, "reward_funcs", None) or ()) > 1:
+        raise ValueError(
+            f"{named[0]}='none', and the trainer has other rewards, beside which a reward that is None counts as 0: say 'lowest', or "
+            "a number"
+        )
 
 
 def _mode(trainer):
