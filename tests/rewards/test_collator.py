@@ -278,6 +278,18 @@ def test_the_thread_goes_on_behind_an_error():
         assert isinstance(settled([made.add(2, "Why?", "a")])[0], Reward)
 
 
+def test_the_thread_goes_on_behind_an_error_that_is_its_own_cause():
+    def score(groups):
+        if groups[0].prompt == "bad":
+            error = OSError("the line is down")
+            raise error from error
+        return GroupScorer(Hashed()).score(groups)
+
+    with GroupCollator(score, 1, scoring_deadline=5.0) as made:
+        assert "the line is down" in str(settled([made.add(1, "bad", "a")])[0])
+        assert isinstance(settled([made.add(2, "Why?", "a")])[0], Reward)
+
+
 def test_a_group_that_cannot_be_judged_is_no_error_of_the_others():
     held, seen = Held(), []
 
