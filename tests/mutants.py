@@ -281,6 +281,7 @@ AREAS = {
             "tests/rewards/test_scorer.py",
             "tests/rewards/test_group.py",
             "tests/rewards/test_collator.py",
+            "tests/rewards/test_collator_memory.py",
             "tests/rewards/test_shared_backbone.py",
             "tests/rewards/test_trl.py",
         ),

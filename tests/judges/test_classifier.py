@@ -214,7 +214,7 @@ def test_special_tokens_are_written_once():
         single="<s> $A </s>", special_tokens=[("<s>", kind.bos_token_id), ("</s>", kind.eos_token_id)]
     )
     assert kind("yes")["input_ids"][0] == kind.bos_token_id
-    made = model()
+    made = model().double()  # so that rounding, which differs from machine to machine, hides nothing
     found = Classifier(made, kind)
     (ids,) = found.conversations(EXAMPLES[2])
     assert ids.count(kind.bos_token_id) == 1 and ids[0] == kind.bos_token_id and kind.eos_token_id not in ids
