@@ -145,6 +145,14 @@ def test_whole_groups_only():
         reward(["Why?"] * 3, ["a", "b"])
 
 
+@pytest.mark.parametrize("name", ["image", "images", "video", "videos"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_column_of_media_has_a_value_for_each_row(name, count):
+    values = [picture("red") if name == "image" else []] * count
+    with pytest.raises(ValueError, match=f"{count} {name} for 2 prompts"):
+        GroupReward(Hashed(), group_size=2)(["Why?"] * 2, ["a", "b"], **{name: values})
+
+
 def test_a_prompt_that_comes_up_twice_is_two_groups():
     judge = Watched()
     GroupReward(judge, group_size=2)(["Why?"] * 4, ["a", "b", "c", "d"])
@@ -309,6 +317,11 @@ def test_it_pickles(kind):
         ({"group_size": True}, "group_size must be an int"),
         ({"text": "answer"}, "text must be a function"),
         ({"gather": "yes"}, "gather must be"),
+        ({"gather": 0}, "gather must be"),
+        ({"eos_token_ids": 5}, "eos_token_ids must be a list of ids"),
+        ({"eos_token_ids": "57"}, "eos_token_ids must be a list of ids"),
+        ({"eos_token_ids": []}, "eos_token_ids must be a list of ids"),
+        ({"eos_token_ids": [1.7]}, "eos_token_ids must be an int"),
         ({"name": ""}, "name must be a string"),
         ({"gropu_size": 4}, "unexpected keyword argument"),
         ({"normalize": "zscore"}, "normalize must be one of"),

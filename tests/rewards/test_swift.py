@@ -8,6 +8,7 @@ import os
 import types
 
 import framework_cases
+import numpy as np
 import pytest
 
 from tests.reward_cases import Watched, picture
@@ -91,6 +92,21 @@ def test_the_prompt_is_what_the_policy_was_given_and_its_tags_are_places():
 def test_truncated_ones_are_told_by_ms_swift():
     rows = [row("Why?", "aaaa"), row("Why?", "a", is_truncated=True)]
     assert call(SwiftReward(arguments(), judge=Watched(), truncated=-7), *rows) == [4.0, -7.0]
+
+
+def test_truncation_that_is_asked_for_and_not_told():
+    rows = [{k: v for k, v in row("Why?", text).items() if k != "is_truncated"} for text in "ab"]
+    assert len(call(SwiftReward(arguments(), judge=Watched()), *rows)) == 2
+    with pytest.raises(ValueError, match="truncated=-7 needs the column is_truncated"):
+        call(SwiftReward(arguments(), judge=Watched(), truncated=-7), *rows)
+
+
+@pytest.mark.parametrize("values", [picture("red"), [[]], np.array([None, None])])
+def test_a_column_that_cannot_be_read_is_not_passed_over(values):
+    rows = [row("Why?", "a"), row("Why?", "b")]
+    completions, messages = ["a", "b"], [one["messages"] for one in rows]
+    with pytest.raises(ValueError, match="the column 'images' must be a list of 2 values, got"):
+        SwiftReward(arguments(), judge=Watched())(completions, messages=messages, images=values)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import threading
 from yojo.rewards.gathering import Alone, Exchange, is_spread, whole_groups
 from yojo.rewards.measures import measures
 from yojo.rewards.rows import rows_of
-from yojo.rewards.scorer import GroupScorer, RewardError
+from yojo.rewards.scorer import GroupScorer, RewardError, check_int
 from yojo.rewards.threads import in_thread
 
 
@@ -46,13 +46,13 @@ class GroupReward:
             raise ValueError(f"group_size must be an int of at least 1, or None, got {group_size!r}")
         if text is not None and not callable(text):
             raise TypeError(f"text must be a function from a completion to a string, or None, got {text!r}")
-        if gather not in (None, True, False):
+        if gather is not None and not isinstance(gather, bool):
             raise TypeError(f"gather must be True, False or None, got {gather!r}")
         if not isinstance(name, str) or not name:
             raise ValueError(f"name must be a string that is not empty, got {name!r}")
         self.scorer = GroupScorer(judge, **options)
         self.group_size, self.text, self.gather, self.name = group_size, text, gather, name
-        self.eos_token_ids = None if eos_token_ids is None else frozenset(map(int, eos_token_ids))
+        self.eos_token_ids = None if eos_token_ids is None else _checked_ids(eos_token_ids)
         self.__name__ = name  # how trainers name a reward
         self._calls, self._exchange, self._lock = {}, None, threading.Lock()
 
@@ -231,6 +231,15 @@ class AsyncGroupReward(GroupReward):
         exchange = self._begin()  # before anything is awaited: every process makes it at the same point
         arguments = prompts, completions, completion_ids, trainer_state, log_extra, log_metric, columns
         return await asyncio.wrap_future(in_thread(self._rewards, exchange, *arguments))
+
+
+def _checked_ids(found):
+    ids = found.tolist() if hasattr(found, "tolist") else found
+    if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__") or not (ids := list(ids)):
+        raise ValueError(f"eos_token_ids must be a list of ids, such as [2], or None, got {found!r}")
+    for one in ids:
+        check_int("eos_token_ids", one)
+    return frozenset(map(int, ids))
 
 
 def _check_nones(trainer, scorer):

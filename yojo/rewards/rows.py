@@ -52,7 +52,8 @@ def rows_of(prompts, completions, completion_ids=None, columns=(), *, text=None,
         TypeError, ValueError: what does not fit the above; the message has the number of the row, from 0.
     """
     columns = dict(columns)
-    for name, values in (("completions", completions), ("completion_ids", completion_ids)):
+    media = {name: columns.get(name) for name in (*IMAGES, *VIDEOS)}
+    for name, values in ({"completions": completions, "completion_ids": completion_ids} | media).items():
         if values is not None and len(values) != len(prompts):
             raise ValueError(f"{len(values)} {name} for {len(prompts)} prompts")
     rows = []

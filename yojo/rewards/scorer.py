@@ -104,9 +104,9 @@ class GroupScorer:
         _check_treatment("empty", empty, TREATMENTS[1:])
         _check_treatment("truncated", truncated, TREATMENTS)
         _check_treatment("forged", forged, TREATMENTS)
-        _check_int("seed", seed)
-        _check_int("retries", retries, 0)
-        _check_int("token_budget", token_budget, 1)
+        check_int("seed", seed)
+        check_int("retries", retries, 0)
+        check_int("token_budget", token_budget, 1)
         if deadline is not None and (not _is_number(deadline) or not 0 < deadline <= threading.TIMEOUT_MAX):
             raise ValueError(f"deadline must be seconds above 0 and finite, or None for no end, got {deadline!r}")
         self.judge, self.normalize, self.order, self.seed = judge, normalize, order, seed
@@ -288,7 +288,8 @@ def _check_treatment(name, value, allowed):
     raise ValueError(f"{name} must be one of {', '.join(allowed)}, or a finite number, got {value!r}")
 
 
-def _check_int(name, value, least=None):
+def check_int(name, value, least=None):
+    """Raise a TypeError or a ValueError where an argument is no int of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if least is not None and value < least:

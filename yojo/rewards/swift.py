@@ -14,6 +14,7 @@ from yojo.rewards.group import GroupReward
 from yojo.rewards.rows import Row
 from yojo.rewards.threads import in_thread
 
+_COLUMNS = ("images", "videos", "audios", "objects", "tools", "is_truncated", "rollout_infos")
 ENCODED = 2000  # characters from which on ms-swift takes a string for base64 rather than a path
 
 
@@ -32,9 +33,20 @@ class _Swift(GroupReward):
     def _rows(self, trainer, prompts, completions, completion_ids, columns):
         if len(prompts) != len(completions):
             raise ValueError(f"{len(completions)} completions for {len(prompts)} lists of messages")
+        columns = {name: columns[name] for name in _COLUMNS if columns.get(name) is not None}
+        for name, values in columns.items():
+            if not isinstance(values, (list, tuple)) or len(values) != len(prompts):
+                count = f" of {len(values)}" if hasattr(values, "__len__") else ""
+                raise ValueError(
+                    f"the column {name!r} must be a list of {len(prompts)} values, got {type(values).__name__}{count}"
+                )
+        if "is_truncated" not in columns and self.scorer.truncated != "score":
+            raise ValueError(
+                f"truncated={self.scorer.truncated!r} needs the column is_truncated, which tells what is truncated"
+            )
         rows = []
         for place, (messages, completion) in enumerate(zip(prompts, completions, strict=True)):
-            own = {name: values[place] for name, values in columns.items() if isinstance(values, (list, tuple))}
+            own = {name: values[place] for name, values in columns.items()}
             try:
                 rows.append(self._row(messages, completion, own))
             except (TypeError, ValueError) as error:
