@@ -1,8 +1,10 @@
 """What is the same has the same digest, wherever it lies; what a model would see otherwise has another."""
 
 import base64
+import concurrent.futures
 import io
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 
 import yojo
-from yojo.inputs.digests import digest, example_key, example_stamp
+from yojo.inputs.digests import digest, example_key, example_stamp, media_digest
 
 
 def test_values_that_differ_have_different_digests():
@@ -80,3 +82,21 @@ def test_a_stamp_is_of_files_alone(tmp_path):
     assert example_stamp(yojo.Example("p", ["r"], images=[Image.new("L", (2, 2))])) == ""
     with pytest.raises(OSError):
         example_stamp(yojo.Example("p", ["r"], images=[tmp_path / "none.png"]))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_an_image_that_several_threads_are_the_first_to_read(form):
+    """Pillow reads the file of an opened image when somebody wants its pixels; two at once get something else, and leave it behind."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (600, 600, 3), dtype=np.uint8)).save(file, form)
+    right = media_digest(Image.open(io.BytesIO(file.getvalue())))
+    for _ in range(5):
+        image, start = Image.open(io.BytesIO(file.getvalue())), threading.Barrier(3)
+
+        def read(image=image, start=start):
+            start.wait()
+            return media_digest(image)
+
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            found = [future.result() for future in [pool.submit(read) for _ in range(3)]]
+        assert [*found, media_digest(image)] == [right] * 4

@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 
-from yojo.inputs.images import as_numpy, is_array
+from yojo.inputs.images import as_numpy, is_array, pixel_lock
 from yojo.inputs.lookup import find_image
 from yojo.inputs.videos import Video, frame_files
 
@@ -50,7 +50,8 @@ def _tagged(value):
     if type(value).__name__ == "Decimal":
         return {_TAG: "Decimal", "is": str(value)}
     if hasattr(value, "tobytes") and hasattr(value, "mode"):
-        return _tagged_image(value)
+        with pixel_lock():
+            return _tagged_image(value)
     raise TypeError(f"a record holds a {type(value).__name__}, which has no digest")
 
 

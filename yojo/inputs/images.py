@@ -54,6 +54,11 @@ def _renew_lock():
     _lock = threading.Lock()
 
 
+def pixel_lock():
+    """What whoever reads the pixels, the frames or the EXIF data of a PIL image holds, which other threads may read, too."""
+    return _lock
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
@@ -82,7 +87,7 @@ def load_image(source, name):
     if is_array(source):
         return picture(read_array(source, 3, name), name)
     if isinstance(source, Image.Image):
-        with readable(name), _lock:  # a copy: what is given may be shared with other threads
+        with readable(name), pixel_lock():  # a copy: what is given may be shared with other threads
             image, key, orientation = _decoded(source, own=False)
         what = name
     else:
