@@ -231,8 +231,9 @@ class TestTrainer:
 
         def orders(reward, steps, **options):
             judge.seen.clear()
-            for step in steps:
-                reward(["Why?"] * 8, texts, trainer_state=state(step), **options)
+            run = state(None)
+            for run.global_step in steps:
+                reward(["Why?"] * 8, texts, trainer_state=run, **options)
             return [examples[0].responses for examples in judge.seen]
 
         judge = Watched()
@@ -241,17 +242,19 @@ class TestTrainer:
         assert orders(GroupReward(judge, group_size=8), [0, 0, 1, 2]) == made
         assert orders(GroupReward(judge, group_size=8), [2]) == made[3:]  # as of a run that was resumed
         assert orders(GroupReward(judge, group_size=8, seed=1), [2]) != made[3:]
+        reward = GroupReward(judge, group_size=8)
+        assert orders(reward, [0]) == orders(reward, [0]) == made[:1]  # a reward that two runs have had
 
     def test_evaluation_does_not_change_the_orders_of_training(self):
         class Eight(Trainer):
             num_generations = num_generations_eval = 8
 
         judge, texts = Watched(), [f"text {n}" for n in range(8)]
-        training, evaluating = Eight(), Eight(training=False)
+        training, evaluating, run = Eight(), Eight(training=False), state(3)
         for trainers in ([training], [evaluating, training]):
             reward = GroupReward(judge)
             for trainer in trainers:
-                reward(["Why?"] * 8, texts, trainer_state=state(3), log_metric=trainer.log_metric)
+                reward(["Why?"] * 8, texts, trainer_state=run, log_metric=trainer.log_metric)
         first, evaluated, second = (examples[0].responses for examples in judge.seen)
         assert first == second != evaluated
 

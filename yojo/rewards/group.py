@@ -54,7 +54,7 @@ class GroupReward:
         self.group_size, self.text, self.gather, self.name = group_size, text, gather, name
         self.eos_token_ids = None if eos_token_ids is None else _checked_ids(eos_token_ids)
         self.__name__ = name  # how trainers name a reward
-        self._calls, self._exchange, self._lock = {}, None, threading.Lock()
+        self._state, self._calls, self._exchange, self._lock = None, {}, None, threading.Lock()
 
     @property
     def judge(self):
@@ -62,7 +62,7 @@ class GroupReward:
         return self.scorer.judge
 
     def __getstate__(self):
-        return {**self.__dict__, "_exchange": None, "_lock": None}
+        return {**self.__dict__, "_state": None, "_exchange": None, "_lock": None}
 
     def __setstate__(self, state):
         self.__dict__.update(state, _lock=threading.Lock())
@@ -206,6 +206,8 @@ class GroupReward:
         if trainer_state is None:
             return None
         with self._lock:
+            if self._state is not trainer_state:  # of another run, whose calls are counted anew
+                self._state, self._calls = trainer_state, {}
             step = trainer_state.global_step
             last, count = self._calls.get(mode, (None, 0))
             count = count + 1 if last == step else 0
