@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import math
 import numbers
-import threading
 import time
 
 from yojo.config import YojoConfig
@@ -17,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 TREATMENTS = ("score", "lowest", "none", "raise")
 ORDERS = ("drawn", "given")
+LONGEST = 1e9  # seconds of a deadline, 31 years: what exchanges between processes add to it must fit into 64 bits of ns
 PAUSE = 1.0  # seconds in front of the first retry; twice as many in front of each one after
 
 
@@ -107,7 +107,7 @@ class GroupScorer:
         check_int("seed", seed)
         check_int("retries", retries, 0)
         check_int("token_budget", token_budget, 1)
-        if deadline is not None and (not _is_number(deadline) or not 0 < deadline <= threading.TIMEOUT_MAX):
+        if deadline is not None and (not _is_number(deadline) or not 0 < deadline <= LONGEST):
             raise ValueError(f"deadline must be seconds above 0 and finite, or None for no end, got {deadline!r}")
         self.judge, self.normalize, self.order, self.seed = judge, normalize, order, seed
         self.empty, self.truncated, self.forged = empty, truncated, forged
