@@ -66,11 +66,9 @@ def give(waiting, rewarded, now):
 
 def let_go(error):
     """What the frames of an exception hold (groups with their images) must not live as long as a future that somebody keeps."""
-    seen = []
-    while isinstance(error, BaseException) and not any(
-        error is one for one in seen
-    ):  # `raise e from e` is its own cause
-        seen.append(error)
+    seen = set()  # `raise error from error` is its own cause
+    while isinstance(error, BaseException) and id(error) not in seen:
+        seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
