@@ -377,6 +377,8 @@ class GroupCollator:
                 fail(one, answer)
             else:
                 give(one, answer, now)
+        # An error's frames lead back to this one: it must not hold the groups for as long as somebody keeps the error.
+        batch = live = found = one = sample = answer = error = None  # noqa: F841
         return True
 
     def _ask(self, batch):
