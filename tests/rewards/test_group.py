@@ -222,6 +222,14 @@ class TestTrainer:
         with pytest.raises(ValueError, match=f"{name}='none', and the trainer has other rewards, .* counts as 0"):
             reward(["Why?"] * 2, ["a", "b"], ids, log_metric=trainer.log_metric)
 
+    def test_two_rewards_of_one_name_are_refused(self):
+        trainer, reward = Trainer(), GroupReward(Watched())
+        trainer.reward_funcs = [reward, GroupReward(Watched(), name="other"), len]
+        assert reward(["Why?"] * 2, ["a", "b"], log_metric=trainer.log_metric)
+        trainer.reward_funcs.append(GroupReward(Watched()))
+        with pytest.raises(ValueError, match="several rewards with name='yojo'"):
+            reward(["Why?"] * 2, ["a", "b"], log_metric=trainer.log_metric)
+
     def test_truncation_that_is_asked_for_and_cannot_be_told(self):
         with pytest.raises(ValueError, match="completion_ids"):
             GroupReward(Watched(), group_size=2, truncated="none", eos_token_ids=[5])(["Why?"] * 2, ["a", "b"])

@@ -5,6 +5,7 @@ import math
 import pickle
 import threading
 import time
+import types
 
 import pytest
 import torch
@@ -207,6 +208,21 @@ def test_a_judge_that_hangs_ends_by_the_deadline():
         if thread.name == "yojo reward":
             thread.join(10)
     assert threading.active_count() <= before
+
+
+def test_the_judge_is_called_with_its_models_device(monkeypatch):
+    """A thread begins with the first device; libraries launch their kernels on the one that is the thread's."""
+    chosen = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: chosen.append((device, threading.current_thread().name))
+    )
+    judge = Hashed()
+    only(GroupScorer(judge), "a", "b")
+    assert not chosen
+    weight = types.SimpleNamespace(device=torch.device("cuda:3"))
+    judge.model = types.SimpleNamespace(parameters=lambda: iter([weight]))
+    only(GroupScorer(judge), "a", "b")
+    assert chosen == [(torch.device("cuda:3"), "yojo reward")]
 
 
 def test_retries_end_by_the_deadline(monkeypatch):

@@ -116,6 +116,7 @@ class GroupReward:
 
         def read():
             _check_nones(trainer, self.scorer)
+            _check_names(trainer, self.name)
             size = self._size(trainer, mode)
             rows = self._rows(trainer, prompts, completions, completion_ids, columns)
             return size, rows, [row.group([row.text]).key for row in rows]
@@ -252,6 +253,13 @@ def _check_nones(trainer, scorer):
             f"{named[0]}='none', and the trainer has other rewards, beside which a reward that is None counts as 0: say 'lowest', or "
             "a number"
         )
+
+
+def _check_names(trainer, name):
+    """Metrics of one name are averaged, and columns put one behind the other, without a word."""
+    others = getattr(trainer, "reward_funcs", None) or ()
+    if sum(getattr(other, "name", None) == name and isinstance(other, GroupReward) for other in others) > 1:
+        raise ValueError(f"the trainer has several rewards with name={name!r}: give each a name of its own")
 
 
 def _mode(trainer):

@@ -165,7 +165,7 @@ class GroupScorer:
         while left:
             why, cause = None, None
             try:
-                answers, tokens = waited(self._judged, list(left.values()), until=until)
+                answers, tokens = waited(self._judged, list(left.values()), until=until, device=_device(self.judge))
             except Late:
                 raise RewardError(self._late(len(left))) from None
             except (RewardError, TypeError, ValueError):
@@ -262,6 +262,13 @@ class _Shown:
             retries=retries,
             seconds=seconds,
         )
+
+
+def _device(judge):
+    """The CUDA device of a judge's model; None for one that has none there."""
+    parameters = getattr(getattr(judge, "model", None), "parameters", None)
+    first = next(iter(parameters()), None) if callable(parameters) else None
+    return first.device if first is not None and first.device.type == "cuda" else None
 
 
 def _template_marks(judge):

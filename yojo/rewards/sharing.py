@@ -93,6 +93,11 @@ class SharedJudge:
         )
 
     @property
+    def model(self):
+        """The patched model of the reward model."""
+        return self.reward_model.model
+
+    @property
     def config(self):
         """The `YojoConfig` of the reward model."""
         return self.reward_model.config

@@ -9,15 +9,18 @@ class Late(Exception):
     """The deadline passed before the call came back."""
 
 
-def in_thread(function, *args):
+def in_thread(function, *args, device=None):
     """Begin `function(*args)` in a thread of its own, which never holds up a program's end.
 
-    A thread begins with the first CUDA device, whatever the one that starts it has chosen: it is told.
+    Args:
+        function, args: what is called.
+        device: the CUDA device that the thread is to have as its own: a thread begins with the first one, whatever the one that
+            starts it has chosen. None: as it is.
 
     Returns:
         `concurrent.futures.Future` of what the function returns.
     """
-    future, device = concurrent.futures.Future(), _cuda_device()
+    future = concurrent.futures.Future()
     future.set_running_or_notify_cancel()  # a call that has begun cannot be cancelled, whoever stops to wait for it
 
     def run():
@@ -36,22 +39,15 @@ def in_thread(function, *args):
     return future
 
 
-def waited(function, *args, until):
+def waited(function, *args, until, device=None):
     """What `function(*args)` returns, waited for until a time of `time.monotonic()`; None: for ever.
 
     Raises:
         Late: it has not come back by then. The call itself cannot be ended: its thread is left behind.
     """
-    future = in_thread(function, *args)
+    future = in_thread(function, *args, device=device)
     left = None if until is None else max(0.0, until - time.monotonic())
     done, _ = concurrent.futures.wait([future], timeout=left)
     if not done:
         raise Late
     return future.result()
-
-
-def _cuda_device():
-    """The device that CUDA calls of this thread go to; None where CUDA was not used yet."""
-    import torch
-
-    return torch.cuda.current_device() if torch.cuda.is_initialized() else None
