@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.reward_cases import Failing, Hashed
-from yojo.demo.backbone import build_processor
+from yojo.demo.backbone import BACKBONE, build_processor
 from yojo.rewards import Group, GroupScorer, RewardError
 from yojo.rewards import openrlhf as adapter
 from yojo.rewards import openrlhf_server as serving
@@ -401,6 +401,15 @@ def test_a_command_line_that_makes_no_sense(arguments, text, capsys):
     with pytest.raises(SystemExit):
         adapter.main(arguments)
     assert text in capsys.readouterr().err
+
+
+def test_the_policys_processor_may_be_without_a_video_part():
+    processor, ends = adapter._policy(str(BACKBONE))
+    queries = Queries(processor, eos=ends)
+    chat = [{"role": "user", "content": "Which digit is shown?"}]
+    prompt = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    query = processor.decode(processor.tokenizer(prompt)["input_ids"]) + " a three" + ends[0]
+    assert queries.read(query, prompt, "") == (chat, " a three", False)
 
 
 def test_the_command_serves(tmp_path):

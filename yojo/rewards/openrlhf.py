@@ -230,9 +230,11 @@ def _treatment(text):
 
 def _policy(name):
     """A model's processor (its tokenizer if it has none), and the texts of the tokens at which it ends a response."""
-    from transformers import AutoProcessor, GenerationConfig
+    from transformers import GenerationConfig
 
-    processor = AutoProcessor.from_pretrained(name)
+    from yojo.inputs.processors import load_processor
+
+    processor = load_processor(name)
     tokenizer = getattr(processor, "tokenizer", processor)
     try:
         ids = GenerationConfig.from_pretrained(name).eos_token_id
