@@ -356,6 +356,8 @@ def test_a_reward_model_whose_backbone_was_changed_is_refused(tmp_path):
 def test_wrong_arguments(reward_model):
     with pytest.raises(TypeError, match="reward_model must be a yojo.RewardModel, got Linear"):
         share(torch.nn.Linear(2, 2), lora())
+    with pytest.raises(TypeError, match="shares a backbone already: share its reward_model"):
+        share(share(reward_model, lora())[1], lora())
     with pytest.raises(TypeError, match="adapter must be a PEFT config, .*got dict"):
         share(reward_model, {"r": 4})
     with pytest.raises(TypeError, match="does not go into another process.*load_judge"):

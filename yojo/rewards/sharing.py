@@ -21,10 +21,11 @@ def share(reward_model, adapter, *, name="default"):
     generation, gradients, gradient checkpointing, TRL's reference adapter and disabled adapters never meet the reward
     model, and threads may use both at once.
 
-    Backbone weights stay as they are: neither of the two may train them, and the reward model's take no gradients any more. What takes memory of its own in the policy is
-    what its adapter copies (`modules_to_save`), the embedding where the patch took a spare row of it for the separator,
-    and, for as long as its adapters are merged, the weights they are merged into. To move the policy to another device
-    or dtype gives it weights of its own, too: move the reward model first, then share it.
+    Backbone weights stay as they are: neither of the two may train them, and the reward model's take no gradients any more.
+    What takes memory of its own in the policy is what its adapter copies (`modules_to_save`), the embedding where the patch
+    took a spare row of it for the separator, and, for as long as its adapters are merged, the weights they are merged into.
+    To move the policy to another device or dtype gives it weights of its own, too: move the reward model first, then share
+    it.
 
     Args:
         reward_model: `yojo.RewardModel`; with a PEFT adapter the policy starts from the model below that adapter, without
@@ -46,6 +47,8 @@ def share(reward_model, adapter, *, name="default"):
     """
     from peft import PeftConfig, get_peft_model
 
+    if isinstance(reward_model, SharedJudge):
+        raise TypeError("reward_model is a judge that shares a backbone already: share its reward_model")
     if not hasattr(reward_model, "score_encoded"):
         raise TypeError(f"reward_model must be a yojo.RewardModel, got {type(reward_model).__name__}")
     if not isinstance(adapter, PeftConfig):
