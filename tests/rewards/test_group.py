@@ -334,7 +334,9 @@ def test_it_pickles(kind):
         ({"eos_token_ids": []}, "eos_token_ids must be a list of ids"),
         ({"eos_token_ids": [1.7]}, "eos_token_ids must be an int"),
         ({"name": ""}, "name must be a string"),
-        ({"gropu_size": 4}, "unexpected keyword argument"),
+        ({"gropu_size": 4}, "no argument 'gropu_size'; did you mean group_size"),
+        ({"normalise": "rank"}, "no argument 'normalise'; did you mean normalize"),
+        ({"num_generations": 4}, "no argument 'num_generations'; there are deadline, .*group_size"),
         ({"normalize": "zscore"}, "normalize must be one of"),
     ],
 )

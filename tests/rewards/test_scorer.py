@@ -6,6 +6,7 @@ import pickle
 import threading
 import time
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -275,10 +276,23 @@ def test_bad_arguments(options, match):
 def test_bad_kinds_of_arguments():
     with pytest.raises(TypeError, match="seed must be an int"):
         GroupScorer(Hashed(), seed=1.5)
-    with pytest.raises(TypeError, match="must have score_many"):
-        GroupScorer("my-reward-model")
     with pytest.raises(TypeError, match="unexpected keyword"):
         GroupScorer(Hashed(), normalise="rank")
+
+
+@pytest.mark.parametrize(
+    "judge, match",
+    [
+        ("my-reward-model", r"got 'my-reward-model'; yojo.judges.load_judge\('my-reward-model'\) makes one"),
+        (Path("my-reward-model"), r"yojo.judges.load_judge\('my-reward-model'\) makes one"),
+        (Hashed, "got the class Hashed; pass an object of it"),
+        (torch.nn.Linear(1, 1), r"got Linear; yojo.RewardModel\(model, processor\) makes one"),
+        (None, "got NoneType$"),
+    ],
+)
+def test_what_is_no_judge_is_refused_with_what_makes_one(judge, match):
+    with pytest.raises(TypeError, match=f"must have score_many.*{match}"):
+        GroupScorer(judge)
 
 
 def test_a_scorer_pickles():

@@ -1,6 +1,8 @@
 """`GroupReward`: a reward function for TRL's GRPOTrainer, and whoever calls one as it does; `AsyncGroupReward`, awaited."""
 
 import asyncio
+import difflib
+import inspect
 import threading
 
 from yojo.rewards.gathering import Alone, Exchange, is_spread, whole_groups
@@ -50,6 +52,7 @@ class GroupReward:
             raise TypeError(f"gather must be True, False or None, got {gather!r}")
         if not isinstance(name, str) or not name:
             raise ValueError(f"name must be a string that is not empty, got {name!r}")
+        _check_known(options)
         self.scorer = GroupScorer(judge, **options)
         self.group_size, self.text, self.gather, self.name = group_size, text, gather, name
         self.eos_token_ids = None if eos_token_ids is None else _checked_ids(eos_token_ids)
@@ -243,6 +246,17 @@ def _checked_ids(found):
     for one in ids:
         check_int("eos_token_ids", one)
     return frozenset(map(int, ids))
+
+
+def _check_known(options):
+    """Refuse an argument that nothing takes, with the one that was meant."""
+    known = [*inspect.signature(GroupReward).parameters, *inspect.signature(GroupScorer).parameters]
+    known = sorted({*known} - {"judge", "options"})
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise TypeError(f"a reward has no argument {name!r}; {hint}")
 
 
 def _check_nones(trainer, scorer):

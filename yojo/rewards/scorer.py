@@ -4,7 +4,10 @@ import dataclasses
 import logging
 import math
 import numbers
+import os
 import time
+
+import torch
 
 from yojo.config import YojoConfig
 from yojo.judges.judge import Refusal, answers_through, checked_scores
@@ -92,11 +95,8 @@ class GroupScorer:
         deadline=600.0,
         token_budget=8192,
     ):
-        if not callable(getattr(judge, "score_many", None)):
-            raise TypeError(
-                f"judge must have score_many(examples), as a yojo.RewardModel has, got {type(judge).__name__}; a judge by "
-                "its name: yojo.judges.load_judge(name)"
-            )
+        if isinstance(judge, type) or not callable(getattr(judge, "score_many", None)):
+            raise TypeError(f"judge must have score_many(examples), as a yojo.RewardModel has, got {_instead(judge)}")
         if normalize not in NORMALIZE:
             raise ValueError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}")
         if order not in ORDERS:
@@ -276,6 +276,17 @@ def _template_marks(judge):
     processor = getattr(judge, "processor", None)
     found = getattr(getattr(processor, "tokenizer", processor), "all_special_tokens", ())
     return [token for token in found if len(token) > 4]
+
+
+def _instead(judge):
+    """What somebody gave in place of a judge, and what makes one of it."""
+    if isinstance(judge, type):
+        return f"the class {judge.__name__}; pass an object of it"
+    if isinstance(judge, (str, os.PathLike)):
+        return f"{os.fspath(judge)!r}; yojo.judges.load_judge({os.fspath(judge)!r}) makes one of a name or a folder"
+    if isinstance(judge, torch.nn.Module):
+        return f"{type(judge).__name__}; yojo.RewardModel(model, processor) makes one of a patched model"
+    return type(judge).__name__
 
 
 def _finite(example, scores):
