@@ -46,11 +46,8 @@ torch.manual_seed(0)
 for weight in policy.parameters():  # a captioner that has forgotten some of what it knew
     weight.data += torch.randn_like(weight) * 0.04 * (weight.ndim > 1)
 print("before:", accuracy())
-scorer, optimizer, rng = (
-    GroupScorer(load_reward_model()),
-    torch.optim.AdamW(policy.parameters(), lr=1e-4),
-    random.Random(0),
-)
+scorer, rng = GroupScorer(load_reward_model()), random.Random(0)
+optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4)
 for number in range(1, ROUNDS + 1):
     images = [image for image, _ in rng.sample(train, IMAGES)]
     groups = [Group(digits.PROMPT, a, images=[image]) for image, a in zip(images, sample(images, N), strict=True)]

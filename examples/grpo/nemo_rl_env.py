@@ -1,8 +1,8 @@
-"""A YOJO reward model as an environment of NeMo-RL; run from NeMo-RL's folder, where its examples lie:
+r"""A YOJO reward model as an environment of NeMo-RL; run from NeMo-RL's folder, where its examples lie:
 
-python /path/to/examples/grpo/nemo_rl_env.py examples/run_vlm_grpo.py --config examples/configs/vlm_grpo_3B.yaml \\
-    policy.generation.vllm_cfg.async_engine=false grpo.num_generations_per_prompt=8 \\
-    ++data.train.env_name=yojo ++env.yojo.judge=/path/to/my-reward-model ++env.yojo.group_size=8 \\
+python /path/to/examples/grpo/nemo_rl_env.py examples/run_vlm_grpo.py --config examples/configs/vlm_grpo_3B.yaml \
+    policy.generation.vllm_cfg.async_engine=false grpo.num_generations_per_prompt=8 \
+    ++data.train.env_name=yojo ++env.yojo.judge=/path/to/my-reward-model ++env.yojo.group_size=8 \
     ++data.validation.env_name=yojo_val ++env.yojo_val.judge=/path/to/my-reward-model ++env.yojo_val.group_size=1
 
 Images come in the first user turn of the message log. run_vlm_grpo.py makes every environment under the name "vlm"; run_grpo.py,

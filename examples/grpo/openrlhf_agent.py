@@ -1,4 +1,4 @@
-"""OpenRLHF (0.11) with a reward of whole groups: an agent that has a YOJO judge score all samples of a prompt together, images too.
+r"""OpenRLHF (0.11) with a reward of whole groups: an agent that has a YOJO judge score all samples of a prompt together, images too.
 
     ray job submit --address=http://127.0.0.1:8265 \
         --runtime-env-json='{"env_vars": {"YOJO_JUDGE": "/models/my-reward-model", "YOJO_DEVICE": "cuda"}}' \

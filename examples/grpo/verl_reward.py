@@ -1,9 +1,9 @@
-"""A YOJO reward model in verl's reward loop, beside another reward; by itself it needs no file but verl's command line:
+r"""A YOJO reward model in verl's reward loop, beside another reward; by itself it needs no file but verl's command line:
 
-python -m verl.trainer.main_ppo algorithm.adv_estimator=grpo data.train_files=train.parquet data.val_files=test.parquet \\
-    actor_rollout_ref.model.path=Qwen/Qwen3-VL-4B-Instruct actor_rollout_ref.rollout.n=8 \\
-    reward.reward_manager.source=importlib reward.reward_manager.module.path=pkg://yojo.rewards.verl \\
-    reward.reward_manager.name=YojoRewardManager +reward.reward_kwargs.yojo.judge=my-reward-model \\
+python -m verl.trainer.main_ppo algorithm.adv_estimator=grpo data.train_files=train.parquet data.val_files=test.parquet \
+    actor_rollout_ref.model.path=Qwen/Qwen3-VL-4B-Instruct actor_rollout_ref.rollout.n=8 \
+    reward.reward_manager.source=importlib reward.reward_manager.module.path=pkg://yojo.rewards.verl \
+    reward.reward_manager.name=YojoRewardManager +reward.reward_kwargs.yojo.judge=my-reward-model \
     +reward.reward_kwargs.yojo.num_gpus=1 +reward.reward_kwargs.yojo.deadline=900
 
 Leave the judge's GPU out of trainer.n_gpus_per_node. With this file instead, module.path=examples/grpo/verl_reward.py and

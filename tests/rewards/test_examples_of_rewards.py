@@ -29,6 +29,12 @@ def run(script, *arguments):
     return found.stdout
 
 
+def test_their_commands_can_be_pasted_into_a_shell():
+    """A doubled backslash at the end of a line would be an argument, and end the command."""
+    for script in sorted(EXAMPLES.rglob("*.py")):
+        assert not re.search(r"\\\\$", script.read_text(), re.MULTILINE), script.name
+
+
 def test_best_of_n_at_training_time():
     script = EXAMPLES / "best_of_n_training.py"
     said = run(script, 2)
