@@ -26,4 +26,4 @@ class AgentExecutor(GroupAgent, SingleTurnAgentExecutor):
     """What OpenRLHF loads by this name, without arguments."""
 
     def __init__(self):
-        super().__init__(os.environ.get("YOJO_JUDGE", "my-reward-model"), device=os.environ.get("YOJO_DEVICE"))
+        super().__init__(os.environ["YOJO_JUDGE"], device=os.environ.get("YOJO_DEVICE"))

@@ -180,6 +180,7 @@ class TestTrainer:
             log_extra=trainer.log_extra,
         )
         metrics = {name.removeprefix("judge/"): values for name, values in trainer.metrics.items()}
+        assert metrics["images"] == [0.0]
         assert metrics["truncated"] == [2 / 6] and metrics["duplicates"] == [1 / 6]
         assert metrics["empty"] == [1 / 6] and metrics["not_judged"] == [1 / 6] and metrics["forged"] == [0.0]
         assert metrics["ties"] == [2 / 3]  # one of two equal completions, one with a single one that was judged
@@ -202,6 +203,12 @@ class TestTrainer:
         example = yojo.Example("Which digit is shown?", ["It is a 3.", "It is a 5."], images=[image])
         judge = reward_cases.demo_judge()
         assert trainer.metrics["yojo/tokens"] == [judge.collator.encode(example).num_tokens(judge.config)]
+
+    def test_images_are_counted_wherever_they_stand(self):
+        trainer, red = Trainer(), picture("red")
+        GroupReward(Watched())(["Why?"] * 2, ["a", "b"], image=[red, red], log_metric=trainer.log_metric)
+        GroupReward(Watched())([message("Why?", red, red)] * 2, ["a", "b"], log_metric=trainer.log_metric)
+        assert trainer.metrics["yojo/images"] == [1.0, 2.0]
 
     def test_truncation_is_told_by_its_ids(self):
         ids = [[1, 7], [1, 5]]

@@ -162,11 +162,12 @@ def example_stamp(example):
     Raises:
         OSError: a file that is not there.
     """
-    found = [media_stamp(source) for source in _media(example)]
+    found = [media_stamp(source) for source in media_of(example)]
     return "" if None in found or not found else digest(found)
 
 
-def _media(example):
+def media_of(example):
+    """list of the images and videos of an example, those in the parts of its messages too."""
     inline = [
         part[part["type"]]
         for turn in (() if isinstance(example.prompt, str) else example.prompt)

@@ -2,6 +2,8 @@
 
 import math
 
+from yojo.inputs.digests import media_of
+
 EQUAL = 1e-6  # scores that are nearer to each other than this, relative to their size, are a tie
 
 
@@ -18,6 +20,7 @@ def measures(groups, rewarded):
             spread: mean over groups of the standard deviation (N) of scores within.
             ties: share of groups whose scores are all equal, to 1e-6 of their size: they teach nothing.
             length_correlation: correlation of score and length in characters, each less its group's mean.
+            images: mean number of images and videos that a group shows the judge.
             duplicates: share of completions that repeat one before in their group.
             empty, truncated, forged: share of completions that are; truncated only where it is known.
             not_judged: share of completions that the judge was not shown.
@@ -30,6 +33,7 @@ def measures(groups, rewarded):
     texts = [text for group in groups for text in group.completions]
     known = [flag for group in groups for flag in group.truncated or () if flag is not None]
     found = {
+        "images": sum(len(media_of(group.example(["-"]))) for group in groups) / len(groups),
         "duplicates": sum(len(group.completions) - len(set(group.completions)) for group in groups) / len(texts),
         "empty": sum(not text.strip() for text in texts) / len(texts),
         "forged": sum(map(sum, (one.forged for one in rewarded))) / len(texts),
