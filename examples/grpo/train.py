@@ -91,10 +91,9 @@ class Judged:
     """A judge as a reward function of TRL's, through `yojo.rewards.GroupReward`, and as scores of held-out groups."""
 
     def __init__(self, name, seed, group):
+        from yojo.judges import load_judge
         from yojo.rewards.group import GroupReward
         from yojo.rewards.scorer import GroupScorer
-
-        from yojo.judges import load_judge
 
         self.judge = load_judge(name)
         self.reward = GroupReward(self.judge, group_size=group, seed=seed)
