@@ -47,7 +47,7 @@ class Settings:
     reward: str
     judge: str = ""
     seed: int = 0
-    steps: int = 200
+    steps: int = 240
     prompts: int = 8
     group: int = 8
     learning_rate: float = 2e-4
