@@ -18,6 +18,7 @@ for seed in "${seeds[@]}"; do
     [[ $seed =~ ^[0-9]+$ ]] || { echo "error: seeds are whole numbers, got '$seed'" >&2 && exit 2; }
 done
 python=${PYTHON:-python}
+case $python in */*) python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") ;; esac
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 export PYTHONPATH=$here/../..${PYTHONPATH:+:$PYTHONPATH}
 

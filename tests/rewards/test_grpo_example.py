@@ -3,6 +3,8 @@
 import importlib
 import itertools
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,13 +20,22 @@ FOLDER = Path(__file__).parents[2] / "examples" / "grpo"
 SHORT = {"steps": 2, "prompts": 2, "group": 3, "every": 2, "logging": 1, "images": 2, "samples": 2}
 
 
+def random_reward_model(**options):
+    model, processor = build_model(1), build_processor()
+    yojo.patch(model, processor, head_dim=16, **options)
+    with torch.no_grad():
+        for parameter in model.score.parameters():
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(2))
+    return yojo.RewardModel(model, processor)
+
+
 @pytest.fixture(scope="module")
 def example():
     """Function (name) -> a module of examples/grpo, which import each other by their bare names, as scripts do."""
     sys.path.insert(0, str(FOLDER))
     yield importlib.import_module
     sys.path.remove(str(FOLDER))
-    for name in ("captioner", "measures", "report", "train"):
+    for name in ("captioner", "measures", "report", "reward_models", "train"):
         sys.modules.pop(name, None)
 
 
@@ -49,6 +60,11 @@ def report(example):
 
 
 @pytest.fixture(scope="module")
+def reward_models(example):
+    return example("reward_models")
+
+
+@pytest.fixture(scope="module")
 def policy(captioner, tmp_path_factory):
     """A captioner as it begins, untrained: it says anything."""
     folder = tmp_path_factory.mktemp("policy")
@@ -62,12 +78,7 @@ def policy(captioner, tmp_path_factory):
 def judge(tmp_path_factory):
     """A reward model of random weights in comparative mode: its scores depend on image, text, company and order."""
     folder = tmp_path_factory.mktemp("judge")
-    model, processor = build_model(1), build_processor()
-    yojo.patch(model, processor, mode="comparative", head_dim=16)
-    with torch.no_grad():
-        for parameter in model.score.parameters():
-            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(2))
-    yojo.RewardModel(model, processor).save_pretrained(folder)
+    random_reward_model(mode="comparative").save_pretrained(folder)
     return folder
 
 
@@ -183,6 +194,100 @@ def test_the_reward_of_trls_rows_is_the_judges_score_of_the_group(train, judge):
     for n, image in enumerate((one, two)):
         wanted = isolated.judge.score(digits.PROMPT, texts[n::2], images=[image]).tolist()
         assert found[n::2] == pytest.approx(wanted, abs=2e-6)
+
+
+def test_the_multi_response_model_goes_on_from_the_weights_of_the_single_response_one(reward_models, tmp_path):
+    saved = random_reward_model(**reward_models.SINGLE)
+    saved.save_pretrained(tmp_path / "start")
+    reward_models._restarted(tmp_path / "start", tmp_path / "multi", reward_models.MULTI)
+    found = yojo.RewardModel.from_pretrained(tmp_path / "multi")
+    assert (found.config.mode, found.config.loss) == ("comparative", "best")
+    assert (saved.config.mode, saved.config.loss) == ("isolated", "bradley_terry")
+    image = digits.load_digits_split()[1][0][0]
+    for responses in (["it is a 3."], ["it is a 3.", "eight."]):
+        one, other = (model.score(digits.PROMPT, responses, images=[image]) for model in (saved, found))
+        assert torch.equal(one[:1], other[:1])  # the first response sees none before it
+    assert not torch.equal(one, other)
+
+
+def test_both_reward_models_see_as_many_steps_of_one_file(reward_models, tmp_path, monkeypatch):
+    calls = []
+
+    def command(name, *words):
+        words = list(map(str, words))
+        calls.append((name, words))
+        if name == "train":
+            folder = Path(words[words.index("--output_dir") + 1])
+            folder.mkdir(exist_ok=True)
+            (folder / "trainer_state.json").write_text("{}")
+        if name == "eval":
+            (tmp_path / "preferences").mkdir()
+            judges = [{"name": name, "figures": {"official": {"best_of_n": 0.5}}} for name in reward_models.JUDGES]
+            (tmp_path / "preferences" / "report.json").write_text(json.dumps({"judges": judges}))
+
+    monkeypatch.setattr(reward_models, "_yojo", command)
+    monkeypatch.setattr(reward_models, "_restarted", lambda saved, out, options: None)
+    made = reward_models.make(tmp_path, seed=4)
+    assert made == dict.fromkeys(("single", "multi", "multi-4"), 0.5)
+    assert [name for name, _ in calls] == ["demo", "train", "train", "train", "eval"]
+    start, single, multi = (dict(zip(words[::2], words[1::2], strict=True)) for name, words in calls if name == "train")
+    for options in (start, single, multi):
+        assert options["--train_data"] == str(tmp_path / "digits/train.jsonl")
+    assert single["--model"] == start["--output_dir"] and multi["--model"] == f"{start['--output_dir']}-multi"
+    own = ("--model", "--output_dir", "--mode", "--loss", "--max_responses")
+    assert {k: v for k, v in single.items() if k not in own} == {k: v for k, v in multi.items() if k not in own}
+    assert single["--max_responses"] == "2" and "--max_responses" not in multi
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "held_out.jsonl").write_text("")
+    assert reward_models.make(tmp_path, seed=4) == made and len(calls) == 5  # all is there
+    with pytest.raises(ValueError, match="other settings"):
+        reward_models.make(tmp_path, seed=5)
+
+
+# What stands for Python in compare.sh: writes down what it was asked; fails where FAIL stands in it.
+STUB = """#!/usr/bin/env bash
+echo "$(basename "$1") ${*:2}" >>"$CALLS"
+[ -z "${FAIL:-}" ] || [[ "$*" != *"$FAIL"* ]] || { echo "it failed" >&2 && exit 1; }
+"""
+
+
+@pytest.fixture()
+def script(tmp_path):
+    """Function (arguments) -> (exit status, what was called, standard error) of compare.sh with a stub for Python."""
+    (tmp_path / "stub").write_text(STUB)
+    (tmp_path / "stub").chmod(0o755)
+
+    def run(*arguments, fail=""):
+        calls = tmp_path / "calls"
+        calls.write_text("")
+        environment = os.environ | {"PYTHON": "./stub", "CALLS": str(calls), "FAIL": fail, "JOBS": "1"}
+        command = [str(FOLDER / "compare.sh"), *map(str, arguments)]
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        return ended.returncode, calls.read_text().splitlines(), ended.stderr
+
+    return run
+
+
+def test_the_script_makes_everything_for_every_seed(script):
+    code, calls, error = script("out", 0, 7)
+    assert code == 0, error
+    assert calls[:3] == ["captioner.py policy", "reward_models.py seed0 --seed 0", "reward_models.py seed7 --seed 7"]
+    assert calls[3:7] == [
+        "train.py results/truth-seed0.jsonl --policy policy --seed 0 --reward truth",
+        "train.py results/single-seed0.jsonl --policy policy --seed 0 --reward judge --judge seed0/single",
+        "train.py results/multi-seed0.jsonl --policy policy --seed 0 --reward judge --judge seed0/multi",
+        "train.py results/multi-4-seed0.jsonl --policy policy --seed 0 --reward judge --judge seed0/multi#permutations=4",
+    ]
+    assert len(calls) == 12 and calls[-1] == "report.py results --plot grpo.png"
+
+
+def test_the_script_stops_where_something_fails(script):
+    code, calls, error = script("out", 0, fail="single-seed0")
+    assert code != 0 and "it failed" in error and len(calls) == 4
+    code, calls, error = script("out", 0, fail="reward_models")
+    assert code != 0 and len(calls) == 2
+    code, calls, error = script("out", "one")
+    assert code == 2 and "got 'one'" in error and calls == []
 
 
 def test_a_caption_is_right_that_names_the_digit_and_no_other(captioner):
