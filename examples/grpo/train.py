@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import subprocess
 import tempfile
 import time
 import warnings
@@ -14,6 +15,7 @@ import measures
 
 from yojo.demo import digits
 
+HERE = Path(__file__).resolve().parent
 REWARDS = ("truth", "judge")
 # What TRL logs that goes into the file; times do not, so that two runs of a seed write the same.
 TRL_FIGURES = {
@@ -320,6 +322,8 @@ def _where():
     from yojo.demo.progress import cpu_cores, cpu_model
 
     made = {module.__name__: module.__version__ for module in (torch, transformers, trl, peft)}
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
+    made["commit"] = found.stdout.strip() or None
     return made | {"cpu": cpu_model(), "cores": cpu_cores(), "date": time.strftime("%Y-%m-%d")}
 
 
