@@ -23,16 +23,18 @@ COLUMNS = {
     "greedy": "right, greedy, %",
     "true_wins": "true wins, %",
     "proxy_wins": "proxy wins, %",
-    "kl": "KL",
-    "spread": "spread",
+    "gap": "proxy ahead of the truth, points",
+    "kl": "KL, nats a token",
+    "distinct": "distinct captions",
+    "spread": "spread within groups",
     "useless": "useless groups, %",
-    "settled": "settled groups, %",
-    "pairwise": "pairs in order, %",
-    "setback": "setback, points",
-    "fall": "over-optimised: fall, points",
-    "apart": "apart, %",
+    "settled": "settled groups (all right, all wrong), %",
+    "pairwise": "pairs in order within groups, %",
+    "setback": "setback, points an evaluation",
+    "fall": "over-optimisation: fall, points",
+    "apart": "over-optimisation: apart, % of steps",
 }
-SHARES = frozenset(COLUMNS) - {"kl", "spread"}
+UNITS = {"kl": (1, 2), "spread": (1, 2), "distinct": (1, 0)}  # scale and digits; of the others 100 and 1
 LAST = 4  # evaluations, and as long a stretch of training, that a figure of the end averages
 
 
@@ -72,14 +74,16 @@ def figures(lines):
 
     Returns:
         dict: one number for each of `COLUMNS`. Of the last `LAST` evaluations, and of the training since the one before
-        them: sampled, greedy, true_wins, proxy_wins, kl, spread, useless, settled, pairwise (pooled over pairs). Of all
-        evaluations: setback, fall, apart.
+        them: sampled, greedy, true_wins, proxy_wins, gap (proxy_wins - true_wins), distinct, kl, spread, useless, settled,
+        pairwise (pooled over pairs). Of all evaluations: setback, fall, apart.
     """
     evaluated = [line for line in lines if line["kind"] == "eval"]
     end = evaluated[-LAST:]
     since = evaluated[-LAST - 1]["step"] if len(evaluated) > LAST else 0
     trained = [line for line in lines if line["kind"] == "train" and line["step"] > since]
-    made = {name: _mean(line[name] for line in end) for name in ("sampled", "greedy", "true_wins", "proxy_wins")}
+    names = ("sampled", "greedy", "true_wins", "proxy_wins", "distinct")
+    made = {name: _mean(line[name] for line in end) for name in names}
+    made["gap"] = made["proxy_wins"] - made["true_wins"]
     made |= {name: _mean(line[name] for line in trained) for name in ("kl", "spread", "useless", "settled")}
     pairs = sum(line["pairs"] for line in trained)
     won = sum(line["pairwise"] * line["pairs"] for line in trained if line["pairs"])
@@ -174,7 +178,7 @@ def _cell(values, column):
     values = [value for value in values if value is not None]
     if not values:
         return ""
-    scale, digits = (100, 1) if column in SHARES else (1, 3)
+    scale, digits = UNITS.get(column, (100, 1))
     mean, low, high = (f"{scale * value:.{digits}f}" for value in (_mean(values), min(values), max(values)))
     return f"{mean} ({low} to {high})"
 
