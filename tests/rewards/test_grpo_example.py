@@ -1,4 +1,4 @@
-"""The comparison of the paper in small, examples/grpo: a short run is exact and repeatable; its measures and its report say what they say."""
+"""The comparison of the paper in small, examples/grpo/comparison: a short run is exact and repeatable; its measures and its report say what they say."""
 
 import importlib
 import itertools
@@ -16,7 +16,7 @@ from yojo.demo import digits
 from yojo.demo.backbone import build_model, build_processor
 
 pytest.importorskip("trl")
-FOLDER = Path(__file__).parents[2] / "examples" / "grpo"
+FOLDER = Path(__file__).parents[2] / "examples" / "grpo" / "comparison"
 SHORT = {"steps": 2, "prompts": 2, "group": 3, "every": 2, "logging": 1, "images": 2, "samples": 2}
 
 
@@ -70,6 +70,7 @@ def policy(captioner, tmp_path_factory):
     folder = tmp_path_factory.mktemp("policy")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(captioner.pretrain, "caption_accuracy", lambda *given: 0.0)  # of which nothing is asked here
+        patch.setattr(captioner.pretrain, "BATCH_SIZE", 2)
         captioner.make(folder, steps=1)
     return folder
 

@@ -59,7 +59,9 @@ def load(folder):
     from transformers import Qwen3VLForConditionalGeneration
 
     if not (Path(folder) / FIGURES).is_file():
-        raise FileNotFoundError(f"{folder} holds no captioner: make one with examples/grpo/captioner.py {folder}")
+        raise FileNotFoundError(
+            f"{folder} holds no captioner: make one with examples/grpo/comparison/captioner.py {folder}"
+        )
     processor = load_processor(folder)
     processor.tokenizer.padding_side = "left"
     return Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32), processor

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 START, REST = 200, 250  # steps
 SINGLE = {"mode": "isolated", "loss": "bradley_terry"}
 MULTI = {"mode": "comparative", "loss": "best"}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GRPO on digits with a multi-response and a single-response reward model, and with the true answer: the paper's comparison, in small.
 #
-#   examples/grpo/compare.sh [OUT [SEED ...]]     # grpo-comparison, seeds 0 1 2: about two hours of one CPU core
+#   examples/grpo/comparison/compare.sh [OUT [SEED ...]]     # grpo-comparison, seeds 0 1 2: about two hours of one CPU core
 #
 # A seed trains reward models of its own (OUT/seedN), draws images and samples captions; the policy begins as the same weak
 # captioner (OUT/policy). Figures of each run go to OUT/results, a table and a plot are made of them at the end. What is there
@@ -20,7 +20,7 @@ done
 python=${PYTHON:-python}
 case $python in */*) python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") ;; esac
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=$here/../..${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$here/../../..${PYTHONPATH:+:$PYTHONPATH}
 
 mkdir -p "$out" && cd "$out" # so that the judges' names in the results say nothing of this machine
 $python "$here/captioner.py" policy
