@@ -20,7 +20,7 @@ def make(folder, *, seed=0, start=START, rest=REST):
 
     Both begin as one single-response model: `start` steps of Bradley-Terry on a pair of responses, each judged alone. From
     there `rest` steps go on so ("single"), and as many judge all four responses in one row ("multi"). From the backbone
-    itself multi stays at the level of chance for hundreds of steps with some seeds (docs/log.md).
+    itself multi stays at the level of chance for hundreds of steps with some seeds (docs/rl.md).
 
     Args:
         folder: where data and models go.
