@@ -115,10 +115,9 @@ def test_two_runs_of_a_seed_are_equal_to_the_bit_and_leave_the_reward_model_as_i
 
 
 def test_a_run_with_the_true_answer(train, report, policy, fast, tmp_path):
-    for seed in (0, 1):
-        train.run(train.Settings("truth", seed=seed, **SHORT), policy, tmp_path / f"truth-seed{seed}.jsonl", quiet=True)
+    train.run(train.Settings("truth", **SHORT), policy, tmp_path / "truth-seed0.jsonl", quiet=True)
     runs = report.read(tmp_path)
-    assert set(runs) == {("truth", 0), ("truth", 1)}
+    assert set(runs) == {("truth", 0)}
     for lines in runs.values():
         for line in lines:
             if line["kind"] == "eval":

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GRPO on digits with a multi-response and a single-response reward model, and with the true answer: the paper's comparison, in small.
 #
-#   examples/grpo/comparison/compare.sh [OUT [SEED ...]]     # grpo-comparison, seeds 0 1 2: about two hours of one CPU core
+#   examples/grpo/comparison/compare.sh [OUT [SEED ...]]     # grpo-comparison, seeds 0 1 2: about an hour of CPU time
 #
 # A seed trains reward models of its own (OUT/seedN), draws images and samples captions; the policy begins as the same weak
 # captioner (OUT/policy). Figures of each run go to OUT/results, a table and a plot are made of them at the end. What is there
