@@ -35,7 +35,7 @@ def example():
     sys.path.insert(0, str(FOLDER))
     yield importlib.import_module
     sys.path.remove(str(FOLDER))
-    for name in ("captioner", "measures", "report", "reward_models", "train"):
+    for name in ("captioner", "group_sizes", "measures", "report", "reward_models", "train"):
         sys.modules.pop(name, None)
 
 
@@ -355,6 +355,19 @@ def test_what_rewards_are_worth_within_groups(measures):
     assert found["spread"] == pytest.approx(sum(spreads) / 4)
     settled = measures.groups([[0.0, 1.0]], [[True, True]])
     assert settled["pairs"] == 0 and settled["pairwise"] is None and settled["best"] is None
+
+
+def test_pairs_in_order_of_groups_of_a_size(example):
+    from yojo.judges import load_judge
+
+    images, labels = zip(*digits.load_digits_split()[1][:2], strict=True)
+    # The longer caption has the higher score: it is the right one in the first half of each list, the wrong one in the second.
+    captions = [[f"it is a {d}", f"{(d + 1) % 10}", f"{d}", f"it is a {(d + 1) % 10}"] for d in labels]
+    pairwise = example("group_sizes").pairwise
+    found = pairwise(load_judge("length"), images, labels, captions, 2, 0)
+    assert found == {"size": 2, "pairs": 4, "pairwise": 0.5}
+    first = [texts[:2] for texts in captions]
+    assert pairwise(load_judge("length"), images, labels, first, 2, 0) == {"size": 2, "pairs": 2, "pairwise": 1.0}
 
 
 def test_wins_need_no_scores_that_mean_the_same_in_two_groups(measures):
