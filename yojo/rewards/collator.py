@@ -171,7 +171,8 @@ class GroupCollator:
         """Add a sample and wait for its `Reward`, in any event loop.
 
         Args:
-            *args, **options: as for `add`, whose errors are raised, too.
+            *args: as for `add`, whose errors are raised, too.
+            **options: as for `add`.
         """
         return await asyncio.wrap_future(self.add(*args, **options))
 

@@ -66,7 +66,7 @@ class Group:
 
     @functools.cached_property
     def key(self):
-        """What tells the group from those of other prompts: a digest, str of 32 hexadecimal digits.
+        """Digest that tells the group from those of other prompts, str of 32 hexadecimal digits.
 
         Of the prompt to the last blank, the tools, and images and videos by content, wherever they lie; not of the completions.
 
