@@ -301,7 +301,7 @@ def test_awaited_it_gives_the_same_and_others_run_meanwhile():
 
 
 def test_a_task_that_is_cancelled_leaves_no_error_in_its_thread(monkeypatch):
-    failures, judge = [], Hanging()
+    failures, judge, others = [], Hanging(), set(threading.enumerate())
     monkeypatch.setattr(threading, "excepthook", failures.append)
 
     async def cancelled():
@@ -313,9 +313,8 @@ def test_a_task_that_is_cancelled_leaves_no_error_in_its_thread(monkeypatch):
 
     asyncio.run(cancelled())
     judge.go.set()
-    for thread in threading.enumerate():
-        if thread.name == "yojo reward":
-            thread.join(10)
+    for thread in set(threading.enumerate()) - others:
+        thread.join(10)
     assert not failures
 
 
