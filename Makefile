@@ -60,9 +60,9 @@ frameworks: $(FRAMEWORKS)/ready
 LISTS := $(wildcard tests/frameworks/*.txt)
 $(FRAMEWORKS)/ready: .venv/ready $(LISTS)
 	rm -rf $(LISTS:tests/frameworks/%.txt=$(FRAMEWORKS)/%)
-	$(foreach list,$(LISTS),.venv/bin/python -m pip install --quiet --no-deps --no-compile --requirement $(list) \
-	  --target $(FRAMEWORKS)/$(basename $(notdir $(list))) &&) touch $@ || \
-	  echo "make frameworks: not all of $(LISTS) could be installed: tests that run their code will be skipped" >&2
+	all=1; for list in $(LISTS); do .venv/bin/python -m pip install --quiet --no-deps --no-compile --requirement $$list \
+	  --target $(FRAMEWORKS)/$$(basename $$list .txt) || { all=0; echo "$$list: not installed, its tests are skipped" >&2; }; \
+	done; [ $$all = 0 ] || touch $@
 
 lint: $(SETUP)
 	$(PYTHON) -m ruff check .
