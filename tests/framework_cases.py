@@ -10,19 +10,19 @@ import pytest
 TESTS = Path(__file__).parent
 
 
-def folder_of(name):
+def folder_of(name, package=None):
     """Where a trainer and what it needs lie; a test without it is skipped."""
     folder = Path(os.environ.get("YOJO_FRAMEWORKS", Path(sys.prefix) / "frameworks")) / name
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not there: `make frameworks` installs it, where this Python has a wheel of it")
+    if not (folder / (package or name)).is_dir():
+        pytest.skip(
+            f"{folder} has no {package or name}: `make frameworks` installs it, where this Python has a wheel of it"
+        )
     return folder
 
 
 def run(name, *arguments, package=None):
     """Run the tests of tests/frameworks/inside_NAME.py with the trainer's folder in front of what is installed, and all must pass."""
-    folder = folder_of(name)
-    if not (folder / (package or name)).is_dir():
-        pytest.skip(f"{folder} has no {package or name}: there is no wheel of it for this Python")
+    folder = folder_of(name, package)
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS), str(folder)]),

@@ -27,7 +27,7 @@ class Streams:
 
 
 class HandsOn:
-    """A judge that gives another's scores less 100, and has all else of it."""
+    """A judge that turns another's scores round, and has all else of it."""
 
     def __init__(self, judge):
         self.judge = judge
@@ -36,14 +36,14 @@ class HandsOn:
         return getattr(self.judge, name)
 
     def score_many(self, examples):
-        return [torch.as_tensor(scores) - 100 for scores in self.judge.score_many(examples)]
+        return [-torch.as_tensor(scores) for scores in self.judge.score_many(examples)]
 
 
 class Inherits(yojo.RewardModel):
     """The same, of a class below."""
 
     def score_many(self, examples, *args, **kwargs):
-        return [scores - 100 for scores in super().score_many(examples, *args, **kwargs)]
+        return [-scores for scores in super().score_many(examples, *args, **kwargs)]
 
 
 def replaced():
@@ -70,14 +70,15 @@ def example():
 )
 def test_its_scores_are_its_own_wherever_it_is_asked(make, plain):
     judge, (right,) = make(), plain().score_many([example()])
-    right = torch.as_tensor(right) - 100
+    right = -torch.as_tensor(right)
+    assert right.abs().min() > 0.1  # so that a score that was not turned round is far off
     found = GroupReward(judge, group_size=2, order="given")([PROMPT] * 2, TEXTS, image=list(example().images) * 2)
-    assert found == pytest.approx(right.tolist(), abs=2e-5)
+    assert found == pytest.approx(right.tolist(), abs=2e-6, rel=3e-7)
     assert encoder_of(judge) is None
     (result,) = scored(judge, [Row(0, ready=example())])
-    torch.testing.assert_close(result.scores, right, atol=2e-5, rtol=0)
+    torch.testing.assert_close(result.scores, right, atol=2e-6, rtol=3e-7)
     (answer,) = answers(judge, [Asked(0, "one", orders=[(0, 1)], ready=example())])
-    torch.testing.assert_close(torch.as_tensor(answer.scores[0]), right, atol=2e-5, rtol=0)
+    torch.testing.assert_close(torch.as_tensor(answer.scores[0]), right, atol=2e-6, rtol=3e-7)
 
 
 def test_what_is_a_judges_own_is_used():

@@ -306,7 +306,7 @@ def test_a_task_that_is_cancelled_leaves_no_error_in_its_thread(monkeypatch):
 
     async def cancelled():
         task = asyncio.ensure_future(AsyncGroupReward(judge, group_size=2)(["Why?"] * 2, ["a", "b"]))
-        await asyncio.sleep(0)
+        assert await asyncio.to_thread(judge.entered.wait, 30)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -3,7 +3,6 @@
 import concurrent.futures
 import http.client
 import json
-import os
 import re
 import signal
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import framework_cases
 from tests.reward_cases import Failing, Hashed
 from yojo.demo.backbone import BACKBONE, build_processor
 from yojo.rewards import Group, GroupScorer, RewardError
@@ -24,7 +24,6 @@ from yojo.rewards import openrlhf_server as serving
 from yojo.rewards.openrlhf_server import Desk, Queries, RewardServer, is_gone
 
 ROOT = Path(__file__).parents[2]
-FOLDER = Path(os.environ.get("YOJO_FRAMEWORKS", Path(sys.prefix) / "frameworks")) / "openrlhf"
 LONG = 60.0  # seconds that no test takes
 EOS = "<|im_end|>"
 
@@ -35,19 +34,10 @@ EOS = "<|im_end|>"
 @pytest.fixture(scope="module")
 def run():
     """What OpenRLHF's own code made of our agent and server."""
-    if not (FOLDER / "openrlhf").is_dir():
-        pytest.skip(f"OpenRLHF is not there: pip install --no-deps --target {FOLDER} openrlhf==0.11.2 (and aiohttp)")
-    command = [sys.executable, "-m", "tests.openrlhf_run", str(FOLDER)]
+    command = [sys.executable, "-m", "tests.openrlhf_run", str(framework_cases.folder_of("openrlhf"))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.fixture(scope="module")
-def http_run(run):
-    if "remote" not in run:
-        pytest.skip(f"aiohttp, OpenRLHF's HTTP client, is not there: pip install --target {FOLDER} aiohttp")
-    return run
 
 
 def normed(rewards):
@@ -77,22 +67,22 @@ def test_the_example_is_an_agent(run):
     assert run["example"] == [float(len(f"it is a {word}")) for word in ("three", "seven", "two")]
 
 
-def test_its_client_gets_the_rewards_of_whole_groups(http_run):
-    found = http_run["remote"]
+def test_its_client_gets_the_rewards_of_whole_groups(run):
+    found = run["remote"]
     assert [[reward for (reward,) in group] for group in found["rewards"]] == found["expected"]
     assert found["scores"] == found["rewards"]
     assert found["samples"] == 6 and found["left"] == 0
     assert found["advantages"] == pytest.approx(normed(found["expected"][0]) + normed(found["expected"][1]), abs=1e-5)
 
 
-def test_its_client_may_give_up_and_ask_again(http_run):
-    found = http_run["retry"]
+def test_its_client_may_give_up_and_ask_again(run):
+    found = run["retry"]
     assert found["waiting"] == 2 and found["samples"] == 3 and found["left"] == 0  # and not one for each request
     assert found["rewards"][0] == found["rewards"][1] != found["rewards"][2]
 
 
-def test_it_does_not_train_on_a_reward_that_is_missing(http_run):
-    found = http_run["failure"]
+def test_it_does_not_train_on_a_reward_that_is_missing(run):
+    found = run["failure"]
     assert found["rewards"] == [None] * 3  # and not 0
     assert found["calls"] == 5  # whole groups come again, as often as it asks
     assert "reward_model_group is required" in found["raised"]

@@ -6,6 +6,7 @@ import inspect
 import threading
 
 from yojo.rewards.gathering import Alone, Exchange, is_spread, whole_groups
+from yojo.rewards.groups import with_key
 from yojo.rewards.measures import measures
 from yojo.rewards.rows import rows_of
 from yojo.rewards.scorer import GroupScorer, RewardError, check_int
@@ -160,7 +161,7 @@ class GroupReward:
         told = [everyone[other][1][row] for other, row in whole.members]
         row = next(row for other, row in whole.members if other == rank)
         texts, truncated = [text for _, text, _ in told], [flag for _, _, flag in told]
-        return rows[row].group(texts, truncated, id=f"row {row}")
+        return with_key(rows[row].group(texts, truncated, id=f"row {row}"), whole.key)
 
     def _mine(self, rank, count, wholes, rewarded, log_extra):
         rewards, scores, places = [None] * count, [None] * count, [None] * count

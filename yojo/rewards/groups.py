@@ -77,6 +77,12 @@ class Group:
         return example_key(self.example(["-"]))
 
 
+def with_key(group, key):
+    """A group whose key is known already: its media are not read for it again."""
+    vars(group)["key"] = key
+    return group
+
+
 def drawn_order(texts, seed, draw, key):
     """An order of texts that depends on them, and on what is drawn with, but not on the order they come in.
 

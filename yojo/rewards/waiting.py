@@ -5,7 +5,7 @@ import concurrent.futures
 import dataclasses
 import typing
 
-from yojo.rewards.groups import Group
+from yojo.rewards.groups import Group, with_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,7 @@ class Waiting:
             completions=[sample.completion for sample in self.samples],
             truncated=None if all(flag is None for flag in flags) else flags,
         )
-        vars(made)["key"] = self.first.key  # the prompt's, whatever the completions: media need not be read again
-        return made
+        return with_key(made, self.first.key)
 
     def shares_objects(self, group):
         """Whether a group has the first sample's prompt and its very media, so that their content need not be compared."""
