@@ -1,5 +1,6 @@
 """`yojo score FILE --out`: judges by name, options obeyed or refused by name, what people make of the scores, exit codes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -166,6 +167,15 @@ def test_ray_may_stand_without_an_address(input_, tmp_path, monkeypatch):
     assert seen == ["local", "auto", "head:6379", "local", "local"]
 
 
+def lines_in(folder):
+    """Whole lines in the parts of a job, those under way and those that are finished."""
+    count = 0
+    for part in (*folder.glob(".scores-*"), *folder.glob("scores-*")):
+        with contextlib.suppress(FileNotFoundError):  # it was given its name meanwhile
+            count += part.read_bytes().count(b"\n")
+    return count
+
+
 def test_devices_are_processes_and_none_is_left(tmp_path):
     """Two processes on the CPU; then they are interrupted, and gone on with."""
     records = candidates(3000)
@@ -175,9 +185,11 @@ def test_devices_are_processes_and_none_is_left(tmp_path):
         done = call("score", path, "--model", "length", "--out", out, "--devices", "cpu,cpu", "--workers", 0)
         os._exit(done.exit_code)
     folder, deadline = tmp_path / ".s.jsonl.job", time.monotonic() + 100
-    begun, children = set(), set()  # of a busy machine one process may be done before the other one begins
-    while len(begun) < 2 and time.monotonic() < deadline:
+    # Of a busy machine one process may be done before the other one begins, or both have begun and written nothing yet.
+    begun, written, children = set(), 0, set()
+    while not (len(begun) == 2 and written) and time.monotonic() < deadline:
         begun.update(path.name for path in folder.glob(".scores-*"))
+        written = lines_in(folder)
         children.update(children_of(pid))
         time.sleep(0.01)
     os.kill(pid, signal.SIGTERM)
@@ -186,9 +198,12 @@ def test_devices_are_processes_and_none_is_left(tmp_path):
     while any(map(is_alive, children)) and time.monotonic() < deadline:  # Python's own tracker of processes ends last
         time.sleep(0.01)
     assert not any(map(is_alive, children))
+    assert len(begun) == 2 and written
+    written = lines_in(folder)
     words = ("score", path, "--model", "length", "--out", out, "--workers", 0, "--devices", "cpu,cpu", "--json")
     done = call(*words)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.splitlines()[-1])
-    assert (found["rows"], found["scored"] + found["kept"], found["out"]) == (3000, 3000, str(out)) and found["kept"]
+    assert (found["rows"], found["scored"] + found["kept"], found["out"]) == (3000, 3000, str(out))
+    assert found["kept"] == written
     check(out, records, path, score=length)
