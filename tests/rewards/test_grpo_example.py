@@ -18,6 +18,7 @@ from yojo.demo.backbone import build_model, build_processor
 pytest.importorskip("trl")
 FOLDER = Path(__file__).parents[2] / "examples" / "grpo" / "comparison"
 SHORT = {"steps": 2, "prompts": 2, "group": 3, "every": 2, "logging": 1, "images": 2, "samples": 2}
+FILES = {"--train_data": "train", "--eval_data": "held_out"}  # of a folder of digits
 
 
 def random_reward_model(**options):
@@ -210,7 +211,7 @@ def test_the_multi_response_model_goes_on_from_the_weights_of_the_single_respons
     assert not torch.equal(one, other)
 
 
-def test_both_reward_models_see_as_many_steps_of_one_file(reward_models, tmp_path, monkeypatch):
+def test_the_reward_models_see_as_many_steps_and_two_of_them_one_file(reward_models, tmp_path, monkeypatch):
     calls = []
 
     def command(name, *words):
@@ -228,18 +229,25 @@ def test_both_reward_models_see_as_many_steps_of_one_file(reward_models, tmp_pat
     monkeypatch.setattr(reward_models, "_yojo", command)
     monkeypatch.setattr(reward_models, "_restarted", lambda saved, out, options: None)
     made = reward_models.make(tmp_path, seed=4)
-    assert made == dict.fromkeys(("single", "multi", "multi-4"), 0.5)
-    assert [name for name, _ in calls] == ["demo", "train", "train", "train", "eval"]
-    start, single, multi = (dict(zip(words[::2], words[1::2], strict=True)) for name, words in calls if name == "train")
+    assert made == dict.fromkeys(("single", "multi", "multi-4", "wide"), 0.5)
+    assert [name for name, _ in calls] == ["demo", *["train"] * 4, "eval"]
+    start, single, multi, wide = (
+        dict(zip(words[::2], words[1::2], strict=True)) for name, words in calls if name == "train"
+    )
     for options in (start, single, multi):
         assert options["--train_data"] == str(tmp_path / "digits/train.jsonl")
     assert single["--model"] == start["--output_dir"] and multi["--model"] == f"{start['--output_dir']}-multi"
     own = ("--model", "--output_dir", "--mode", "--loss", "--max_responses")
     assert {k: v for k, v in single.items() if k not in own} == {k: v for k, v in multi.items() if k not in own}
     assert single["--max_responses"] == "2" and "--max_responses" not in multi
+    data = {name: str(tmp_path / f"digits-wide/{file}.jsonl") for name, file in FILES.items()}
+    assert wide == multi | data | {"--output_dir": str(tmp_path / "wide")}
+    with open(data["--train_data"]) as file:
+        records = [json.loads(line) for line in file]
+    assert len(records) == 4311 and all(sorted(one["rankings"]) == [1] + [2] * 7 for one in records)
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "held_out.jsonl").write_text("")
-    assert reward_models.make(tmp_path, seed=4) == made and len(calls) == 5  # all is there
+    assert reward_models.make(tmp_path, seed=4) == made and len(calls) == 6  # all is there
     with pytest.raises(ValueError, match="other settings"):
         reward_models.make(tmp_path, seed=5)
 
@@ -272,13 +280,14 @@ def test_the_script_makes_everything_for_every_seed(script):
     code, calls, error = script("out", 0, 7)
     assert code == 0, error
     assert calls[:3] == ["captioner.py policy", "reward_models.py seed0 --seed 0", "reward_models.py seed7 --seed 7"]
-    assert calls[3:7] == [
+    assert calls[3:8] == [
         "train.py results/truth-seed0.jsonl --policy policy --seed 0 --reward truth",
         "train.py results/single-seed0.jsonl --policy policy --seed 0 --reward judge --judge seed0/single",
         "train.py results/multi-seed0.jsonl --policy policy --seed 0 --reward judge --judge seed0/multi",
         "train.py results/multi-4-seed0.jsonl --policy policy --seed 0 --reward judge --judge seed0/multi#permutations=4",
+        "train.py results/wide-seed0.jsonl --policy policy --seed 0 --reward judge --judge seed0/wide",
     ]
-    assert len(calls) == 12 and calls[-1] == "report.py results --plot grpo.png"
+    assert len(calls) == 14 and calls[-1] == "report.py results --plot grpo.png"
 
 
 def test_the_script_stops_where_something_fails(script):

@@ -17,13 +17,14 @@ RESPONSES = 4
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
-def make_examples(samples, count, seed):
-    """Examples of one image and four answers, one of them right.
+def make_examples(samples, count, seed, n=RESPONSES):
+    """Examples of one image and n answers, one of them right.
 
     Args:
         samples: list of (PIL image, digit), gone through in a shuffled order, again and again.
         count: how many examples to make.
         seed: int; decides order, answers and wording.
+        n: answers of an example.
 
     Returns:
         list of `yojo.Example`.
@@ -35,18 +36,19 @@ def make_examples(samples, count, seed):
             order = rng.sample(range(len(samples)), len(samples))
         place = order.pop()
         image, digit = samples[place]
-        responses, rankings = digits.answers(digit, RESPONSES, rng)
+        responses, rankings = digits.answers(digit, n, rng)
         examples.append(yojo.Example(digits.PROMPT, responses, images=[image], rankings=rankings, id=place))
     return examples
 
 
-def write_files(folder, *, count=4311, seed=0):
+def write_files(folder, *, count=4311, seed=0, n=RESPONSES):
     """Write the digits as preference files, in the paper's JSONL.
 
     Args:
         folder: made if it is missing.
         count: records to train on; each of the 1,437 images comes up every so often, with other answers.
         seed: of answers and wording.
+        n: answers of a record.
 
     Returns:
         dict: path of `train.jsonl` and of `held_out.jsonl` -> how many records it holds.
@@ -58,7 +60,7 @@ def write_files(folder, *, count=4311, seed=0):
             image.save(folder / "images" / f"{name}-{place:04d}.png")
         path = folder / f"{name}.jsonl"
         with open(path, "w") as file:
-            for example in make_examples(samples, number, seed):
+            for example in make_examples(samples, number, seed, n):
                 record = {
                     "prompt": example.prompt,
                     "image": f"images/{name}-{example.id:04d}.png",

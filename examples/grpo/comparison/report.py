@@ -14,8 +14,9 @@ NAMES = {
     "single": "single-response",
     "multi": "multi-response",
     "multi-4": "multi-response, 4 orders",
+    "wide": "multi-response, of groups of 8",
 }
-COLOURS = {"truth": "#57606a", "single": "#bc4c00", "multi": "#0969da", "multi-4": "#8250df"}
+COLOURS = {"truth": "#57606a", "single": "#bc4c00", "multi": "#0969da", "multi-4": "#8250df", "wide": "#1a7f37"}
 RUN = re.compile(r"(.+)-seed(\d+)")
 
 COLUMNS = {

@@ -1,4 +1,4 @@
-"""The two reward models of the comparison, trained on one file from one start, and their held-out accuracy."""
+"""The reward models of the comparison, trained from one start, and their held-out accuracy."""
 
 import argparse
 import dataclasses
@@ -7,20 +7,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+from yojo.demo import reward
+
 ROOT = Path(__file__).resolve().parents[3]
 START, REST = 200, 250  # steps
 SINGLE = {"mode": "isolated", "loss": "bradley_terry"}
 MULTI = {"mode": "comparative", "loss": "best"}
+WIDE = 8  # responses of the policy's groups, and of the records that "wide" learns from
 # What is evaluated, and how it is called in the table.
-JUDGES = {"single": "single", "multi": "multi", "multi-4": "multi#permutations=4"}
+JUDGES = {"single": "single", "multi": "multi", "multi-4": "multi#permutations=4", "wide": "wide"}
 
 
 def make(folder, *, seed=0, start=START, rest=REST):
-    """Train both reward models; what is there whole is kept.
+    """Train the reward models; what is there whole is kept.
 
-    Both begin as one single-response model: `start` steps of Bradley-Terry on a pair of responses, each judged alone. From
-    there `rest` steps go on so ("single"), and as many judge all four responses in one row ("multi"). From the backbone
-    itself multi stays at the level of chance for hundreds of steps with some seeds (docs/rl.md).
+    All begin as one single-response model: `start` steps of Bradley-Terry on a pair of responses, each judged alone. From
+    there `rest` steps go on so ("single"), and as many judge all four responses in one row ("multi"), or the eight of
+    other records about the same images ("wide"). From the backbone itself multi stays at the level of chance for hundreds
+    of steps with some seeds (docs/rl.md).
 
     Args:
         folder: where data and models go.
@@ -51,6 +55,9 @@ def make(folder, *, seed=0, start=START, rest=REST):
     _restarted(folder / "start", folder / "start-multi", MULTI)
     _train(folder / "single", folder / "start", rest, seed + 1000, SINGLE, *pair)
     _train(folder / "multi", folder / "start-multi", rest, seed + 1000, MULTI)
+    if not (folder / "digits-wide" / "held_out.jsonl").is_file():
+        reward.write_files(folder / "digits-wide", n=WIDE)
+    _train(folder / "wide", folder / "start-multi", rest, seed + 1000, MULTI, data="digits-wide")
     report = folder / "preferences" / "report.json"
     if not report.is_file():
         judges = [word for name, judge in JUDGES.items() for word in ("--judge", f"{name}={folder / judge}")]
@@ -62,10 +69,10 @@ def make(folder, *, seed=0, start=START, rest=REST):
     return made
 
 
-def _train(out, model, steps, seed, options, *more):
+def _train(out, model, steps, seed, options, *more, data="digits"):
     if (out / "trainer_state.json").is_file():  # which is written last
         return
-    data = out.parent / "digits"
+    data = out.parent / data
     words = {
         "model": model,
         "train_data": data / "train.jsonl",
@@ -99,8 +106,10 @@ def _yojo(*words):
 
 
 def main(argv=None):
-    """Train both reward models, and say how good they are."""
-    parser = argparse.ArgumentParser(description="Train a single-response and a multi-response reward model on digits.")
+    """Train the reward models, and say how good they are."""
+    parser = argparse.ArgumentParser(
+        description="Train a single-response reward model and two multi-response ones on digits."
+    )
     parser.add_argument("folder", type=Path, help="where they go; what is there is kept")
     parser.add_argument("--seed", type=int, default=0, help="of weights and orders (%(default)s)")
     options = parser.parse_args(argv)
