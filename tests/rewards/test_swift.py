@@ -4,7 +4,6 @@ import asyncio
 import base64
 import io
 import json
-import os
 import types
 
 import framework_cases
@@ -167,21 +166,3 @@ def test_a_plugin_refuses_shards(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="a reward model in shards"):
         SwiftPlugin(None, group_size=2)
-
-
-def test_a_judge_is_loaded_whole_whatever_the_trainer_shards(monkeypatch):
-    from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
-
-    zero3 = types.SimpleNamespace(is_zero3=lambda: True)
-    monkeypatch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", lambda: zero3)
-    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
-    seen = []
-
-    def load(name, device):
-        seen.append((is_deepspeed_zero3_enabled(), os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING")))
-        return Watched()
-
-    monkeypatch.setattr("yojo.rewards.swift.load_judge", load)
-    SwiftReward(arguments(), judge="length")
-    assert seen == [(False, None)]
-    assert is_deepspeed_zero3_enabled() and os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"

@@ -2,6 +2,7 @@
 
 import logging
 
+from yojo.files.whole import loaded_whole
 from yojo.inputs.processors import load_processor
 from yojo.patching.state import is_patched, tokenizer_of
 
@@ -47,7 +48,8 @@ def load_stock(path, model_class, *, dtype=None, device=None, unread=(), **kwarg
     Raises:
         ValueError: weights that are missing or of another shape.
     """
-    model, report = model_class.from_pretrained(path, dtype=dtype or "auto", output_loading_info=True, **kwargs)
+    with loaded_whole():
+        model, report = model_class.from_pretrained(path, dtype=dtype or "auto", output_loading_info=True, **kwargs)
     _check_report(report, path, unread)
     if device is not None:
         model.to(device)

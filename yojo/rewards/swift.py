@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import contextlib
 import json
 import os
 
@@ -210,24 +209,7 @@ def _loaded(judge):
     if not isinstance(judge, (str, os.PathLike)):
         return judge
     on_gpu = torch.cuda.is_available() and has_model(os.fspath(judge))
-    with _unsharded():
-        return load_judge(judge, device=f"cuda:{torch.cuda.current_device()}" if on_gpu else None)
-
-
-@contextlib.contextmanager
-def _unsharded():
-    """What is loaded meanwhile is whole in each process, though transformers shards what it loads for a trainer (ZeRO-3, FSDP)."""
-    from transformers.integrations import deepspeed
-
-    held = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed._hf_deepspeed_config_weak_ref = None
-    kept = os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = held
-        if kept is not None:
-            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = kept
+    return load_judge(judge, device=f"cuda:{torch.cuda.current_device()}" if on_gpu else None)
 
 
 def _tools(tools):

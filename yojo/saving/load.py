@@ -18,6 +18,7 @@ from yojo.files.saved import (
     local_folder,
     read_description,
 )
+from yojo.files.whole import loaded_whole
 from yojo.inputs.processors import load_processor
 from yojo.patching import dates, fingerprints
 from yojo.patching.devices import embedding_of
@@ -73,7 +74,23 @@ def load_pretrained(
             settings this version does not know; another base model than the adapter's; files that are not a YOJO reward
             model. Nothing is ever filled with random weights.
     """
-    path = local_folder(path)
+    with loaded_whole():
+        return _load(
+            local_folder(path),
+            base_model=base_model,
+            dtype=dtype,
+            device=device,
+            fuse=fuse,
+            probe=probe,
+            trainable=trainable,
+            checks=Checks(check_base, check_files),
+            processor_options=processor_options,
+            model=model,
+            kwargs=kwargs,
+        )
+
+
+def _load(path, *, base_model, dtype, device, fuse, probe, trainable, checks, processor_options, model, kwargs):
     if not (path / CONFIG_FILE).is_file() and stock.is_checkpoint(path):
         if base_model is not None:
             raise ValueError(f"base_model is given, but {path} holds a full model")
@@ -99,7 +116,7 @@ def load_pretrained(
         kwargs,
         trainable=trainable,
         probe=probe,
-        checks=Checks(check_base, check_files),
+        checks=checks,
         processor_options=processor_options,
         model=model,
     )
