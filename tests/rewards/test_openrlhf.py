@@ -210,7 +210,8 @@ def test_other_paths_and_health(monkeypatch):
     monkeypatch.setattr(serving, "LARGEST", 5)
     with Serving() as it:
         assert it.ask("GET", "/health") == (200, '{"status": "ok"}')
-        assert it.ask("GET", "/get_reward")[0] == it.ask("POST", "/score", "{}")[0] == 404
+        assert it.ask("GET", "/get_reward")[0] == 405
+        assert it.ask("GET", "/score")[0] == it.ask("POST", "/score", "{}")[0] == 404
         assert it.ask("POST", "/get_reward", "123456")[0] == 413
         status, text = it.ask("GET", "/metrics")
     assert status == 200
@@ -237,6 +238,7 @@ def test_a_lost_sample_is_an_error_of_its_group_and_who_asks_again_hears_it_at_o
     with Serving(deadline=0.05) as it:
         status, reply = it.post(["Why?a"], ["Why?"], [""])
         assert status == 424 and "1 of 2 samples came within deadline=0.05 s" in reply["error"]
+        assert "(...Why?)" in reply["error"]
         status, reply = it.post(["Why?a"], ["Why?"], [""])
         assert status == 424 and "the sample is late" in reply["error"]
 
@@ -354,7 +356,9 @@ class Agent(adapter.GroupAgent, Base):
     [
         ({"judge": Hashed(), "prompt": "chat"}, ValueError, "prompt must be one of"),
         ({"judge": Hashed(), "empty": "none"}, ValueError, "empty='none' leaves a sample without a reward"),
-        ({"judge": Hashed(), "device": "cpu"}, ValueError, "device and dtype"),
+        ({"judge": Hashed(), "device": "cpu"}, ValueError, "device, dtype and base_model"),
+        ({"judge": Hashed(), "base_model": "b"}, ValueError, "device, dtype and base_model"),
+        ({"judge": "length", "base_model": "b"}, ValueError, "base_model='b'"),
         ({"judge": Hashed(), "group_sizes": 3}, TypeError, "group_sizes"),
         ({"judge": "no/such/judge"}, ValueError, "no/such/judge"),
     ],
@@ -382,7 +386,15 @@ def test_a_sample_that_is_started_late_is_an_error():
     [
         (["--judge", "length", "--group-size", "2"], "what ends a response must be known"),
         (["--judge", "length", "--group-size", "2", "--eos", EOS], "needs the policy's tokenizer"),
-        (["--judge", "length", "--group-size", "0", "--eos", EOS, "--prompt", "text"], "group_size must be at least 1"),
+        (
+            ["--judge", "no/such", "--group-size", "0", "--eos", EOS, "--prompt", "text"],
+            "group_size must be at least 1",
+        ),
+        (["--judge", "no/such", "--group-size", "two"], "group_size must be at least 1"),
+        (
+            ["--judge", "length", "--group-size", "2", "--eos", EOS, "--prompt", "text", "--base-model", "b"],
+            "base_model='b'",
+        ),
         (["--judge", "length", "--group-size", "2", "--eos", EOS, "--prompt", "text", "--empty", "none"], "none"),
         (["--judge", "no/such", "--group-size", "2", "--eos", EOS, "--prompt", "text"], "no/such"),
     ],

@@ -33,7 +33,7 @@ class GroupAgent:
         prompt: how the judge learns the question. "template": the prompt, which the policy's chat template has made
             (`--data.apply_chat_template`), is taken back to its messages. "label": it is the sample's label: `--data.label_key`
             names a column with the question or the messages. "text": the prompt as it is, made without a template.
-        device, dtype: of the judge, as for `yojo.judges.load_judge`; given only with a name.
+        device, dtype, base_model: of the judge, as for `yojo.judges.load_judge`; given only with a name.
         group_size: samples that a prompt has, an int or several of them (in training and evaluation): what is counted must be one
             of them. None: whatever is counted.
         deadline: seconds that a group has from its first sample that is done to its last.
@@ -58,6 +58,7 @@ class GroupAgent:
         group_size=None,
         device=None,
         dtype=None,
+        base_model=None,
         deadline=600.0,
         incomplete="fail",
         **options,
@@ -65,7 +66,8 @@ class GroupAgent:
         super().__init__()
         if prompt not in PROMPTS:
             raise ValueError(f"prompt must be one of {', '.join(PROMPTS)}, got {prompt!r}")
-        scorer = scorer_of(judge, device=device, dtype=dtype, deadline=deadline, **options)
+        loading = {"device": device, "dtype": dtype, "base_model": base_model}
+        scorer = scorer_of(judge, **loading, deadline=deadline, **options)
         self.collator = GroupCollator(scorer.score, deadline=deadline, incomplete=incomplete)
         self._prompt, self._asked_by = prompt, None
         self._sizes = (group_size,) if isinstance(group_size, int) else group_size
@@ -176,7 +178,7 @@ def main(arguments=None):
         "--judge", required=True, help="name of a judge: a folder, FOLDER#isolated, openai:MODEL@URL, length"
     )
     parser.add_argument(
-        "--group-size", type=int, required=True, help="--rollout.n_samples_per_prompt, in evaluation the same"
+        "--group-size", type=_size, required=True, help="--rollout.n_samples_per_prompt, in evaluation the same"
     )
     parser.add_argument("--tokenizer", help="folder or name of the policy's tokenizer or processor")
     parser.add_argument(
@@ -188,6 +190,7 @@ def main(arguments=None):
     parser.add_argument("--deadline", type=float, default=600.0, help="seconds from a group's first sample to its last")
     parser.add_argument("--device", help="of the judge's model")
     parser.add_argument("--dtype", help="of the judge's model")
+    parser.add_argument("--base-model", help="of a judge that is an adapter, if it lies elsewhere than in training")
     for name, kind, what in (
         ("normalize", str, "none, centre, standardise, rank or softmax"),
         ("empty", _treatment, "lowest, raise or a number"),
@@ -219,6 +222,12 @@ def main(arguments=None):
             server.serve()
         except KeyboardInterrupt:
             logger.info("stopped")
+
+
+def _size(text):
+    if not text.isdecimal() or int(text) < 1:  # said before a model is loaded
+        raise argparse.ArgumentTypeError(f"group_size must be at least 1, got {text!r}")
+    return int(text)
 
 
 def _treatment(text):

@@ -5,12 +5,12 @@ from yojo.rewards.scorer import GroupScorer, RewardError
 PROMPTS = ("template", "label", "text")
 
 
-def scorer_of(judge, *, device=None, dtype=None, **options):
+def scorer_of(judge, *, device=None, dtype=None, base_model=None, **options):
     """A `GroupScorer` for a trainer that takes a number for each sample and nothing else.
 
     Args:
         judge: a judge, or its name.
-        device, dtype: as for `yojo.judges.load_judge`, with a name.
+        device, dtype, base_model: as for `yojo.judges.load_judge`, with a name.
         **options: of `GroupScorer`.
     """
     for name in ("empty", "truncated", "forged"):
@@ -21,9 +21,11 @@ def scorer_of(judge, *, device=None, dtype=None, **options):
     if isinstance(judge, str):
         from yojo.judges import load_judge
 
-        judge = load_judge(judge, device=device, dtype=dtype)
-    elif device is not None or dtype is not None:
-        raise ValueError("device and dtype are those of a judge that is loaded by its name; this one is there already")
+        judge = load_judge(judge, device=device, dtype=dtype, base_model=base_model)
+    elif (device, dtype, base_model) != (None, None, None):
+        raise ValueError(
+            "device, dtype and base_model are for a judge that is loaded by its name; this one is there already"
+        )
     return GroupScorer(judge, **options)
 
 

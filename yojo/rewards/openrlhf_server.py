@@ -228,7 +228,7 @@ class RewardServer:
             for query, prompt, label in _samples(data):
                 shown, completion, truncated = self.queries.read(query, prompt, label)
                 add = functools.partial(
-                    self.collator.add, digest([prompt, label]), shown, completion, truncated=truncated
+                    self.collator.add, _key(shown, prompt, label), shown, completion, truncated=truncated
                 )
                 text = digest([query, prompt, label])
                 handed.append((text, self.desk.hand_in(text, add, connection)))
@@ -246,6 +246,12 @@ class RewardServer:
         return {"rewards": rewards, "scores": rewards, "extra_logs": extra}, handed
 
 
+def _key(shown, prompt, label):
+    """What tells a group from others, and, to people, which it is: how the question ends."""
+    said = shown if isinstance(shown, str) else json.dumps(shown[-1], ensure_ascii=False)
+    return f"{digest([prompt, label])} (...{said.strip()[-60:]})"
+
+
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 1024
@@ -259,7 +265,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     timeout = 60.0  # seconds between a connection and its request, and for each part of it
 
     def do_POST(self):
-        if self.path.rstrip("/") not in ("/get_reward", ""):
+        if not self._is_reward():
             return self._say(404, {"error": f"there is /get_reward, not {self.path}"})
         data = self._body()
         if data is None:
@@ -290,8 +296,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._send(
                 200, "".join(f"{name} {value}\n" for name, value in numbers.items()), "text/plain; version=0.0.4"
             )
+        elif self._is_reward():
+            self._say(405, {"error": "/get_reward is asked by POST"}, Allow="POST")
         else:
             self._say(404, {"error": f"there are /health and /metrics, not {self.path}"})
+
+    def _is_reward(self):
+        return self.path.rstrip("/") in ("/get_reward", "")
 
     def log_message(self, text, *arguments):
         logger.debug(text, *arguments)
@@ -318,14 +329,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except OSError:  # its client is gone
             self.close_connection = True
 
-    def _say(self, status, answer):
-        self._send(status, json.dumps(answer, allow_nan=False), "application/json")
+    def _say(self, status, answer, **headers):
+        self._send(status, json.dumps(answer, allow_nan=False), "application/json", headers)
 
-    def _send(self, status, text, kind):
+    def _send(self, status, text, kind, headers=()):
         body = text.encode()
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        for name, value in dict(headers).items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
