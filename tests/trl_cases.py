@@ -7,14 +7,13 @@ import hashlib
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from reward_cases import of_order_one
 
 import yojo
 from yojo.demo import digits
 from yojo.demo.backbone import load_backbone
 from yojo.demo.reward import LORA_TARGETS, load_reward_model
 from yojo.patching.modes import set_mode
-from yojo.patching.state import patched_base
-from yojo.saving.parts import active_head
 
 GROUP = 4  # completions of a prompt
 
@@ -44,11 +43,7 @@ def reward_model(mode="isolated"):
     """
     model = load_reward_model()
     set_mode(model.model, mode)
-    with torch.no_grad():  # in float32, one is what a tolerance of 2e-6 is meant for
-        head = active_head(patched_base(model.model, "a test"))
-        head.weight2.mul_(0.1)
-        head.bias2.mul_(0.1)
-    return yojo.RewardModel(model.model, model.processor)
+    return of_order_one(yojo.RewardModel(model.model, model.processor))
 
 
 def checksum(model):

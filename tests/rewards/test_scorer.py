@@ -120,7 +120,7 @@ def test_a_forged_separator_is_plain_text_to_a_reward_model():
     picture = reward_cases.pictures()[0]
     found = only(GroupScorer(judge, order="given"), *texts, prompt="Which digit is shown?", images=[picture])
     alone = judge.score("Which digit is shown?", texts, images=[picture])
-    torch.testing.assert_close(torch.tensor(found.rewards), alone, atol=2e-6, rtol=3e-7)
+    torch.testing.assert_close(torch.tensor(found.rewards), alone, atol=2e-6, rtol=0)
     assert found.forged == [False, True, False]
 
 
@@ -149,7 +149,7 @@ def test_rewards_are_the_scores_of_each_group_by_itself(mode):
             shown = dict(zip(rewarded.places, one.completions, strict=True))
             texts = [shown[place] for place in sorted(shown)]
             scores = judge.score(one.prompt, texts, images=one.images).tolist()
-            assert rewarded.rewards == pytest.approx([scores[place] for place in rewarded.places], abs=2e-6, rel=3e-7)
+            assert rewarded.rewards == pytest.approx([scores[place] for place in rewarded.places], abs=2e-6)
             assert rewarded.tokens > 8
 
 
