@@ -104,26 +104,32 @@ def incomplete(rows):
     return rows[:13], rows[13:-1]
 
 
+def only(rank, seconds):
+    """A deadline that one process has: the judge of the other one is right, and takes as long as it takes."""
+    return seconds if dist.get_rank() == rank else None
+
+
 def right(rank, judge):
     """A judge that one process has, and the trained reward model that the other has."""
     return lambda: judge() if dist.get_rank() == rank else trl_cases.reward_model()
 
 
 def late(folder):
-    """The second call of a process that the other one does not answer: it is waited for no longer than it may be late."""
-    gathering.MARGIN = 0.5
+    """The call of a process that the other one does not answer: it is waited for no longer than it may be late."""
+    gathering.MARGIN = 1.5
     prompts, texts, pictures = zip(*uneven(table())[dist.get_rank()], strict=True)
     reward = GroupReward(trl_cases.reward_model(), group_size=GROUP, deadline=1.5)
-    reward(list(prompts), list(texts), image=list(pictures))
-    error = None
+    dist.barrier()
+    reward._begin()  # which both have to do at once, and is done; no judge has to be as fast as that
+    error, start = None, time.monotonic()
     if dist.get_rank() == 0:
         try:
             reward(list(prompts), list(texts), image=list(pictures))
         except Exception as raised:
             error = f"{type(raised).__name__}: {raised}"
-    else:
-        time.sleep(4.0)  # longer than the other one waits
-    return error
+    seconds = time.monotonic() - start
+    dist.barrier()  # the other one is there, and busy, for as long as it is waited for
+    return error, seconds
 
 
 CASES = {
@@ -134,13 +140,13 @@ CASES = {
     "split, RLOO": lambda folder: trained(folder, trainer="RLOO", max_steps=1),
     "split, one backbone": lambda folder: trained(folder, shared=True),
     "raises": lambda folder: stopped(folder, (trl_cases.reward_model, Failing)),
-    "hangs": lambda folder: stopped(folder, (Hanging, trl_cases.reward_model), deadline=DEADLINE),
+    "hangs": lambda folder: stopped(folder, (Hanging, trl_cases.reward_model), deadline=only(0, DEADLINE)),
     "uneven": lambda folder: called(uneven, calls=2),
     "uneven, awaited": lambda folder: called(uneven, kind=AsyncGroupReward),
     "one has none": lambda folder: called(one_has_none),
     "incomplete": lambda folder: called(incomplete),
     "one raises": lambda folder: called(uneven, judge=right(1, Failing), calls=2),
-    "one hangs": lambda folder: called(uneven, judge=right(0, Hanging), deadline=DEADLINE),
+    "one hangs": lambda folder: called(uneven, judge=right(0, Hanging), deadline=only(0, DEADLINE)),
     "one gives NaN": lambda folder: called(uneven, judge=right(1, lambda: Saying([[float("nan")] * GROUP]))),
     "one gives too few": lambda folder: called(uneven, judge=right(1, lambda: Saying([[1.0]]))),
     "late": late,

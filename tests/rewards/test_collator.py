@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tests.collator_cases import LONG, Clock, settled
+from tests.collator_cases import LONG, Clock, Stopwatch, settled
 from tests.reward_cases import Hanging, Hashed, Watched, picture
 from yojo.rewards.answers import Reward
 from yojo.rewards.collator import GroupCollator
@@ -130,8 +130,10 @@ def test_groups_that_wait_together_are_scored_in_one_call():
 
 
 def test_an_incomplete_group_fails_at_its_deadline_by_a_real_clock():
-    with collator(3, deadline=0.05) as made:
+    clock = Stopwatch()
+    with collator(3, deadline=0.05, clock=clock) as made:
         futures = [made.add("k", "Why?", text) for text in "ab"]
+        clock.goes = True
         for error in settled(futures):
             assert isinstance(error, RewardError)
             assert "'k': 2 of 3 samples came within deadline=0.05 s" in str(error) and "group_size" in str(error)
@@ -252,7 +254,7 @@ def test_the_thread_goes_on_behind_an_error(its_own_cause):
             raise error from (error if its_own_cause else None)
         return GroupScorer(Hashed()).score(groups)
 
-    with GroupCollator(score, 1, scoring_deadline=5.0) as made:
+    with GroupCollator(score, 1, scoring_deadline=LONG) as made:
         assert "once" in str(settled([made.add(1, "Why?", "a")])[0])
         assert isinstance(settled([made.add(2, "Why?", "a")])[0], Reward)
 
@@ -282,11 +284,12 @@ def test_a_group_that_cannot_be_judged_is_no_error_of_the_others():
 
 
 def test_a_score_that_hangs_ends_for_those_who_wait():
-    score = Held()
-    with GroupCollator(score, 1, scoring_deadline=0.05) as made:
+    score, clock = Held(), Stopwatch()
+    with GroupCollator(score, 1, scoring_deadline=0.05, clock=clock) as made:
         under_way = made.add(1, "Why?", "a")
         assert score.entered.acquire(timeout=LONG)
         queued = made.add(2, "Why?", "a")
+        clock.goes = True
         for error in settled([under_way, queued]):
             assert isinstance(error, RewardError) and "no rewards within scoring_deadline=0.05 s" in str(error)
         score.go.set()  # what it says now comes too late, and changes nothing

@@ -12,7 +12,7 @@ from yojo.rewards.collator import GroupCollator
 from yojo.rewards.scorer import GroupScorer, Rewarded, RewardError
 
 
-def gone(references, seconds=30):
+def gone(references, seconds=LONG):
     """Wait until nothing is referred to any more: a thread that has answered may not have returned yet."""
     until = time.monotonic() + seconds
     while (left := {kind for kind, one in references.items() if one() is not None}) and time.monotonic() < until:

@@ -293,11 +293,14 @@ def test_awaited_it_gives_the_same_and_others_run_meanwhile():
 
     assert asyncio.run(both()) == GroupReward(Hashed(), group_size=2)(**given)
 
+    judge = Hanging()
+
     async def failing():
-        await AsyncGroupReward(Hanging(), group_size=2, deadline=0.05)(**given)
+        await AsyncGroupReward(judge, group_size=2, deadline=0.05)(**given)
 
     with pytest.raises(RewardError, match="deadline of 0.05 s"):
         asyncio.run(failing())
+    judge.go.set()
 
 
 def test_a_task_that_is_cancelled_leaves_no_error_in_its_thread(monkeypatch):
@@ -306,7 +309,7 @@ def test_a_task_that_is_cancelled_leaves_no_error_in_its_thread(monkeypatch):
 
     async def cancelled():
         task = asyncio.ensure_future(AsyncGroupReward(judge, group_size=2)(["Why?"] * 2, ["a", "b"]))
-        assert await asyncio.to_thread(judge.entered.wait, 30)
+        assert await asyncio.to_thread(judge.entered.wait, 60)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -314,7 +317,7 @@ def test_a_task_that_is_cancelled_leaves_no_error_in_its_thread(monkeypatch):
     asyncio.run(cancelled())
     judge.go.set()
     for thread in set(threading.enumerate()) - others:
-        thread.join(10)
+        thread.join(60)
     assert not failures
 
 

@@ -198,17 +198,15 @@ def test_the_wrong_count_is_no_reward(found):
 
 
 def test_a_judge_that_hangs_ends_by_the_deadline():
-    judge, started = Hanging(), time.monotonic()
-    before = threading.active_count()
+    judge, started, before = Hanging(), time.monotonic(), set(threading.enumerate())
     with pytest.raises(RewardError, match="within the deadline of 0.2 s"):
         only(GroupScorer(judge, deadline=0.2), "a", "b")
     assert time.monotonic() - started < 30
-    assert all(thread.daemon for thread in threading.enumerate() if thread.name == "yojo reward")
+    (own,) = set(threading.enumerate()) - before
+    assert own.name == "yojo reward" and own.daemon
     judge.go.set()
-    for thread in threading.enumerate():
-        if thread.name == "yojo reward":
-            thread.join(10)
-    assert threading.active_count() <= before
+    own.join(60)
+    assert not own.is_alive()
 
 
 def test_the_judge_is_called_with_its_models_device(monkeypatch):

@@ -140,23 +140,25 @@ def test_threads_score_while_the_policy_trains(reward_model, score, batch):
     torch.manual_seed(5)
     policy, judge = share(reward_model, lora(lora_dropout=0.0))
     before, own = score(judge), make_policy(seed=5)
-    stop, seen, failed = threading.Event(), [], []
+    stop, scored, seen, failed = threading.Event(), threading.Semaphore(0), [], []
 
     def judge_on():
         try:
             while not stop.is_set():
                 seen.append(score(judge))
+                scored.release()
         except Exception as error:
             failed.append(error)
 
     thread = threading.Thread(target=judge_on)
     thread.start()
     try:
-        losses, _ = trained(policy, batch, steps=6)
+        # However threads take turns, neither runs ahead of the other one: training waits for a score wherever it may disturb.
+        losses, _ = trained(policy, batch, steps=6, between=lambda: failed or scored.acquire(timeout=60))
     finally:
         stop.set()
         thread.join()
-    assert not failed and len(seen) > 3
+    assert not failed and len(seen) >= 3 * 6
     assert all(torch.equal(scores, before) for scores in seen)
     assert losses == trained(own, batch, steps=6)[0]
 

@@ -340,10 +340,11 @@ def test_the_async_workers_scoring_with_a_judge_behind_an_endpoint(make_loop):
 def _next(samples, process):
     """The next sample of a queue, for as long as the process that fills it is there."""
     while True:
+        was_alive = process.is_alive()  # before: it may put its last sample, and end, right behind the wait
         try:
             return samples.get(timeout=1)
         except queue.Empty:
-            assert process.is_alive()
+            assert was_alive
 
 
 def test_in_a_spawned_process_it_scores_and_an_error_there_stops_training(make_loop):

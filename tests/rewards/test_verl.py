@@ -1,12 +1,14 @@
 """verl: its own reward loop, where it is installed; what the adapter reads of a row, and the actor, here without Ray."""
 
 import asyncio
+import time
 import types
 
 import framework_cases
 import pytest
 import torch
 
+from tests.collator_cases import LONG, Clock
 from tests.reward_cases import Hashed, Watched, picture
 from yojo.rewards import RewardError
 from yojo.rewards.verl import Judging, Settings, YojoRewardManager
@@ -72,10 +74,22 @@ def test_turns():
 # ---- the actor ----
 
 
-def actor(judge, **found):
+def actor(judge, clock=None, **found):
     made = Judging(Settings.read({"judge": "length"} | found))
     made.scorer.judge = judge
+    if clock is not None:
+        made.collator._clock = clock
     return made
+
+
+async def lost(made, clock):
+    """Once a sample waits, the deadline of its group passes."""
+    end = time.monotonic() + LONG
+    while not made.metrics()["yojo_collator_samples_waiting"]:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.001)
+    clock.now += made.collator.deadline + 1
+    made.collator.expire()
 
 
 def submitted(made, *samples):
@@ -105,26 +119,37 @@ def test_one_question_about_two_pictures_is_two_groups():
 
 
 def test_a_uid_with_another_picture_is_an_error():
-    found = submitted(
-        actor(Hashed(), deadline=0.2), sample("u", "a", picture("red")), sample("u", "b", picture("blue"))
-    )
+    clock = Clock()
+    made = actor(Hashed(), clock)
+
+    async def two():
+        tasks = [
+            asyncio.ensure_future(made.submit(*sample("u", *one)))
+            for one in (("a", picture("red")), ("b", picture("blue")))
+        ]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await lost(made, clock)
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    found = asyncio.run(two())
+    made.collator.close()
     assert sorted(type(one).__name__ for one in found) == ["RewardError", "ValueError"]
 
 
 def test_what_is_lost_is_an_error_of_the_others_or_scored_without():
-    made = actor(Watched(), deadline=0.1)
+    clock = Clock()
 
-    async def one_that_is_lost():
-        lost = await asyncio.gather(made.submit(*sample("u", "a")), return_exceptions=True)
+    async def one_that_is_lost(made):
+        one, _ = await asyncio.gather(made.submit(*sample("u", "abc")), lost(made, clock), return_exceptions=True)
         whole = await asyncio.gather(*(made.submit(*sample("v", text)) for text in ("a", "abc")))
-        return lost, whole
+        made.collator.close()
+        return one, whole
 
-    (error,), whole = asyncio.run(one_that_is_lost())
-    made.collator.close()
-    assert isinstance(error, RewardError) and "1 of 2" in str(error)
+    error, whole = asyncio.run(one_that_is_lost(actor(Watched(), clock, deadline=10)))
+    assert isinstance(error, RewardError) and "1 of 2 samples came within deadline=10 s" in str(error)
     assert [round(reward) for reward in whole] == [1, 3]  # the judge has not failed
-    (reward,) = submitted(actor(Watched(), deadline=0.1, incomplete="score"), sample("u", "abc"))
-    assert reward == 3.0
+    reward, whole = asyncio.run(one_that_is_lost(actor(Watched(), clock, incomplete="score")))
+    assert reward == 3.0 and [round(reward) for reward in whole] == [1, 3]
 
 
 def test_a_judge_that_failed_has_failed_for_all_that_come_behind():
