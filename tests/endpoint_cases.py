@@ -15,6 +15,8 @@ from PIL import Image
 from yojo.judges import Generative
 
 KEY = "sk-a-key-that-nobody-may-see"
+LONG = 60.0  # seconds that no test takes
+SILENCE = 2 * LONG  # that a server is silent, where nobody has ended it before
 
 
 class Endpoint:
@@ -85,7 +87,7 @@ class Endpoint:
     def answer(self, request, found):
         if found in ("reset", "silence"):
             if found == "silence":
-                self.ended.wait(20)
+                self.ended.wait(SILENCE)
             # Closed with something unread or unsent thrown away: the other side sees a reset.
             request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             request.close_connection = True

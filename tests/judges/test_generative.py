@@ -292,13 +292,13 @@ def test_fingerprint():
 def test_it_goes_into_another_process_and_its_key_does_not(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with Endpoint(by_length) as endpoint:
-        judge = Generative(endpoint.url, "m", concurrency=2, timeout=20)
+        judge = Generative(endpoint.url, "m", concurrency=2, timeout=70)
         expected = judge.score_many([THREE])
         made = pickle.dumps(judge)
         assert KEY.encode() not in made
         found = pickle.loads(made)
         assert found.score_many([THREE])[0].tolist() == expected[0].tolist()
-        assert found.fingerprint() == judge.fingerprint() and found.client.timeout == 20
+        assert found.fingerprint() == judge.fingerprint() and found.client.timeout == 70
         assert [headers["Authorization"] for headers in endpoint.headers] == [f"Bearer {KEY}"] * 2
         with pytest.raises(TypeError, match="an api_key goes into no pickle: set OPENAI_API_KEY"):
             pickle.dumps(Generative(endpoint.url, "m", api_key="another"))
