@@ -1,6 +1,7 @@
 """Files of candidates, judges of all but no cost, and what the output of a scoring job must be."""
 
 import collections
+import contextlib
 import json
 import os
 import time
@@ -15,15 +16,25 @@ PIXELS = 8
 
 
 class Constants:
-    """A judge whose scores follow from the responses; slow, where it is to be caught in the middle."""
+    """A judge whose scores follow from the responses; slow, or without an answer, where it is to be caught in the middle.
 
-    def __init__(self, seconds=0.0, shift=0.0):
-        self.seconds, self.shift = seconds, shift
+    Args:
+        seconds: that an example takes.
+        shift: of all scores.
+        answers: calls that it answers; in the next one it hangs. None: all.
+    """
+
+    def __init__(self, seconds=0.0, shift=0.0, answers=None):
+        self.seconds, self.shift, self.answers = seconds, shift, answers
 
     def fingerprint(self):
         return {"judge": "constants", "shift": self.shift}
 
     def score_many(self, examples):
+        if self.answers is not None:
+            if not self.answers:
+                time.sleep(600)
+            self.answers -= 1
         time.sleep(self.seconds * len(examples))
         return [torch.tensor([score_of(text) + self.shift for text in e.responses]) for e in examples]
 
@@ -129,6 +140,23 @@ def check(out, records, path, bad=(), score=score_of):
 
 def run(path, out, judge=None, **options):
     return score_file(judge or Constants(), path, out, **options)
+
+
+def until(condition, seconds=60):
+    """Wait for a condition; False: in vain."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return bool(condition())
+
+
+def lines_in(folder):
+    """Whole lines in the parts of a job, those under way and those that are finished."""
+    count = 0
+    for part in (*folder.glob(".scores-*"), *folder.glob("scores-*")):
+        with contextlib.suppress(FileNotFoundError):  # it was given its name meanwhile
+            count += part.read_bytes().count(b"\n")
+    return count
 
 
 def children_of(pid):

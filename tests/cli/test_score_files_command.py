@@ -1,6 +1,5 @@
 """`yojo score FILE --out`: judges by name, options obeyed or refused by name, what people make of the scores, exit codes."""
 
-import contextlib
 import json
 import os
 import signal
@@ -9,7 +8,7 @@ import time
 import pytest
 import torch
 from saved_cases import backbone, patched
-from scoring_cases import bad_of, candidates, check, children_of, is_alive, lines_of, write
+from scoring_cases import bad_of, candidates, check, children_of, is_alive, lines_in, lines_of, until, write
 from typer.testing import CliRunner
 
 import yojo
@@ -167,37 +166,28 @@ def test_ray_may_stand_without_an_address(input_, tmp_path, monkeypatch):
     assert seen == ["local", "auto", "head:6379", "local", "local"]
 
 
-def lines_in(folder):
-    """Whole lines in the parts of a job, those under way and those that are finished."""
-    count = 0
-    for part in (*folder.glob(".scores-*"), *folder.glob("scores-*")):
-        with contextlib.suppress(FileNotFoundError):  # it was given its name meanwhile
-            count += part.read_bytes().count(b"\n")
-    return count
-
-
 def test_devices_are_processes_and_none_is_left(tmp_path):
     """Two processes on the CPU; then they are interrupted, and gone on with."""
     records = candidates(3000)
     path, out = write(tmp_path / "in.jsonl", records), tmp_path / "s.jsonl"
     pid = os.fork()
     if not pid:
+        signal.signal(signal.SIGTERM, lambda *_: None)  # behind the run, should that be over so soon
         done = call("score", path, "--model", "length", "--out", out, "--devices", "cpu,cpu", "--workers", 0)
         os._exit(done.exit_code)
-    folder, deadline = tmp_path / ".s.jsonl.job", time.monotonic() + 100
+    folder, deadline = tmp_path / ".s.jsonl.job", time.monotonic() + 300
     # Of a busy machine one process may be done before the other one begins, or both have begun and written nothing yet.
     begun, written, children = set(), 0, set()
     while not (len(begun) == 2 and written) and time.monotonic() < deadline:
-        begun.update(path.name for path in folder.glob(".scores-*"))
+        for pattern in (".scores-*", "scores-*"):  # a short one may have got its name already
+            begun.update(path.name.removeprefix(".").removesuffix(".writing") for path in folder.glob(pattern))
         written = lines_in(folder)
         children.update(children_of(pid))
         time.sleep(0.01)
     os.kill(pid, signal.SIGTERM)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) in (130, 0) and len(children) >= 2
-    while any(map(is_alive, children)) and time.monotonic() < deadline:  # Python's own tracker of processes ends last
-        time.sleep(0.01)
-    assert not any(map(is_alive, children))
+    assert until(lambda: not any(map(is_alive, children)))  # Python's own tracker of processes ends last
     assert len(begun) == 2 and written
     written = lines_in(folder)
     words = ("score", path, "--model", "length", "--out", out, "--workers", 0, "--devices", "cpu,cpu", "--json")

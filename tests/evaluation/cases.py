@@ -54,17 +54,27 @@ def items(count=24, sizes=(2, 4, 3)):
 
 
 class Constants:
-    """A judge whose scores follow from the responses alone; slow, where it is to be caught in the middle."""
+    """A judge whose scores follow from the responses alone; slow, or without an answer, where it is to be caught in the middle.
+
+    Args:
+        seconds: that an example takes.
+        shift: of all scores.
+        answers: calls that it answers; in the next one it hangs. None: all.
+    """
 
     order_free = True
 
-    def __init__(self, seconds=0.0, shift=0.0):
-        self.seconds, self.shift, self.calls = seconds, shift, []
+    def __init__(self, seconds=0.0, shift=0.0, answers=None):
+        self.seconds, self.shift, self.answers, self.calls = seconds, shift, answers, []
 
     def fingerprint(self):
         return {"judge": "constants", "shift": self.shift}
 
     def score_many(self, examples):
+        if self.answers is not None:
+            if not self.answers:
+                time.sleep(600)
+            self.answers -= 1
         time.sleep(self.seconds * len(examples))
         self.calls += [example.id for example in examples]
         return [torch.tensor([score_of(text) + self.shift for text in e.responses]) for e in examples]

@@ -5,12 +5,12 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 
 import numpy as np
 import pytest
 import torch
 from cases import Constants, Items, Leaning, items, score_of
+from scoring_cases import lines_in, until
 
 import yojo
 from yojo.evaluation.run import judge_items, judged_of
@@ -130,23 +130,29 @@ def test_items_of_other_shards_are_counted(made, tmp_path):
     assert judge_items(Constants(), made, tmp_path / "s.jsonl", shard=(0, 3)).others == 16
 
 
-def _judge(path, seconds):
-    judge_items(Leaning(seconds), items(), path, orders=2)
+def _judge(path, answers):
+    judge_items(Leaning(0.005, answers=answers), items(), path, orders=2)
+
+
+def _start(path, answers=None):
+    process = multiprocessing.get_context("fork").Process(target=_judge, args=(path, answers))
+    process.start()
+    return process
 
 
 def test_a_run_that_is_killed_is_gone_on_with(made, tmp_path):
     whole = judge_items(Leaning(), made, tmp_path / "whole.jsonl", orders=2).file.read_bytes()
-    out, kills = tmp_path / "s.jsonl", 0
-    for _ in range(20):
-        process = multiprocessing.get_context("fork").Process(target=_judge, args=(out, 0.02))
-        process.start()
-        time.sleep(0.25)
+    out, folder = tmp_path / "s.jsonl", tmp_path / ".s.jsonl.job"
+    for _ in range(4):
+        before = lines_in(folder)
+        process = _start(out, answers=5)  # of 24 items: it cannot have ended, however late it is killed
+        written = until(lambda before=before: lines_in(folder) >= before + 2)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        kills += process.exitcode == -signal.SIGKILL
-        if process.exitcode == 0:
-            break
-    assert kills >= 2 and process.exitcode == 0
+        assert written and process.exitcode == -signal.SIGKILL and not out.exists()
+    process = _start(out)
+    process.join()
+    assert process.exitcode == 0
     assert judge_items(Leaning(), made, out, orders=2).asked == 0
     assert out.read_bytes() == whole
 

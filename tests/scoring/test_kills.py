@@ -7,23 +7,23 @@ import signal
 import time
 
 import pytest
-from scoring_cases import Constants, candidates, check, children_of, is_alive, picture, run, write
+from scoring_cases import Constants, candidates, check, children_of, is_alive, lines_in, picture, run, until, write
 
 from yojo.scoring import parts
 
 SECONDS = 0.002  # that a row takes
 
 
-def start(path, out, options):
+def start(path, out, options, answers=None):
     """A process that scores; it is forked, which costs next to nothing."""
-    process = multiprocessing.get_context("fork").Process(target=_score, args=(path, out, options))
+    process = multiprocessing.get_context("fork").Process(target=_score, args=(path, out, options, answers))
     process.start()
     return process
 
 
-def _score(path, out, options):
+def _score(path, out, options, answers=None):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    os._exit(run(path, out, Constants(SECONDS), **options).exit_code)
+    os._exit(run(path, out, Constants(SECONDS, answers=answers), **options).exit_code)
 
 
 def finished(path, out, rng, options, kills, between=lambda: None):
@@ -104,17 +104,18 @@ def test_shards_that_are_killed(tmp_path):
 def test_an_interrupted_run_gives_its_part_a_name_and_leaves_no_process(tmp_path):
     records = candidates(1200)  # more than wait for the judge
     path = write(tmp_path / "in.jsonl", records)
-    process = start(path, tmp_path / "out", {"workers": 2})
-    while (
-        not list((tmp_path / "out").glob(".scores-*")) or not next((tmp_path / "out").glob(".scores-*")).stat().st_size
-    ):
-        time.sleep(0.01)
+    process = start(
+        path, tmp_path / "out", {"workers": 2}, answers=3
+    )  # however late it is interrupted, it is in the middle
+    written = until(lambda: lines_in(tmp_path / "out"))
     children = children_of(process.pid)
     os.kill(process.pid, signal.SIGINT)
     process.join()
-    assert len(children) >= 2 and not any(map(is_alive, children))
+    assert written and len(children) >= 2
+    assert until(lambda: not any(map(is_alive, children)))
     assert list((tmp_path / "out").glob("scores-*"))
-    assert run(path, tmp_path / "out").kept > 0
+    written = lines_in(tmp_path / "out")
+    assert run(path, tmp_path / "out").kept == written > 0
     check(tmp_path / "out", records, path)
 
 
