@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from scoring_cases import children_of, is_alive
+from scoring_cases import children_of, is_alive, until
 
 from yojo.inputs import feeding, windows
 from yojo.inputs.feeding import WorkerTraceback, fed
@@ -90,10 +90,10 @@ def test_items_are_taken_some_ahead_and_no_more():
 
     stream = fed(abs, items(), 2)
     assert next(stream) == 0
-    time.sleep(0.3)
-    before = len(taken)
-    time.sleep(0.1)
-    assert 256 < len(taken) == before <= feeding.ITEMS + (2 * feeding.AHEAD + 2) * feeding.CHUNK
+    most = feeding.ITEMS + (2 * feeding.AHEAD + 2) * feeding.CHUNK
+    assert until(lambda: len(taken) >= most)
+    time.sleep(0.1)  # in which more would be taken
+    assert 256 < len(taken) == most
     stream.close()
 
 
@@ -102,9 +102,11 @@ def test_what_waits_is_bounded_in_bytes(monkeypatch):
     taken = []
     stream = fed(make, (taken.append(n) or n for n in range(1000)), 1)
     next(stream)
-    time.sleep(0.5)
-    # Each has 1.4 MB: 14 of them wait, a chunk more in the thread, and what the worker has.
-    assert 16 <= len(taken) <= 14 + (feeding.AHEAD + 3) * feeding.CHUNK
+    # Each has 1.4 MB: 3 chunks of them wait, beside the one that is read from, one in the thread, and what the worker has.
+    most = (3 + 1 + 1 + feeding.AHEAD) * feeding.CHUNK
+    assert until(lambda: len(taken) >= most)
+    time.sleep(0.1)  # in which more would be taken
+    assert len(taken) == most
     stream.close()
 
 
@@ -140,10 +142,7 @@ def test_no_worker_is_left_behind_and_no_random_number_drawn():
     pids = {next(stream).pid for _ in range(12)}
     stream.close()
     assert len(pids) == 2 and torch.equal(torch.get_rng_state(), before)
-    deadline = time.monotonic() + 10
-    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    assert until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
 
 
 def test_workers_of_a_process_that_is_killed_end(tmp_path):
@@ -151,7 +150,7 @@ def test_workers_of_a_process_that_is_killed_end(tmp_path):
     def feed(there):
         stream = fed(big, range(1000), 2)
         there.send({next(stream)[0] for _ in range(12)})
-        time.sleep(60)
+        time.sleep(600)
 
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
@@ -161,10 +160,7 @@ def test_workers_of_a_process_that_is_killed_end(tmp_path):
     time.sleep(0.3)
     process.kill()
     process.join()
-    deadline = time.monotonic() + 10
-    while any(map(is_alive, pids)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert len(pids) == 2 and not any(map(is_alive, pids))
+    assert len(pids) == 2 and until(lambda: not any(map(is_alive, pids)))
 
 
 def test_workers_leave_an_interrupt_to_who_reads():
@@ -178,10 +174,12 @@ def test_no_worker_is_left_behind_where_an_exception_is_kept(count):
         raise KeyError("an input that ends early")
 
     gc.collect()
-    before = children_of(os.getpid())
+    before = set(children_of(os.getpid()))
     with pytest.raises(KeyError) as kept:
         list(fed(make, items(), 2))
-    assert kept.value is not None and children_of(os.getpid()) == before
+    assert (
+        kept.value is not None and set(children_of(os.getpid())) <= before
+    )  # one of another test may have gone meanwhile
 
 
 def test_a_negative_number_of_workers():

@@ -152,12 +152,16 @@ def test_a_degenerate_response_takes_as_long_as_it_is_long():
     forbidden = {tokenizer.convert_tokens_to_ids(token) for token in ("<image>", "<image")}
 
     def seconds(count):
-        begin = time.perf_counter()
+        """Of computing, at best: on a busy machine others take their turns, and the collector of garbage its own."""
+        return min(measured(count) for _ in range(3))
+
+    def measured(count):
+        begin = time.thread_time()
         ids = plain_ids(tokenizer, "<image>" * count, forbidden)
         assert not forbidden & set(ids) and tokenizer.decode(ids) == "<image>" * count
-        return time.perf_counter() - begin
+        return time.thread_time() - begin
 
-    seconds(10)
+    measured(10)
     assert seconds(4000) < 30 * seconds(400)  # 10 where it is linear, 100 where it is not
     model = text_model(tokenizer, mode="isolated")
     model.model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")

@@ -82,7 +82,7 @@ def test_the_end_says_what_was_done(tmp_path):
     found = run(write(tmp_path / "in.jsonl", records), tmp_path / "o.jsonl", Constants(0.001))
     first, last = found.lines()
     assert (
-        first.startswith(f"{tmp_path / 'o.jsonl'}: 20 of 21 rows have scores: 20 new in 0:00:00, ")
+        first.startswith(f"{tmp_path / 'o.jsonl'}: 20 of 21 rows have scores: 20 new in {clock_text(found.seconds)}, ")
         and "rows/s" in first
     )
     assert last == f"1 rows are bad ({found.folder}/bad-*.jsonl says why); the next run tries them first"

@@ -287,9 +287,27 @@ def arguments(folder, data):
     return [*flags, "--disable_tqdm", "true"]
 
 
-def start(folder, data, *flags):
+# The command, which never gets beyond the model of its third checkpoint: whoever looks late finds it in the middle.
+HANGS = """
+import time
+from yojo.training import resume
+
+save_pretrained = resume.save_pretrained
+
+def save(model, folder, **options):
+    save_pretrained(model, folder, **options)
+    if str(folder).endswith("checkpoint-3"):
+        time.sleep(600)
+
+resume.save_pretrained = save
+from yojo.cli import main
+main()
+"""
+
+
+def start(folder, data, *flags, command=("-m", "yojo.cli")):
     return subprocess.Popen(
-        [sys.executable, "-m", "yojo.cli", *arguments(folder, data), *flags],
+        [sys.executable, *command, *arguments(folder, data), *flags],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -310,9 +328,9 @@ def test_kill_9_while_a_checkpoint_is_written(tmp_path):
     write_files(tmp_path / "digits", count=16)
     data = tmp_path / "digits" / "train.jsonl"
     run = tmp_path / "killed"
-    process = start(run, data)
+    process = start(run, data, command=("-c", HANGS))
     staged = run / resume.STAGING / "checkpoint-3"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 300
     while not staged.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.0005)
     process.send_signal(signal.SIGKILL)
