@@ -42,7 +42,7 @@ def run(name, *arguments, package=None):
         "-p",
         "no:warnings",
     ]
-    found = subprocess.run([*command, "-x", *arguments], capture_output=True, text=True, env=environment, timeout=300)
+    found = subprocess.run([*command, "-x", *arguments], capture_output=True, text=True, env=environment, timeout=900)
     assert found.returncode == 0, f"{found.stdout[-6000:]}\n{found.stderr[-2000:]}"
     assert " passed" in found.stdout or "passed" in found.stdout.splitlines()[-1], found.stdout[-2000:]
     return found.stdout

@@ -236,6 +236,8 @@ def retry_run(openrlhf, processor):
 
     def session(**options):
         tried.append(options)
+        if len(tried) > 4:  # nobody has to give up any more, however slow the machine is
+            options = options | {"timeout": openrlhf.aiohttp.ClientTimeout(total=60)}
         return openrlhf.aiohttp.ClientSession(**options)
 
     fast = types.SimpleNamespace(ClientTimeout=timeout, ClientSession=session, ClientError=openrlhf.aiohttp.ClientError)
@@ -245,7 +247,8 @@ def retry_run(openrlhf, processor):
     async def run():
         query = prompt_text(processor, prompt, same)
         first = [asyncio.create_task(executor._fetch_rewards_via_http([query], [prompt], [""])) for _ in range(2)]
-        while len(tried) < 4:  # both have given up once, at least, and asked again
+        # Both have given up once, at least, and asked again; the server has read what they asked.
+        while len(tried) < 4 or server.collator.metrics()["yojo_collator_samples_waiting"] < 2:
             await asyncio.sleep(0.05)
         waiting = server.collator.metrics()["yojo_collator_samples_waiting"]
         last = prompt_text(processor, prompt, texts(processor, "seven")[0])

@@ -57,7 +57,7 @@ def alone():
     def run(script, *arguments):
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, script, *arguments]
-        found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
         assert found.returncode == 0, found.stderr
         return found.stdout
 

@@ -326,7 +326,7 @@ def test_without_torchvision_images_go_on(tmp_path):
         *folders,
         str(old),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines() == expected
     for folder in (*folders[:5], str(old)):

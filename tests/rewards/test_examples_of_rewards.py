@@ -24,7 +24,7 @@ def run(script, *arguments):
     """What a script prints, in a process that has loaded nothing else."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(script), *map(str, arguments)]
-    found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert found.returncode == 0, found.stderr
     return found.stdout
 

@@ -35,7 +35,7 @@ EOS = "<|im_end|>"
 def run():
     """What OpenRLHF's own code made of our agent and server."""
     command = [sys.executable, "-m", "tests.openrlhf_run", str(framework_cases.folder_of("openrlhf"))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 

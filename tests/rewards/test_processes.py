@@ -33,7 +33,7 @@ def found(tmp_path_factory):
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return lambda case: [torch.load(folder / f"{case}-{rank}.pt", weights_only=False) for rank in (0, 1)]

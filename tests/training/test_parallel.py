@@ -80,7 +80,7 @@ def together(request, once):
             [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command, *arguments, *RUNS[request.param]],
             check=True,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            timeout=300,
+            timeout=900,
         )
 
     found = once(request.param, make)

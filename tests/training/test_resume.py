@@ -315,7 +315,7 @@ def start(folder, data, *flags, command=("-m", "yojo.cli")):
 
 
 def finish(process):
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors.decode()[-2000:]
 
 
