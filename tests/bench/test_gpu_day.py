@@ -226,7 +226,7 @@ def test_the_real_steps_collect_what_they_name():
 )
 def test_a_dry_run_goes_through_the_steps_on_the_pretended_driver(tmp_path, capsys, names):
     folder = tmp_path / "day"
-    command = [sys.executable, "-m", "bench.gpu_day", "--dry-run", "--minutes", "9", "--folder", str(folder)]
+    command = [sys.executable, "-m", "bench.gpu_day", "--dry-run", "--minutes", "60", "--folder", str(folder)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
         [*command, "--steps", *names],

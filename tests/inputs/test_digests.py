@@ -4,6 +4,7 @@ import base64
 import concurrent.futures
 import io
 import itertools
+import os
 import threading
 
 import numpy as np
@@ -74,6 +75,8 @@ def test_videos_are_known_by_their_frames_and_rate(tmp_path):
     stamp = example_stamp(make(tmp_path / "v"))
     assert stamp == example_stamp(make(tmp_path / "v"))
     (tmp_path / "v" / "1.png").write_bytes((tmp_path / "v" / "1.png").read_bytes())
+    later = (tmp_path / "v" / "2.png").stat().st_mtime_ns + 10**9  # a file system's own clock may stand still meanwhile
+    os.utime(tmp_path / "v" / "1.png", ns=(later, later))
     assert example_stamp(make(tmp_path / "v")) != stamp and example_key(make(tmp_path / "v")) == key
 
 

@@ -243,7 +243,8 @@ def test_a_lost_sample_is_an_error_of_its_group_and_who_asks_again_hears_it_at_o
         assert status == 424 and "the sample is late" in reply["error"]
 
 
-def test_a_client_that_comes_again_is_no_other_sample():
+def test_a_client_that_comes_again_is_no_other_sample(monkeypatch):
+    monkeypatch.setattr(serving, "PATIENCE", LONG)
     with Serving(size=3) as it:
         gone = it.begin("Why?", "a")
         it.until(lambda: it.waiting() == 1)
