@@ -33,6 +33,8 @@ def loaded_whole():
         with _lock:
             _inside -= 1
             if not _inside:
-                deepspeed._hf_deepspeed_config_weak_ref, variable = _held.pop()
+                held, variable = _held.pop()
+                if deepspeed._hf_deepspeed_config_weak_ref is None:  # no other thread has set one
+                    deepspeed._hf_deepspeed_config_weak_ref = held
                 if variable is not None:
-                    os.environ[_FSDP] = variable
+                    os.environ.setdefault(_FSDP, variable)
