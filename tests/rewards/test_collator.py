@@ -237,12 +237,13 @@ def test_a_key_that_comes_again_begins_its_next_group_when_the_last_is_whole():
         (lambda groups: ["ab"], RewardError, "score raised AttributeError"),
     ],
 )
-def test_whatever_goes_wrong_in_score_is_an_error_of_each_sample(score, kind, text):
+def test_whatever_goes_wrong_in_score_is_an_error_of_each_sample(score, kind, text, caplog):
     with GroupCollator(score, 2) as made:
         for error in settled([made.add("k", "Why?", text) for text in "ab"]):
             assert type(error) is kind and text in str(error)
         assert made.metrics()["yojo_collator_groups_failed_total"] == 1
         assert made.metrics()["yojo_collator_wait_seconds_count"] == 0
+    assert "no rewards for 1 groups: " in caplog.text  # whoever reads the log need not be who asked
 
 
 @pytest.mark.parametrize("its_own_cause", [False, True])
