@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GRPO on digits with multi-response and single-response reward models, and with the true answer: the paper's comparison, in small.
 #
-#   examples/grpo/comparison/compare.sh [OUT [SEED ...]]     # grpo-comparison, seeds 0 1 2: about an hour and a half of CPU time
+#   examples/grpo/comparison/compare.sh [OUT [SEED ...]]     # grpo-comparison, seeds 0 1 2: about two hours of CPU time
 #
 # A seed trains reward models of its own (OUT/seedN), draws images and samples captions; the policy begins as the same weak
 # captioner (OUT/policy). Figures of each run go to OUT/results, a table and a plot are made of them at the end. What is there
