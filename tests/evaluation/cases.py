@@ -1,12 +1,11 @@
 """A benchmark of a few made-up items that needs no files, and judges of all but no cost."""
 
 import dataclasses
-import time
 
+import scoring_cases
 import torch
 
 import yojo
-from yojo.inputs.digests import digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,31 +52,19 @@ def items(count=24, sizes=(2, 4, 3)):
     return Items(made)
 
 
-class Constants:
-    """A judge whose scores follow from the responses alone; slow, or without an answer, where it is to be caught in the middle.
-
-    Args:
-        seconds: that an example takes.
-        shift: of all scores.
-        answers: calls that it answers; in the next one it hangs. None: all.
-    """
+class Constants(scoring_cases.Constants):
+    """The same for items: free of order, as it says, and it notes in `calls` the ids of what it was asked."""
 
     order_free = True
 
-    def __init__(self, seconds=0.0, shift=0.0, answers=None):
-        self.seconds, self.shift, self.answers, self.calls = seconds, shift, answers, []
-
-    def fingerprint(self):
-        return {"judge": "constants", "shift": self.shift}
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.calls = []
 
     def score_many(self, examples):
-        if self.answers is not None:
-            if not self.answers:
-                time.sleep(600)
-            self.answers -= 1
-        time.sleep(self.seconds * len(examples))
+        found = super().score_many(examples)
         self.calls += [example.id for example in examples]
-        return [torch.tensor([score_of(text) + self.shift for text in e.responses]) for e in examples]
+        return found
 
 
 class Leaning(Constants):
@@ -91,7 +78,3 @@ class Leaning(Constants):
     def score_many(self, examples):
         found = super().score_many(examples)
         return [scores - 4.0 * torch.arange(len(scores)) for scores in found]
-
-
-def score_of(text):
-    return int(digest(text)[:4], 16) / 4096.0  # exact in float32

@@ -9,8 +9,8 @@ import signal
 import numpy as np
 import pytest
 import torch
-from cases import Constants, Items, Leaning, items, score_of
-from scoring_cases import lines_in, until
+from cases import Constants, Items, Leaning, items
+from scoring_cases import lines_in, score_of, until
 
 import yojo
 from yojo.evaluation.run import judge_items, judged_of

@@ -14,6 +14,7 @@ import transformers
 from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 
 import yojo
+from yojo.converting.merge import merge
 from yojo.files.whole import loaded_whole
 from yojo.judges import load_judge
 
@@ -80,6 +81,14 @@ def test_a_judge_is_loaded_whole_whatever_the_trainer_shards(kind, tmp_path, req
     request.getfixturevalue("sharding")
     assert torch.equal(load_judge(str(folder)).score_many([EXAMPLE])[0], wanted)
     assert is_deepspeed_zero3_enabled() and os.environ[FSDP] == "true"
+
+
+def test_an_adapter_is_merged_into_whole_weights(tmp_path, request):
+    made, folder = adapter(tmp_path)
+    wanted = made.score_many([EXAMPLE])[0]
+    request.getfixturevalue("sharding")
+    merge(folder, tmp_path / "merged")
+    torch.testing.assert_close(load_judge(str(tmp_path / "merged")).score_many([EXAMPLE])[0], wanted, atol=2e-6, rtol=0)
 
 
 def test_what_is_set_aside_comes_back_behind_the_last_of_several_threads(sharding):

@@ -18,6 +18,7 @@ from yojo.demo.backbone import build_model, build_processor
 pytest.importorskip("trl")
 FOLDER = Path(__file__).parents[2] / "examples" / "grpo" / "comparison"
 SHORT = {"steps": 2, "prompts": 2, "group": 3, "every": 2, "logging": 1, "images": 2, "samples": 2}
+MODULES = ("captioner", "measures", "report", "reward_models", "train")
 FILES = {"--train_data": "train", "--eval_data": "held_out"}  # of a folder of digits
 
 
@@ -36,33 +37,16 @@ def example():
     sys.path.insert(0, str(FOLDER))
     yield importlib.import_module
     sys.path.remove(str(FOLDER))
-    for name in ("captioner", "group_sizes", "measures", "report", "reward_models", "train"):
+    for name in (*MODULES, "group_sizes"):
         sys.modules.pop(name, None)
 
 
-@pytest.fixture(scope="module")
-def captioner(example):
-    return example("captioner")
+def module(name):
+    """A fixture of the name: the module."""
+    return pytest.fixture(lambda example: example(name), scope="module", name=name)
 
 
-@pytest.fixture(scope="module")
-def measures(example):
-    return example("measures")
-
-
-@pytest.fixture(scope="module")
-def train(example):
-    return example("train")
-
-
-@pytest.fixture(scope="module")
-def report(example):
-    return example("report")
-
-
-@pytest.fixture(scope="module")
-def reward_models(example):
-    return example("reward_models")
+captioner, measures, report, reward_models, train = map(module, MODULES)
 
 
 @pytest.fixture(scope="module")

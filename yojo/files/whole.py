@@ -17,7 +17,7 @@ def loaded_whole():
     Once a program has made the arguments of a trainer with DeepSpeed ZeRO-3, transformers loads every model in shards. With FSDP
     and loading that is sparing of memory, some versions (5.17 does, 5.23 does not) give all processes but the first of a machine
     weights that are 0, for the trainer to fill; it knows its own model alone. A judge beside it would fail, or score with zeros.
-    Any number of threads may load at once.
+    Any number of threads may load at once. A function that loads is decorated with `@loaded_whole()`.
     """
     global _inside
     from transformers.integrations import deepspeed

@@ -31,6 +31,7 @@ def load_config(path, what, **kwargs):
         raise ValueError(f"{path} is no {what}: {_first_line(error)}") from error
 
 
+@loaded_whole()
 def load_stock(path, model_class, *, dtype=None, device=None, unread=(), **kwargs):
     """A model of transformers with all its weights.
 
@@ -48,8 +49,7 @@ def load_stock(path, model_class, *, dtype=None, device=None, unread=(), **kwarg
     Raises:
         ValueError: weights that are missing or of another shape.
     """
-    with loaded_whole():
-        model, report = model_class.from_pretrained(path, dtype=dtype or "auto", output_loading_info=True, **kwargs)
+    model, report = model_class.from_pretrained(path, dtype=dtype or "auto", output_loading_info=True, **kwargs)
     _check_report(report, path, unread)
     if device is not None:
         model.to(device)

@@ -74,23 +74,7 @@ def load_pretrained(
             settings this version does not know; another base model than the adapter's; files that are not a YOJO reward
             model. Nothing is ever filled with random weights.
     """
-    with loaded_whole():
-        return _load(
-            local_folder(path),
-            base_model=base_model,
-            dtype=dtype,
-            device=device,
-            fuse=fuse,
-            probe=probe,
-            trainable=trainable,
-            checks=Checks(check_base, check_files),
-            processor_options=processor_options,
-            model=model,
-            kwargs=kwargs,
-        )
-
-
-def _load(path, *, base_model, dtype, device, fuse, probe, trainable, checks, processor_options, model, kwargs):
+    path = local_folder(path)
     if not (path / CONFIG_FILE).is_file() and stock.is_checkpoint(path):
         if base_model is not None:
             raise ValueError(f"base_model is given, but {path} holds a full model")
@@ -116,7 +100,7 @@ def _load(path, *, base_model, dtype, device, fuse, probe, trainable, checks, pr
         kwargs,
         trainable=trainable,
         probe=probe,
-        checks=checks,
+        checks=Checks(check_base, check_files),
         processor_options=processor_options,
         model=model,
     )
@@ -130,6 +114,7 @@ class Checks:
     files: bool = True
 
 
+@loaded_whole()
 def load_described(
     path,
     description,

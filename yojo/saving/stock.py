@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 # ---- loading ----
+from yojo.files.whole import loaded_whole
 from yojo.inputs.processors import load_processor
 from yojo.patching.patch import patch
 
@@ -20,6 +21,7 @@ def is_checkpoint(path):
         return False
 
 
+@loaded_whole()
 def load(path, *, dtype=None, device=None, fuse=None, probe=True, processor_options=None, **kwargs):
     """(patched model in eval mode, processor) of a checkpoint of a patched model that has its processor beside it."""
     import transformers
