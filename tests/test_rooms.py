@@ -18,7 +18,7 @@ FLOORS = (
     ("yojo.reward_model",),
     ("yojo.judges",),
     ("yojo.converting", "yojo.costs", "yojo.rankings", "yojo.rewards", "yojo.scoring"),
-    ("yojo.evaluation",),
+    ("yojo.evaluation", "yojo.serving"),
     ("yojo.training", "yojo.demo"),
     ("yojo.cli",),
 )

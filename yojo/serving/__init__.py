@@ -1,0 +1,1 @@
+"""A reward model over HTTP: many clients, images, whole groups, the scores of `RewardModel.score`."""
