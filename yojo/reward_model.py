@@ -72,7 +72,15 @@ class Scored:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Numbered:
+class Numbered:
+    """One example on its way into a row.
+
+    Attributes:
+        place: its number, by which `Scored` names it.
+        encoded: `Encoded`.
+        tokens, bytes: that it takes in the row, and of its vision tensors.
+    """
+
     place: int
     encoded: Encoded
     tokens: int
@@ -338,7 +346,7 @@ class RewardModel:
             raise ValueError(f"errors must be 'raise' or 'return', got {errors!r}")
         run = Run(self, token_budget, errors)
         numbered = (
-            _Numbered(place, item, item.num_tokens(self.config), item.num_bytes()) for place, item in enumerate(encoded)
+            Numbered(place, item, item.num_tokens(self.config), item.num_bytes()) for place, item in enumerate(encoded)
         )
         size, weight = operator.attrgetter("tokens"), operator.attrgetter("bytes")
         for row in windows.rows(numbered, lambda: run.budget, size, weight):

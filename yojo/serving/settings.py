@@ -16,6 +16,7 @@ class Limits:
         examples: in one list.
         responses: to one prompt.
         characters: of one text: a prompt's part, a response.
+        all_characters: of all texts of one prompt and its responses.
         images: of one prompt, frames of videos among them.
         image_bytes: of one image, as it comes (decoded from base64).
         pixels: width times height of one image, as its header says.
@@ -29,6 +30,7 @@ class Limits:
     examples: int = 64
     responses: int = 256
     characters: int = 200_000
+    all_characters: int = 1_000_000
     images: int = 32
     image_bytes: int = 16 << 20
     pixels: int = 40_000_000
@@ -75,7 +77,7 @@ class Settings:
     image_root: str | None = None
     allow_hosts: tuple = ()
     log_text: bool = False
-    limits: Limits = Limits()
+    limits: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self):
         for name in ("token_budget", "max_waiting", "max_waiting_bytes"):

@@ -1,0 +1,470 @@
+"""`Engine`: requests admitted, prepared, packed into rows with others', scored and answered; in one event loop."""
+
+import asyncio
+import collections
+import dataclasses
+import functools
+import logging
+import time
+
+import anyio
+
+from yojo.serving.errors import ApiError
+from yojo.serving.fair import FairQueue
+from yojo.serving.workers import FAILED, READY, Failed, Role, Worker, WorkerLost
+
+logger = logging.getLogger(__name__)
+
+PREPARING = 60.0  # seconds in which a request is prepared, or its worker hangs
+SCORING = 600.0  # seconds for a row
+TRIES = 2  # of a request whose worker died under it; the second time it is alone with it
+SHARE = 4  # of what is left free: so many times as much may one client hold
+CHARACTERS_A_TOKEN = 3.5  # of text, before it is tokenised
+TOKENS_AN_IMAGE = 256
+SHORT = 4  # rows of less than the budget by this are short
+FORGETS = 0.98  # of the speed that is expected, a row
+OWN = "yojo"  # the server itself, as a client
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a request gets.
+
+    Attributes:
+        scores: N floats, each exactly a float32.
+        prompt_tokens: int.
+        response_tokens: N ints.
+        total_tokens: in the packed row: in comparative mode with permutations responses stand there several times.
+        row: as `Asked.details` asks for; or None.
+        digest: of the fingerprint of the model that gave the scores.
+    """
+
+    scores: list
+    prompt_tokens: int
+    response_tokens: list
+    total_tokens: int
+    row: dict | None
+    digest: str
+
+
+class _Item:
+    """A request on its way."""
+
+    def __init__(self, client, asked, tokens, num_bytes, due):
+        self.client, self.asked, self.tokens, self.bytes, self.due = client, asked, tokens, num_bytes, due
+        self.since = time.monotonic()
+        self.ready_at, self.prepared, self.tries, self.is_held, self.queue = None, None, 0, True, None
+        self.future = asyncio.get_running_loop().create_future()
+
+    def __lt__(self, other):  # never asked: places in a queue differ
+        return self.since < other.since
+
+
+class Engine:
+    """Scores requests of many clients with a worker per device, and says no in time.
+
+    A request is prepared (decoded, tokenised) by one of some preparing workers, then waits for a row. As soon as a scoring worker is
+    free it gets a row: requests of the clients in turn (`FairQueue`), up to the token budget. Nothing waits for company unless
+    `Settings.linger` says so. What waits is bounded in tokens and bytes; a client can hold no more than four times what it leaves
+    free, so that there is always room for another.
+
+    A request whose worker dies is done again by another one, the second time in a row of its own; a second death is its
+    error. Preparing workers begin when the first scoring worker has loaded the model.
+
+    Args:
+        settings: `yojo.serving.settings.Settings`.
+        scorers: list of `Role`s, one a device.
+        preparing: how many preparing workers.
+        preparer: function that makes one of (pickled collator, limits): `yojo.serving.roles.Preparer`.
+        in_process: workers are threads of this process.
+        metrics: `yojo.serving.metrics.Metrics`, or None.
+
+    Attributes:
+        model: what the first scoring worker said of the model (`Scorer.hello`); None until then.
+        ending: whether the server takes no more requests.
+    """
+
+    def __init__(self, settings, scorers, preparing=2, preparer=None, in_process=False, metrics=None):
+        from yojo.serving.metrics import Metrics
+        from yojo.serving.roles import Preparer
+
+        self.settings, self.metrics = settings, metrics or Metrics()
+        self.model, self.ending, self.failed = None, False, None
+        self.scorers = [Worker(role, in_process, self._changed) for role in scorers]
+        make = preparer or Preparer
+        roles = [Role(f"preparing {n}", make, self._collator, nice=5) for n in range(preparing)]
+        self.preparers = [Worker(role, in_process, self._changed) for role in roles]
+        self._to_prepare, self._to_score = FairQueue(), FairQueue()
+        self._tokens = self._bytes = 0  # that wait
+        self._held = collections.Counter()  # client -> tokens that wait
+        self._open = set()  # items without an answer
+        self._rate = None  # tokens a second, while there is work
+        self._ratio = 1.0  # of tokens to what they were estimated to be, of late
+        self._event = None  # set, and made anew, whenever something has changed
+        self._loops = []
+
+    # ---- life ----
+
+    async def start(self):
+        """Begin the workers; returns at once, `ready` says when they are there."""
+        self._event = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for worker in self.scorers:
+            worker.start()
+            self._loops.append(loop.create_task(self._score_rows(worker)))
+        for worker in self.preparers:
+            self._loops.append(loop.create_task(self._prepare(worker)))
+
+    async def stop(self, grace=None):
+        """Take no more requests, finish what is there, and end the workers.
+
+        Args:
+            grace: seconds for what is there; `Settings.grace` by default. What is left then gets status 503.
+        """
+        self.ending = True
+        waiting = {item.future for item in self._open}
+        if waiting:
+            await asyncio.wait(waiting, timeout=self.settings.grace if grace is None else grace)
+        for item in list(self._open):
+            self._fail(item, ApiError(503, "ending", "the server is ending", retry_after=1))
+        for task in self._loops:
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        await asyncio.gather(*(worker.stop() for worker in (*self.scorers, *self.preparers)))
+
+    def ready(self):
+        """(whether requests can be scored, list of the reasons why not)."""
+        reasons = []
+        if self.ending:
+            reasons.append("the server is ending")
+        if not any(self._can_score(worker) for worker in self.scorers):
+            reasons += [f"{one.role.name}: {one.state}{f' ({one.why})' if one.why else ''}" for one in self.scorers]
+        if self.model is not None and not self.model["known"]["ok"]:
+            reasons.append(f"the model does not score as it did when it was saved: {self.model['known']['reason']}")
+        if not reasons and not any(worker.state == READY for worker in self.preparers):
+            reasons.append("no worker that prepares requests is ready")
+        return not reasons, reasons
+
+    async def until_ready(self, seconds=None):
+        """Wait until requests can be scored.
+
+        Raises:
+            Failed: a worker has said that it cannot begin, or the model does not score as it did.
+            TimeoutError: not within so many seconds.
+        """
+        with anyio.fail_after(seconds):
+            await self._until(lambda: self.ready()[0] or self.broken() is not None)
+        if (why := self.broken()) is not None:
+            raise Failed(why)
+
+    def broken(self):
+        """Why it will never be ready, or None."""
+        for worker in self.scorers:
+            if worker.state == FAILED:
+                return worker.why
+        if self.model is not None and not self.model["known"]["ok"]:
+            return self.ready()[1][0]
+        return None
+
+    def _collator(self):
+        return self.model["collator"], self.settings.limits
+
+    def _can_score(self, worker):
+        return worker.state == READY and self.model is not None and self.model["known"]["ok"]
+
+    def _changed(self):
+        """A worker's state has changed."""
+        for worker in self.scorers:
+            if worker.state == READY and self.model is None:
+                self.model = worker.hello
+                known = self.model["known"]
+                if not known["ok"]:
+                    logger.error("not ready: %s", self.ready()[1][0])
+                else:
+                    if not known["stored"]:
+                        logger.warning("the model is taken as it is: %s", known["reason"])
+                    for preparer in self.preparers:
+                        preparer.start()
+            elif worker.state == READY and worker.hello["digest"] != self.model["digest"]:
+                # Begun anew, or on another device, from files that were changed meanwhile.
+                worker.state, worker.why = FAILED, "it has loaded another model than the server began with"
+                logger.error("%s: %s", worker.role.name, worker.why)
+        self.metrics.workers(self.scorers, self.preparers, self.ready()[0])
+        self._wake()
+
+    def _wake(self):
+        """Whoever waits for something looks whether it is there."""
+        if self._event is not None:
+            self._event.set()
+            self._event = asyncio.Event()
+
+    async def _until(self, condition):
+        while not condition():
+            await self._event.wait()
+
+    # ---- a request ----
+
+    async def score(self, asked, client=OWN, seconds=None):
+        """Score one prompt's responses.
+
+        Args:
+            asked: `yojo.serving.roles.Asked`.
+            client: whose it is.
+            seconds: until the answer, at most; `Settings.deadline` by default and at most.
+
+        Returns:
+            `Answer`.
+
+        Raises:
+            ApiError: 4xx for what is wrong with it, 424 where the model gives no finite score, 429 where too much is waiting, 503
+                where nothing can be scored now, 504 at its deadline.
+        """
+        item = self._admit(asked, client, seconds)
+        try:
+            with anyio.fail_after(item.due - asyncio.get_running_loop().time()):
+                return await item.future
+        except TimeoutError:
+            self.metrics.shed("deadline")
+            raise ApiError(504, "deadline", "there was no answer within the deadline of this request") from None
+        finally:
+            self._drop(item)
+
+    def _admit(self, asked, client, seconds):
+        settings = self.settings
+        ready, reasons = self.ready()
+        if not ready:
+            code = "ending" if self.ending else "not_ready"
+            raise ApiError(503, code, f"not ready: {reasons[0]}", retry_after=1 if self.ending else 5)
+        tokens, size = self.estimate(asked), asked.num_bytes()
+        if size > settings.max_waiting_bytes:
+            raise ApiError(413, "too_large", "the request is larger than all that may wait here")
+        if tokens > settings.max_waiting:
+            raise ApiError(
+                413, "too_long", f"the request takes about {tokens} tokens, and {settings.max_waiting} may wait here"
+            )
+        seconds = settings.deadline if seconds is None else min(seconds, settings.deadline)
+        wait = self.wait()
+        free = settings.max_waiting - self._tokens
+        mine = self._held[client] + tokens
+        if tokens > free or (self._held[client] and mine > SHARE * free):
+            self._shed("tokens", wait)
+        if self._bytes + size > settings.max_waiting_bytes:
+            self._shed("bytes", wait)
+        if wait > seconds:
+            self._shed("wait", wait - seconds)
+        item = _Item(client, asked, tokens, size, asyncio.get_running_loop().time() + seconds)
+        self._hold(item, +1)
+        self._open.add(item)
+        self._put(item, self._to_prepare)
+        return item
+
+    def estimate(self, asked):
+        """Tokens of a request, before it is tokenised."""
+        text = sum(map(len, asked.texts()))
+        return int(self._ratio * (text / CHARACTERS_A_TOKEN + TOKENS_AN_IMAGE * len(asked.pictures()))) + 16
+
+    def wait(self):
+        """Seconds until what waits now is scored, as fast as it went of late; 0.0 where nothing is known."""
+        return self._tokens / self._rate if self._rate else 0.0
+
+    def _shed(self, reason, seconds):
+        self.metrics.shed(reason)
+        raise ApiError(
+            429,
+            "overloaded",
+            "too much is waiting to be scored; ask again later",
+            retry_after=min(max(1.0, seconds), self.settings.deadline),
+        )
+
+    def _put(self, item, queue, first=False):
+        item.queue = queue
+        if first:
+            queue.put_first(item.client, item)
+        else:
+            queue.put(item.client, item.tokens, item)
+        self._wake()
+
+    @staticmethod
+    def _take(queue, **options):
+        item = queue.take(**options)
+        if item is not None:
+            item.queue = None
+        return item
+
+    def _hold(self, item, sign):
+        self._tokens += sign * item.tokens
+        self._bytes += sign * item.bytes
+        self._held[item.client] += sign * item.tokens
+        if not self._held[item.client]:
+            del self._held[item.client]
+        item.is_held = sign > 0
+        self.metrics.waiting(len(self._to_prepare), len(self._to_score), self._tokens, self._bytes)
+
+    def _resize(self, item, tokens, size):
+        self._hold(item, -1)
+        item.tokens, item.bytes = tokens, size
+        self._hold(item, +1)
+
+    def _drop(self, item):
+        """A request that is answered, or whose client or deadline is gone."""
+        if item in self._open:
+            self._open.discard(item)
+            if item.queue is not None:
+                item.queue.remove(item)
+            if item.is_held:
+                self._hold(item, -1)
+            item.future.cancel()
+
+    def _give(self, item, answer):
+        if not item.future.done():
+            item.future.set_result(answer)
+
+    def _fail(self, item, error):
+        if not item.future.done():
+            item.future.set_exception(error)
+
+    # ---- preparing ----
+
+    async def _prepare(self, worker):
+        while True:
+            await self._until(lambda: worker.state == READY and len(self._to_prepare))
+            item = self._take(self._to_prepare)
+            started = time.monotonic()
+            try:
+                found = await worker.call(item.asked, PREPARING)
+            except WorkerLost as error:
+                self._again(item, error, self._to_prepare, self._unpreparable)
+                continue
+            except ApiError as error:
+                self._fail(item, error)
+                continue
+            except Exception as error:
+                logger.error("preparing: %s", type(error).__name__)
+                self._fail(item, ApiError(500, "internal", "the server has made a mistake"))
+                continue
+            finally:
+                self.metrics.prepared(time.monotonic() - started)
+            self._prepared(item, found)
+
+    def _prepared(self, item, found):
+        if item.future.done():
+            return
+        if found.tokens > self.settings.max_waiting:
+            most = self.settings.max_waiting
+            self._fail(item, ApiError(413, "too_long", f"it takes {found.tokens} tokens, and {most} may wait here"))
+            return
+        self._ratio = min(4.0, max(0.05, 0.95 * self._ratio + 0.05 * self._ratio * found.tokens / item.tokens))
+        self._resize(item, found.tokens, len(found.payload))
+        item.prepared, item.asked, item.tries = found, None, 0
+        item.ready_at = asyncio.get_running_loop().time()
+        self._put(item, self._to_score)
+
+    def _unpreparable(self):
+        return ApiError(
+            422, "not_preparable", "the process that was to decode this request has died of it, twice: a damaged image?"
+        )
+
+    def _again(self, item, error, queue, last):
+        """What was in a worker that died: once more, in front; a second time it is the request's own error."""
+        item.tries += 1
+        if item.future.done():
+            return
+        if item.tries >= TRIES:
+            logger.error("given up: %s", error)
+            self._fail(item, last())
+            return
+        logger.warning("done again: %s", error)
+        if not item.is_held:
+            self._hold(item, +1)
+        self._put(item, queue, first=True)
+
+    # ---- scoring ----
+
+    async def _score_rows(self, worker):
+        loop, under_way = asyncio.get_running_loop(), set()
+        try:
+            while True:
+                await self._until(lambda: self._has_work(worker, len(under_way)))
+                await self._linger()
+                row = self._row()
+                if row:
+                    task = loop.create_task(self._score_row(worker, row))
+                    under_way.add(task)
+                    task.add_done_callback(functools.partial(self._row_done, under_way))
+        finally:
+            for task in under_way:
+                task.cancel()
+
+    def _row_done(self, under_way, task):
+        under_way.discard(task)
+        self._wake()
+
+    def _has_work(self, worker, rows):
+        return self._can_score(worker) and rows < worker.hello["depth"] and len(self._to_score)
+
+    async def _linger(self):
+        """Wait for company, where that is wanted and the row is not full."""
+        if not self.settings.linger:
+            return
+        waiting = list(self._to_score)
+        oldest = min((item.ready_at for item in waiting), default=None)
+        if oldest is None:
+            return
+        until = oldest + self.settings.linger
+
+        def full():
+            return sum(item.tokens for item in self._to_score) >= self.settings.token_budget
+
+        with anyio.move_on_after(until - asyncio.get_running_loop().time()):
+            await self._until(full)
+
+    def _row(self):
+        """Requests for one row: those whose turn it is, as many as fit; one that has seen a worker die is alone."""
+        first = self._take(self._to_score)
+        if first is None:
+            return []
+        row, left = [first], self.settings.token_budget - first.tokens
+        while left > 0 and not first.tries:
+            item = self._take(self._to_score, fits=lambda item: item.tokens <= left and not item.tries)  # noqa: B023
+            if item is None:
+                break
+            row.append(item)
+            left -= item.tokens
+        for item in row:
+            self._hold(item, -1)
+        return [item for item in row if not item.future.done()]
+
+    async def _score_row(self, worker, row):
+        now = asyncio.get_running_loop().time()
+        started, tokens = time.monotonic(), sum(item.tokens for item in row)
+        for item in row:
+            self.metrics.queued(now - item.ready_at)
+        try:
+            found = await worker.call([item.prepared.payload for item in row], SCORING)
+        except WorkerLost as error:
+            lost = ApiError(503, "worker_lost", "the process that was to score this request has died", retry_after=5)
+            for item in row:
+                self._again(item, error, self._to_score, lambda: lost)
+            return
+        except Exception as error:
+            logger.error("scoring: %s", type(error).__name__)
+            for item in row:
+                self._fail(item, ApiError(500, "internal", "the server has made a mistake"))
+            return
+        seconds = time.monotonic() - started
+        self.metrics.scored(len(row), tokens, seconds)
+        self._note_rate(tokens, seconds)
+        for item, one in zip(row, found, strict=True):
+            if isinstance(one, ApiError):
+                self._fail(item, one)
+            else:
+                made = item.prepared
+                numbers = made.prompt_tokens, made.response_tokens, made.tokens, made.row
+                self.metrics.answered(made.prompt_tokens, len(one))
+                self._give(item, Answer(one, *numbers, worker.hello["digest"]))
+
+    def _note_rate(self, tokens, seconds):
+        """Tokens a second of all scoring workers, the best of late; short rows say nothing of it."""
+        if tokens * SHORT >= self.settings.token_budget:
+            rate = tokens / max(seconds, 1e-6) * sum(worker.state == READY for worker in self.scorers)
+            self._rate = rate if self._rate is None else max(FORGETS * self._rate, rate)
