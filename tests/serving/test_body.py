@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from yojo.serving import body
-from yojo.serving.body import parse_json, read_body, read_json
+from yojo.serving.body import parse_json, read_body
 from yojo.serving.errors import ApiError
 from yojo.serving.settings import Limits
 
@@ -44,7 +44,7 @@ def code(awaitable_or_function, *arguments):
 # ---- how it comes ----
 
 
-@pytest.mark.parametrize("headers", [{}, {"content_length": "10"}, {"content_encoding": "identity"}])
+@pytest.mark.parametrize("headers", [{}, {"content_length": "10"}])
 def test_a_body_is_joined(headers):
     parts = [b"01", b"", b"234", b"56789"]
     assert asyncio.run(read_body(request(parts, **headers), 10, LONG)) == b"0123456789"
@@ -63,8 +63,6 @@ def test_a_body_is_joined(headers):
         ({"content_length": "+5"}, None, (400, "content_length")),
         ({"content_length": "\u00b2"}, None, (400, "content_length")),
         ({"content_length": ""}, None, (400, "content_length")),
-        ({"content_encoding": "gzip"}, None, (415, "content_encoding")),
-        ({"content_encoding": "identity, br"}, None, (415, "content_encoding")),
     ],
 )
 def test_bodies_that_are_refused(headers, parts, expected):
@@ -94,33 +92,6 @@ def test_a_body_that_drips_or_stops_is_timed_out():
 
 def test_a_client_that_goes():
     assert code(read_body(request([b"[1"], ends=None), 100, LONG)) == (400, "body_incomplete")
-
-
-@pytest.mark.parametrize(
-    "kind", [None, "application/json", "application/JSON; charset=utf-8", "application/problem+json"]
-)
-def test_json_is_read(kind):
-    headers = {} if kind is None else {"content_type": kind}
-    assert asyncio.run(read_json(request([b'{"a": ', b"[1]}"], **headers), LIMITS, LONG)) == {"a": [1]}
-
-
-@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"])
-def test_other_bodies_are_not(kind):
-    assert code(read_json(request([b"[]"], content_type=kind), LIMITS, LONG)) == (415, "content_type")
-
-
-@pytest.mark.parametrize("size, threads", [(100, 0), (body.LARGE, 1)])
-def test_large_bodies_are_decoded_in_a_thread(size, threads, monkeypatch):
-    calls = []
-
-    async def to_thread(function, *arguments):
-        calls.append(function)
-        return function(*arguments)
-
-    monkeypatch.setattr(asyncio, "to_thread", to_thread)
-    text = b'"' + b"x" * size + b'"'
-    assert asyncio.run(read_json(request([text]), LIMITS, LONG)) == "x" * size
-    assert len(calls) == threads
 
 
 # ---- what it says ----

@@ -308,23 +308,3 @@ def test_a_look_up_that_hangs_holds_nobody_up():
         release.set()
         media.close()
     assert {(error.code, error.param) for error in outcomes} == {("image_fetch_timeout", "images.0")}
-
-
-def test_all_images_of_a_prompt():
-    limits = Limits(images=3, all_pixels=31 * 17 * 2)
-
-    def read_all(*sources):
-        media = Media(Settings(limits=limits))
-        try:
-            return asyncio.run(media.read_all([(source, f"images.{i}") for i, source in enumerate(sources)]))
-        except ApiError as error:
-            return error.status, error.code, error.param
-        finally:
-            media.close()
-
-    other = files.encoded("JPEG")
-    assert read_all() == []
-    assert read_all(TEXT, base64.b64encode(other).decode()) == [CAT, other]
-    assert read_all(TEXT, TEXT, TEXT) == (413, "too_many_pixels", "images.2")
-    assert read_all(*[TEXT] * 4) == (413, "too_many_images", "images.3")
-    assert read_all(TEXT, "A", "B") == (422, "image_base64", "images.1")

@@ -5,7 +5,6 @@ import re
 
 from yojo.serving.errors import ApiError
 
-LARGE = 1 << 18  # bytes from which on a body is decoded in a thread
 _BLOCK = 1 << 20  # bytes that are looked through at once: other threads have to get their turn, too
 _BLANK = b" \t\r\n"
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{}"))
@@ -14,30 +13,7 @@ _SEPARATORS = (b",", b":", b"[", b"{")
 _CONSTANT = re.compile(rb"NaN|Infinity|nan|inf")
 
 
-async def read_json(request, limits, seconds):
-    """What the body of a request says.
-
-    Args:
-        request: `starlette.requests.Request`.
-        limits: `Limits`.
-        seconds: in which the body has to be here.
-
-    Returns:
-        whatever JSON can say.
-
-    Raises:
-        ApiError: content_type (not application/json, where it says one), those of `read_body` and of `parse_json`.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in ("", "application/json") and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise ApiError(415, "content_type", "the body must be JSON: Content-Type: application/json")
-    data = await read_body(request, limits.body, seconds)
-    if len(data) < LARGE:
-        return parse_json(data, limits)
-    return await asyncio.to_thread(parse_json, data, limits)
-
-
-async def read_body(request, most, seconds):
+async def read_body(request, most, seconds=60.0):
     """The body of a request.
 
     Args:
@@ -49,11 +25,9 @@ async def read_body(request, most, seconds):
         bytes.
 
     Raises:
-        ApiError: content_encoding (compressed), content_length (no number, or another than came), body_too_large,
-            body_timeout, body_incomplete (the client has gone).
+        ApiError: content_length (no number, or another than came), body_too_large, body_timeout, body_incomplete (the client
+            has gone).
     """
-    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-        raise ApiError(415, "content_encoding", "the body must not be compressed (Content-Encoding)")
     said = request.headers.get("content-length")
     if said is not None and not (said.isascii() and said.isdigit()):
         raise ApiError(400, "content_length", "Content-Length must be a number of bytes")

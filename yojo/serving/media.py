@@ -4,14 +4,13 @@ import asyncio
 import base64
 import binascii
 import concurrent.futures
-import dataclasses
 import re
 import threading
 import time
 
 from yojo.serving.errors import ApiError
 from yojo.serving.fetching import allowed_hosts, fetch
-from yojo.serving.images import Header, check_image, too_large
+from yojo.serving.images import check_image, too_large
 from yojo.serving.rooted import Forbidden, Root, TooLarge
 
 WORKERS = 4  # threads that decode base64, read files and check headers
@@ -20,19 +19,6 @@ _PIECE = 1 << 18  # characters of base64 that are decoded at once: other threads
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+=-]*)*)", re.ASCII | re.IGNORECASE)
 _HEAD = 200  # characters of a data URL before its comma
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """An image that may be decoded.
-
-    Attributes:
-        data: bytes of its file.
-        header: `Header`.
-    """
-
-    data: bytes
-    header: Header
 
 
 class Media:
@@ -91,41 +77,6 @@ class Media:
             ApiError: image_source, image_scheme, image_data_url, image_media_type, image_base64, image_path,
                 image_root_missing, image_too_large, those of `check_image`, and of URLs those of `fetch`.
         """
-        return (await self.picture(source, param)).data
-
-    async def read_all(self, sources):
-        """All images of one prompt, whose pixels are bounded together.
-
-        Args:
-            sources: list of (source, param).
-
-        Returns:
-            list of bytes, in order.
-
-        Raises:
-            ApiError: as `read`, of the first that is wrong; too_many_images; too_many_pixels.
-        """
-        limits = self.limits
-        if len(sources) > limits.images:
-            message = f"one prompt may have {limits.images} images at most, frames of videos among them"
-            raise ApiError(413, "too_many_images", message, sources[limits.images][1])
-        tasks = [asyncio.ensure_future(self.picture(*source)) for source in sources]
-        pixels, pictures = 0, []
-        try:
-            for task, (_, param) in zip(tasks, sources, strict=True):
-                pictures.append(await task)
-                pixels += pictures[-1].header.width * pictures[-1].header.height
-                if pixels > limits.all_pixels:
-                    message = f"the images of one prompt may have {limits.all_pixels} pixels together: scale them down"
-                    raise ApiError(413, "too_many_pixels", message, param)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        return [picture.data for picture in pictures]
-
-    async def picture(self, source, param):
-        """As `read`: a `Picture`."""
         if not isinstance(source, str) or not source:
             raise ApiError(422, "image_source", "an image must be a string that is not empty", param)
         try:
@@ -166,7 +117,8 @@ class Media:
         return self._checked(self._of_file(source) if "." in source else self._of_base64(source))
 
     def _checked(self, data):
-        return Picture(data, check_image(data, self.limits))
+        check_image(data, self.limits)
+        return data
 
     def _of_file(self, path):
         if self._root is None:
