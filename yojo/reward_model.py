@@ -16,6 +16,7 @@ from yojo.patching import devices, graphs
 from yojo.patching.eval_mode import Modules
 from yojo.patching.modes import set_mode
 from yojo.patching.state import unwrap
+from yojo.saving import known_scores
 from yojo.saving.identity import reward_model_fingerprint
 from yojo.saving.load import load_pretrained
 from yojo.saving.save import push_to_hub, save_pretrained
@@ -401,6 +402,25 @@ class RewardModel:
             **options: as for `yojo.saving.save.save_pretrained`: state_dict, card, provenance.
         """
         save_pretrained(self, path, **options)
+
+    def check_known_scores(self, path):
+        """Score the examples again that a saved model has its scores of, and compare: a pass, which loading does not make.
+
+        Args:
+            path: the folder the model was loaded from (or hub name).
+
+        Returns:
+            `yojo.saving.known_scores.Known`: `ok`, `stored`, `reason`, `difference`, `bound`. A model that was saved without known
+            scores is ok, and says so.
+
+        Raises:
+            ValueError: no such folder, or one whose settings are damaged.
+
+        Example:
+            >>> reward_model.check_known_scores("my-reward-model").reason
+            'the model gives its known scores, 2e-07 apart at most (in float32)'
+        """
+        return known_scores.check(self, path)
 
     def push_to_hub(self, repo_id, private=None, token=None, commit_message=None, **options):
         """Save and upload to the hub; the repository is made if it is missing.

@@ -108,6 +108,8 @@ def test_every_checkpoint_is_a_reward_model(make_trainer, tmp_path, data):
     loaded = yojo.RewardModel.from_pretrained(folder)
     expected = yojo.RewardModel(trainer.model, trainer.processing_class).score_many(data[1])
     assert all(map(torch.equal, loaded.score_many(data[1]), expected))
+    known = loaded.check_known_scores(folder)
+    assert known.stored and known.ok
     assert not (tmp_path / "run" / resume.STAGING).exists()
 
 

@@ -23,7 +23,7 @@ from yojo.inputs.processors import backend_of, save_processor
 from yojo.patching import dates, fingerprints
 from yojo.patching.state import patched_base
 from yojo.saving import card as cards
-from yojo.saving import parts
+from yojo.saving import known_scores, parts
 from yojo.saving.parts import adapter_of
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
     the `YojoConfig`, the backbone's class, dtype, quantization and origin, the separator's id, the date that its chat
     template prints, the versions it was made with, size or checksum of the other files, and fingerprints of the backbone's
     weights (see `yojo.patching.fingerprints`): those of an adapter's base model as it was patched, those of a full model as it is.
+    It holds some fixed examples with the scores that the model gives them, too (see `yojo.saving.known_scores`), but where
+    `state_dict` is given, or they cannot be scored: that takes a pass, changes nothing of the model, and is never an error.
     An adapter is the one that is active, under whatever name; weights that were trained beside it (an unfrozen norm,
     vision tower, embedding) are saved with it, in `beside_adapter.safetensors`. An older model in the folder is replaced,
     also one of the other kind; files of others stay.
@@ -107,6 +109,7 @@ def save_pretrained(reward_model, path, *, state_dict=None, card=True, provenanc
         weights = fingerprints.take(own) if adapter is None else base.yojo.weights
         description["weights"] = fingerprints.describe(weights, left_out=len(own) - len(own.keys() & weights))
         description["beside"] = sorted(beside)
+        description[known_scores.KEY] = known_scores.take(reward_model, state_dict)
         cards.write(staging, path, description, provenance) if card else cards.leave_out(staging)
         _write_description(description, staging)
 
