@@ -85,5 +85,7 @@ def _own(error):
     kind = next((kind for kind in (RewardError, TypeError, ValueError) if isinstance(error, kind)), None)
     text = str(error) if kind is not None else f"score raised {type(error).__name__}: {error}"
     made = (kind or RewardError)(text)
+    if isinstance(made, RewardError):
+        made.kind = getattr(error, "kind", None)
     made.__cause__ = error
     return made

@@ -234,7 +234,7 @@ class GroupCollator:
                 self._ready = collections.deque(one for one in self._ready if not one.ended)
             self._ended.forget(now)
         for one in lost:
-            fail(one, RewardError(self._lost(one)))
+            fail(one, RewardError(self._lost(one), kind="incomplete"))
         for one in overdue:
             why = f"key {one.key!r}: no rewards within scoring_deadline={self.scoring_deadline:g} s of the group being whole"
             fail(one, RewardError(f"{why}: the judge hangs, or is slower than samples come; raise the deadline then"))
@@ -256,7 +256,12 @@ class GroupCollator:
             self._work.notify_all()
             self._timer.notify_all()
         for one in left:
-            fail(one, RewardError(f"key {one.key!r}: the collator was closed before the group had its rewards"))
+            fail(
+                one,
+                RewardError(
+                    f"key {one.key!r}: the collator was closed before the group had its rewards", kind="closed"
+                ),
+            )
         until = time.monotonic() + timeout
         for thread in threads:
             if thread is not threading.current_thread():
@@ -267,11 +272,11 @@ class GroupCollator:
     def _put(self, key, group, size, completion, truncated):
         now = self._clock()
         if self._closed:
-            raise RewardError(f"key {key!r}: the collator is closed")
+            raise RewardError(f"key {key!r}: the collator is closed", kind="closed")
         self._ended.forget(now)
         if (how := self._ended.get(key)) is not None:
             self._counts["samples_late"] += 1
-            raise RewardError(f"key {key!r}: {how}")
+            raise RewardError(f"key {key!r}: {how}", kind="late")
         waiting = self._collecting.get(key)
         if waiting is not None and waiting.first.key != group.key:
             raise ValueError(
@@ -284,7 +289,8 @@ class GroupCollator:
             self._counts["samples_refused"] += 1
             raise RewardError(
                 f"key {key!r}: {self._waiting} samples are waiting in {len(self._collecting)} groups that are not whole and "
-                f"{len(self._ready) + len(self._scoring)} that are; raise max_waiting={self.max_waiting}, or check group_size={size}"
+                f"{len(self._ready) + len(self._scoring)} that are; raise max_waiting={self.max_waiting}, or check group_size={size}",
+                kind="crowded",
             )
         self._start()
         if waiting is None:

@@ -100,16 +100,20 @@ class Desk:
     OpenRLHF gives up a request after 180 s and sends it again, up to five times, with nothing that tells it from another
     sample of the same text. What does is the connection: a sample whose client is gone is the one that comes again; where all
     clients of a text are there, it is one more. A client that does not come again takes its sample with it.
+
+    Args:
+        gone: function of a connection, whether its client has left; None: `is_gone`, of a socket.
     """
 
-    def __init__(self):
+    def __init__(self, gone=None):
+        self._is_gone = gone or is_gone
         self._lock, self._handed = threading.Lock(), collections.defaultdict(list)
 
     def hand_in(self, text, add, connection):
         """The sample of a text that this client waits for; `add()` makes the future of a new one."""
         with self._lock:
             for one in self._handed.get(text, ()):
-                if one.connection is None or is_gone(one.connection):
+                if one.connection is None or self._is_gone(one.connection):
                     one.connection = connection
                     return one
             one = _Handed(add(), connection)
@@ -121,7 +125,7 @@ class Desk:
         with self._lock:
             if one.connection is not connection:
                 return False
-            if is_gone(connection):
+            if self._is_gone(connection):
                 self._let_go(one)
                 return False
             self._drop(text, one)
@@ -139,7 +143,7 @@ class Desk:
         with self._lock:
             for text, some in list(self._handed.items()):
                 for one in list(some):
-                    if one.connection is not None and is_gone(one.connection):
+                    if one.connection is not None and self._is_gone(one.connection):
                         self._let_go(one)
                     if one.connection is None and time.monotonic() - one.since > PATIENCE:
                         self._drop(text, one)
@@ -225,10 +229,10 @@ class RewardServer:
         """The answer to a request, a dict, and what was handed in for it; None where its client is not there any more."""
         handed, found = [], None
         try:
-            for query, prompt, label in _samples(data):
+            for query, prompt, label in samples_of(data):
                 shown, completion, truncated = self.queries.read(query, prompt, label)
                 add = functools.partial(
-                    self.collator.add, _key(shown, prompt, label), shown, completion, truncated=truncated
+                    self.collator.add, key_of(shown, prompt, label), shown, completion, truncated=truncated
                 )
                 text = digest([query, prompt, label])
                 handed.append((text, self.desk.hand_in(text, add, connection)))
@@ -246,7 +250,7 @@ class RewardServer:
         return {"rewards": rewards, "scores": rewards, "extra_logs": extra}, handed
 
 
-def _key(shown, prompt, label):
+def key_of(shown, prompt, label):
     """What tells a group from others, and, to people, which it is: how the question ends."""
     said = shown if isinstance(shown, str) else json.dumps(shown[-1], ensure_ascii=False)
     return f"{digest([prompt, label])} (...{said.strip()[-60:]})"
@@ -343,7 +347,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def _samples(data):
+def samples_of(data):
     """[(query, prompt, label)] of a request's JSON."""
     lists = [data.get(name) if isinstance(data, dict) else None for name in ("query", "prompts", "labels")]
     if not all(isinstance(one, list) for one in lists) or len({len(one) for one in lists}) != 1 or not lists[0]:

@@ -24,7 +24,16 @@ PAUSE = 1.0  # seconds in front of the first retry; twice as many in front of ea
 
 
 class RewardError(RuntimeError):
-    """There are no rewards: the judge failed, did not answer in time, or gave what is no score. It is never a reward."""
+    """There are no rewards: the judge failed, did not answer in time, or gave what is no score. It is never a reward.
+
+    Attributes:
+        kind: for programs, why a `GroupCollator` has none for a sample: "late", "crowded" (too many wait), "incomplete", "closed";
+            None for all else.
+    """
+
+    def __init__(self, *args, kind=None):
+        super().__init__(*args)
+        self.kind = kind
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,7 @@ class ApiError(Exception):
         return {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
 
 
-_QUOTED = re.compile(r"""(?P<mark>['"`])(?P<said>.*?)(?P=mark)""", re.DOTALL)
+_QUOTED = re.compile(r"""(?<![A-Za-z0-9])(?P<mark>['"`])(?P<said>.*?)(?P=mark)(?![A-Za-z0-9])""", re.DOTALL)
 _LONGEST = 300
 
 

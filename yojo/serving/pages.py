@@ -50,7 +50,9 @@ def routes():
     Returns:
         list of `starlette.routing.Route`, for GET and HEAD.
     """
-    return [Route(path, _endpoint(FOLDER / name, kind), include_in_schema=False) for path, (name, kind) in FILES.items()]
+    return [
+        Route(path, _endpoint(FOLDER / name, kind), include_in_schema=False) for path, (name, kind) in FILES.items()
+    ]
 
 
 def _endpoint(path, kind):

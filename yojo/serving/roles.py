@@ -49,7 +49,7 @@ class Asked:
 
     def texts(self):
         """Every string that a user wrote."""
-        return [*_strings(self.prompt), *self.responses, *_strings(self.tools)]
+        return [*strings_in(self.prompt), *self.responses, *strings_in(self.tools)]
 
     def num_bytes(self):
         """What it takes in memory, about."""
@@ -175,12 +175,12 @@ def _place(error):
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
 
 
-def _strings(value):
+def strings_in(value):
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
-        return [text for key, inner in value.items() for text in (*_strings(key), *_strings(inner))]
-    return [text for inner in value for text in _strings(inner)] if isinstance(value, (list, tuple)) else []
+        return [text for key, inner in value.items() for text in (*strings_in(key), *strings_in(inner))]
+    return [text for inner in value for text in strings_in(inner)] if isinstance(value, (list, tuple)) else []
 
 
 def _row(encoded, config):
@@ -231,34 +231,45 @@ class Model:
         return RewardModel.from_pretrained(path, device=device, max_length=self.max_length, **options), path
 
 
-class Scorer:
-    """A reward model on one device, and rows scored by it.
+def load_scorer(model, device=None, threads=None):
+    """A `Scorer` of a model that is loaded here, after it has shown that it scores as it did when it was saved.
 
     Args:
         model: `Model`.
         device: of torch; None for wherever the model is put.
         threads: of torch on a CPU; None for its own choice.
     """
+    import torch
 
-    def __init__(self, model, device=None, threads=None):
-        import torch
+    if threads is not None:
+        torch.set_num_threads(threads)
+    loaded, path = model.load(device)
+    known = loaded.check_known_scores(path)
+    if model.mode is not None or model.permutations is not None:
+        from yojo.patching.modes import set_mode
+        from yojo.reward_model import RewardModel
 
-        if threads is not None:
-            torch.set_num_threads(threads)
-        loaded, path = model.load(device)
-        self.known = loaded.check_known_scores(path)
-        if model.mode is not None or model.permutations is not None:
-            from yojo.patching.modes import set_mode
-            from yojo.reward_model import RewardModel
+        set_mode(loaded.model, model.mode, model.permutations)
+        loaded = RewardModel(loaded.model, loaded.processor, model.max_length)
+    return Scorer(loaded, known)
 
-            set_mode(loaded.model, model.mode, model.permutations)
-            loaded = RewardModel(loaded.model, loaded.processor, model.max_length)
+
+class Scorer:
+    """A reward model, and rows scored by it.
+
+    Args:
+        reward_model: `yojo.RewardModel`.
+        known: `yojo.saving.known_scores.Known`: whether it scores as it did when it was saved.
+    """
+
+    def __init__(self, reward_model, known):
         from yojo.patching import devices
         from yojo.patching.state import unwrap
         from yojo.reward_model import Run
 
-        self.reward_model, self.device = loaded, devices.input_device(unwrap(loaded.model))
-        self._run, self._place = Run(loaded, NO_LIMIT, "return"), 0
+        self.reward_model, self.known = reward_model, known
+        self.device = devices.input_device(unwrap(reward_model.model))
+        self._run, self._place = Run(reward_model, NO_LIMIT, "return"), 0
         self._rows, self._row_of = {}, {}  # ident -> {place: answer, None before it is there}; place -> (ident, item)
 
     def hello(self):
