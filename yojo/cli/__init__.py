@@ -1,4 +1,4 @@
-"""The command line: yojo demo, score, best, pairs, filter, eval, rank, data, train, import, export, merge, profile, info.
+"""The command line: yojo demo, score, serve, best, pairs, filter, eval, rank, data, train, import, export, merge, profile, info.
 
 A file a group of commands. They are all loaded to show the help, so that nothing heavy may stand at the top of any: what a
 command needs is imported when it runs.
@@ -6,7 +6,7 @@ command needs is imported when it runs.
 
 import typer
 
-from yojo.cli import choosing, converting, data, demo, evaluating, info, profiling, ranking, scoring, training
+from yojo.cli import choosing, converting, data, demo, evaluating, info, profiling, ranking, scoring, serving, training
 from yojo.cli.quiet import be_quiet
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ data_app.command("check")(data.check)
 
 app.command()(demo.demo)
 app.command(cls=scoring.ScoreCommand)(scoring.score)
+app.command(cls=scoring.ScoreCommand)(serving.serve)
 app.command()(choosing.best)
 app.command()(choosing.pairs)
 app.command(name="filter")(choosing.filter_)

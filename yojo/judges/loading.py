@@ -64,11 +64,11 @@ def load_judge(name, *, base_model=None, check_base=True, check_files=True, devi
             "of an OpenAI-compatible endpoint: openai:MODEL@http://host:port/v1"
         )
     if isinstance(name, str) and name.startswith(_CHAT_SCORES):
-        return _chat_scores(name, base_model=base_model, max_length=max_length, dtype=_dtype(dtype), device=device)
-    name, mode = _mode(os.fspath(name))
+        return _chat_scores(name, base_model=base_model, max_length=max_length, dtype=dtype_of(dtype), device=device)
+    name, mode = mode_of(os.fspath(name))
     if mode and not os.path.exists(name) and _baseline(name) is not None:
         raise ValueError(f"{name} is a baseline, which has no modes: leave #... out")
-    path, dtype = local_folder(name), _dtype(dtype)
+    path, dtype = local_folder(name), dtype_of(dtype)
     if not (path / CONFIG_FILE).is_file() and not stock.is_checkpoint(path) and (found := _stock(path)) is not None:
         kind, judge = found
         if base_model is not None:
@@ -98,10 +98,10 @@ def check_name(name):
     if name.startswith(_OPENAI):
         _generative(name)
     elif _baseline(name) is None and not name.startswith(("http://", "https://")):  # of which `load_judge` says more
-        local_folder(_mode(name.removeprefix(_CHAT_SCORES))[0])
+        local_folder(mode_of(name.removeprefix(_CHAT_SCORES))[0])
 
 
-def _mode(name):
+def mode_of(name):
     """A name without the mode behind it, and the mode as options of `yojo.RewardModel.from_pretrained`."""
     head, mark, mode = name.rpartition("#")
     if not mark or os.path.exists(name):
@@ -221,7 +221,8 @@ def check_device(device):
         raise ValueError(f"there is no device {device}: this machine has {torch.cuda.device_count()} CUDA devices")
 
 
-def _dtype(dtype):
+def dtype_of(dtype):
+    """A torch dtype of its name, such as "bfloat16"; None for None; a ValueError for what is no float dtype."""
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
     found = getattr(torch, str(dtype).removeprefix("torch."), None)

@@ -210,7 +210,7 @@ def main(arguments=None):
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        processor, ends = _policy(tokenizer) if tokenizer else (None, [])
+        processor, ends = policy_of(tokenizer) if tokenizer else (None, [])
         queries = Queries(processor, prompt=texts["prompt"], eos=[*ends, *texts["eos"]])
         scorer = scorer_of(judge, **options)
         server = RewardServer(scorer.score, size, queries, address=address, deadline=deadline)
@@ -237,7 +237,7 @@ def _treatment(text):
         return text
 
 
-def _policy(name):
+def policy_of(name):
     """A model's processor (its tokenizer if it has none), and the texts of the tokens at which it ends a response."""
     from transformers import GenerationConfig
 

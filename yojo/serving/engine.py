@@ -78,13 +78,14 @@ class Engine:
         preparer: function that makes one of (pickled collator, limits): `yojo.serving.roles.Preparer`.
         in_process: workers are threads of this process.
         metrics: `yojo.serving.metrics.Metrics`, or None.
+        setup: function that each preparing worker's process calls first, or None.
 
     Attributes:
         model: what the first scoring worker said of the model (`Scorer.hello`); None until then.
         ending: whether the server takes no more requests.
     """
 
-    def __init__(self, settings, scorers, preparing=2, preparer=None, in_process=False, metrics=None):
+    def __init__(self, settings, scorers, preparing=2, preparer=None, in_process=False, metrics=None, setup=None):
         from yojo.serving.metrics import Metrics
         from yojo.serving.roles import Preparer
 
@@ -92,7 +93,7 @@ class Engine:
         self.model, self.ending, self.failed = None, False, None
         self.scorers = [Worker(role, in_process, self._changed) for role in scorers]
         make = preparer or Preparer
-        roles = [Role(f"preparing {n}", make, self._collator, nice=5) for n in range(preparing)]
+        roles = [Role(f"preparing {n}", make, self._collator, setup, nice=5) for n in range(preparing)]
         self.preparers = [Worker(role, in_process, self._changed) for role in roles]
         self._to_prepare, self._to_score = FairQueue(), FairQueue()
         self._tokens = self._bytes = 0  # that wait
@@ -153,7 +154,7 @@ class Engine:
             TimeoutError: not within so many seconds.
         """
         with anyio.fail_after(seconds):
-            await self._until(lambda: self.ready()[0] or self.broken() is not None)
+            await self.until(lambda: self.ready()[0] or self.broken() is not None)
         if (why := self.broken()) is not None:
             raise Failed(why)
 
@@ -198,7 +199,8 @@ class Engine:
             self._event.set()
             self._event = asyncio.Event()
 
-    async def _until(self, condition):
+    async def until(self, condition):
+        """Wait until a function of no arguments says yes; it is asked whenever something has changed."""
         while not condition():
             await self._event.wait()
 
@@ -327,7 +329,7 @@ class Engine:
 
     async def _prepare(self, worker):
         while True:
-            await self._until(lambda: worker.state == READY and len(self._to_prepare))
+            await self.until(lambda: worker.state == READY and len(self._to_prepare))
             item = self._take(self._to_prepare)
             started = time.monotonic()
             try:
@@ -384,7 +386,7 @@ class Engine:
         loop, under_way = asyncio.get_running_loop(), set()
         try:
             while True:
-                await self._until(lambda: self._has_work(worker, len(under_way)))
+                await self.until(lambda: self._has_work(worker, len(under_way)))
                 await self._linger()
                 row = self._row()
                 if row:
@@ -416,7 +418,7 @@ class Engine:
             return sum(item.tokens for item in self._to_score) >= self.settings.token_budget
 
         with anyio.move_on_after(until - asyncio.get_running_loop().time()):
-            await self._until(full)
+            await self.until(full)
 
     def _row(self):
         """Requests for one row: those whose turn it is, as many as fit; one that has seen a worker die is alone."""

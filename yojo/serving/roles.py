@@ -205,13 +205,15 @@ class Model:
     """Which reward model a server serves, and how it is loaded.
 
     Attributes:
-        path: folder or hub name; "demo", the demonstration's.
+        path: folder or hub name.
+        name: what it is called where nobody says otherwise.
         mode, permutations: as for `yojo.RewardModel.from_pretrained`.
         max_length: the most tokens of one example, or None.
         options: dict of further arguments of `from_pretrained`: base_model, dtype, check_base, check_files, ...
     """
 
     path: str
+    name: str = "reward-model"
     mode: str | None = None
     permutations: int | None = None
     max_length: int | None = None
@@ -220,15 +222,44 @@ class Model:
     def load(self, device=None):
         """(`yojo.RewardModel` as it was saved, its folder)."""
         from yojo.files.saved import local_folder
+        from yojo.judges.loading import dtype_of
         from yojo.reward_model import RewardModel
 
-        options = dict(self.options)
-        if isinstance(options.get("dtype"), str):
-            import torch
-
-            options["dtype"] = getattr(torch, options["dtype"].removeprefix("torch."))
+        options = {**self.options, "dtype": dtype_of(self.options.get("dtype"))}
         path = local_folder(self.path)
         return RewardModel.from_pretrained(path, device=device, max_length=self.max_length, **options), path
+
+
+def model_of(name, *, max_length=None, dtype=None, base_model=None, check_base=True, check_files=True):
+    """The `Model` of a name as `yojo.judges.load_judge` takes it: a folder or hub name, with a mode behind #; or "demo".
+
+    What can be told without loading it is checked here.
+
+    Raises:
+        ValueError: no such folder, no reward model of ours, or a dtype that is none.
+    """
+    from yojo.files.saved import local_folder, read_description
+    from yojo.judges.loading import dtype_of, mode_of
+    from yojo.saving import stock
+
+    path, mode = mode_of(str(name))
+    dtype_of(dtype)
+    if path == "demo" and not os.path.isdir(path):
+        from importlib.resources import files
+
+        folder = files("yojo") / "demo"
+        options = {"base_model": str(folder / "backbone")}
+        if base_model is not None:
+            raise ValueError("base_model is given, and the demonstration's model has its own")
+        path, called = str(folder / "reward_model"), "demo"
+    else:
+        options = {} if base_model is None else {"base_model": base_model}
+        called = re.sub(r"[^A-Za-z0-9_.-]", "-", os.path.basename(os.path.normpath(path))) or "reward-model"
+    folder = local_folder(path)
+    if not stock.is_checkpoint(folder):
+        read_description(folder)
+    options |= {"dtype": dtype, "check_base": check_base, "check_files": check_files}
+    return Model(str(folder), called, **mode, max_length=max_length, options=options)
 
 
 def load_scorer(model, device=None, threads=None):

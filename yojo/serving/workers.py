@@ -14,7 +14,6 @@ import queue
 import signal
 import threading
 import time
-import traceback
 import typing
 
 import anyio
@@ -47,12 +46,14 @@ class Role:
         make: function of `args` that makes the handler, in the worker. A handler has `hello()`, what the server is told once it
             is there; `begin(ident, data)` and `rest()`, which yield (ident, result or exception) of what is done.
         args: tuple; what has to be known only when the worker begins may be a function of no arguments (called here).
+        setup: function that a process of its own calls first, or None.
         nice: added to the process's niceness: what prepares leaves the cores to what scores.
     """
 
     name: str
     make: typing.Callable
     args: tuple | typing.Callable = ()
+    setup: typing.Callable | None = None
     nice: int = 0
 
     def arguments(self):
@@ -218,7 +219,9 @@ class _Process(_Link):
     async def begin(self):
         context = multiprocessing.get_context("spawn")
         self.pipe, there = context.Pipe()
-        self.process = context.Process(target=_run, args=(there, self.role.make, self.role.nice), daemon=True)
+        self.process = context.Process(
+            target=_run, args=(there, self.role.make, self.role.setup, self.role.nice), daemon=True
+        )
         self.sender = concurrent.futures.ThreadPoolExecutor(1, f"yojo to {self.role.name}")
         await self.loop.run_in_executor(self.sender, self._start, there)
         threading.Thread(target=self._listen, name=f"yojo from {self.role.name}", daemon=True).start()
@@ -276,11 +279,13 @@ def _signal(number):
         return f"signal {number}"
 
 
-def _run(pipe, make, nice):
+def _run(pipe, make, setup, nice):
     """A worker's process: it ends with its server, and by no signal that the server is sent."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     os.nice(nice)
+    if setup is not None:
+        setup()
     args = pipe.recv()
     jobs, lock = queue.SimpleQueue(), threading.Lock()
 
@@ -340,7 +345,6 @@ def _serve(make, args, take, say):
         handler = make(*args)
         say("hello", handler.hello())
     except (TypeError, ValueError, OSError, ImportError, Failed) as error:
-        traceback.print_exc()
         say("failed", f"{error}")
         return
     while True:

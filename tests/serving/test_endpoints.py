@@ -1,0 +1,54 @@
+"""Every endpoint gives the scores of `RewardModel.score`, in the form that its clients read."""
+
+import pytest
+import torch
+
+from tests.serving.serving_cases import (
+    ANSWERS,
+    QUESTION,
+    body,
+    client_of,
+    data_url,
+    encoded,
+    engine_of,
+    expected,
+    png,
+    run,
+)
+
+
+def close(found, wanted):
+    torch.testing.assert_close(torch.tensor(found), torch.as_tensor(wanted), rtol=0, atol=2e-6)
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """function: (method, path, keyword arguments)s -> their responses, from one server."""
+
+    def ask(*requests, **options):
+        async def go():
+            async with client_of(engine_of(**options)) as client:
+                return [await client.request(method, path, **given) for method, path, given in requests]
+
+        return run(go)
+
+    return ask
+
+
+def test_one_and_many(asked):
+    other = body(images=[encoded(png(1))], responses=["A one."])
+    one, many = asked(("POST", "/score", {"json": body()}), ("POST", "/score", {"json": [body(), other]}))
+    assert one.status_code == many.status_code == 200
+    close(one.json()["scores"], expected(body()))
+    assert [found["index"] for found in many.json()["data"]] == [0, 1]
+    close(many.json()["data"][0]["scores"], expected(body()))
+    close(many.json()["data"][1]["scores"], expected(other))
+    assert one.headers["Yojo-Fingerprint"] == one.json()["fingerprint"] == many.json()["fingerprint"]
+
+
+def test_images_stand_where_the_messages_have_them(asked):
+    parts = [{"type": "image_url", "image_url": {"url": data_url(png())}}, {"type": "text", "text": QUESTION}]
+    (found,) = asked(
+        ("POST", "/score", {"json": {"prompt": [{"role": "user", "content": parts}], "responses": ANSWERS}})
+    )
+    close(found.json()["scores"], expected(body()))
