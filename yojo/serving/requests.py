@@ -230,7 +230,8 @@ class Observed:
         finally:
             seconds, endpoint = time.monotonic() - started, state.get("endpoint", "other")
             self.metrics.request(endpoint, status, state.get("code"), seconds)
-            logger.info(
+            logger.log(
+                logging.DEBUG if endpoint in OPEN else logging.INFO,  # what is asked every few seconds says nothing
                 "%s %s %d %s %.1f ms client=%s",
                 scope["method"] if scope["method"].isalpha() and len(scope["method"]) < 10 else "?",
                 endpoint,
