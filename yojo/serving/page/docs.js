@@ -221,7 +221,7 @@ function operation(path, verb, described) {
     const { description, content: offered } = resolve(one);
     const [media] = Object.entries(offered ?? {});
     const heads = element("summary", {}, `${status} `, element("span", { class: "note" }, ...prose(description)));
-    if (!media || !Object.keys(media[1]).length) return element("p", {}, `${status} `, element("span", { class: "note" }, ...prose(description)));
+    if (!media || !Object.keys(media[1]).length) return element("p", { class: "plain" }, `${status} `, element("span", { class: "note" }, ...prose(description)));
     const made = resolve(media[1].schema);
     const known = media[1].example !== undefined || media[1].examples || made.properties || made.items || choices(made);
     return element("details", {}, heads, element("div", { class: "reply" }, known ? element("pre", { tabindex: 0, role: "group", "aria-label": `Example of ${status}` }, shownJson(examples(media[1])[0][1])) : element("p", { class: "note" }, media[0]), ...fields(media[1].schema)));

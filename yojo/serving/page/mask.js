@@ -86,6 +86,6 @@ export function described(row) {
   const tokens = row.segments.reduce((sum, segment) => sum + segment.tokens, 0);
   const answers = new Set(row.segments.filter(({ kind }) => kind !== "prompt").map(({ response }) => response));
   const orders = row.orders > 1 ? `, in ${row.orders} orders` : "";
-  const how = row.mode === "isolated" ? "Each answer sees the prompt and itself, never another answer" : "Each answer sees the prompt and the answers before it";
+  const how = row.mode === "isolated" ? "Each answer sees the prompt and itself, never another answer" : `Each answer sees the prompt and the answers before it${orders && " in its order"}`;
   return `One row of ${whole(tokens)} tokens holds the prompt and ${answers.size === 1 ? "one answer" : `${answers.size} answers`}${orders}. ${how}.`;
 }

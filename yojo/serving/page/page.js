@@ -9,14 +9,18 @@ let count = 0; // for ids, none of which is used twice
 
 // ---- lists whose items can be moved and removed: images and answers ----
 
-/** Buttons of an item. `changed(text)` is called after each change, with what to tell those who do not see it. */
-function controls(item, named, changed, refocus) {
+/** Tells those who do not see it what has happened. */
+const tell = (text) => (byId("moved").textContent = text);
+
+/** Buttons of an item; `refocus(next)` is called when it is removed, with the item that is to have the focus, or null. */
+function controls(item, named, refocus) {
   const move = (step) => (event) => {
     const other = step < 0 ? item.previousElementSibling : item.nextElementSibling;
     if (!other) return;
     if (step < 0) other.before(item);
     else other.after(item);
-    changed(`${named()} now, of ${item.parentElement.children.length}`);
+    changed();
+    tell(`${named()} now, of ${item.parentElement.children.length}`);
     event.currentTarget.focus();
   };
   const remove = () => {
@@ -24,7 +28,8 @@ function controls(item, named, changed, refocus) {
     const text = `${named()} removed`;
     item.dispatchEvent(new Event("gone"));
     item.remove();
-    changed(text);
+    changed();
+    tell(text);
     refocus(next);
   };
   const button = (text, does, onclick) => element("button", { type: "button", class: "icon", "data-does": does, onclick }, text);
@@ -49,10 +54,10 @@ function numbered(list, word) {
 const answers = byId("answers");
 const images = byId("images");
 
-function changed(text) {
+/** After each change of the inputs. */
+function changed() {
   numbered(answers, "Answer");
   numbered(images, "Image");
-  if (text) byId("moved").textContent = text;
   if (shown) byId("stale").hidden = false;
 }
 
@@ -63,7 +68,7 @@ function addAnswer() {
   item.append(
     element(
       "div", { class: "line" }, element("label", { class: "name", for: id }),
-      controls(item, named, changed, (next) => (next?.querySelector("textarea") ?? byId("add")).focus()),
+      controls(item, named, (next) => (next?.querySelector("textarea") ?? byId("add")).focus()),
     ),
     element("textarea", { id, rows: 2, "aria-describedby": `${id}-error` }),
     element("p", { id: `${id}-error`, class: "error", role: "alert" }),
@@ -92,7 +97,7 @@ function addImages(chosen) {
       picture,
       element(
         "div", {},
-        element("div", { class: "line" }, element("span", { class: "name" }), controls(item, named, changed, () => byId("files").focus())),
+        element("div", { class: "line" }, element("span", { class: "name" }), controls(item, named, () => byId("files").focus())),
         element("div", { class: "file" }, file.name || "pasted image"),
         element("div", { class: "note" }, `${bytes(file.size)}${file.type ? `, ${file.type.slice("image/".length)}` : ""}`),
         element("p", { id: `${id}-error`, class: "error", role: "alert" }),
@@ -100,7 +105,8 @@ function addImages(chosen) {
     );
     files.set(item, file);
     images.append(item);
-    changed(`${file.name || "An image"} added`);
+    changed();
+    tell(`${file.name || "An image"} added`);
   }
 }
 
@@ -109,13 +115,17 @@ const bytes = (number) => (number < 1e5 ? `${(number / 1024).toFixed(1)} KiB` : 
 // ---- errors, beside the field that is wrong ----
 
 function clearErrors() {
-  for (const node of document.querySelectorAll(".error")) node.textContent = "";
+  for (const node of document.querySelectorAll(".error")) {
+    node.textContent = "";
+    node.removeAttribute("tabindex");
+  }
   for (const field of document.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
 }
 
 function fail(field, node, message) {
   node.textContent = message;
   if (field !== node) field.setAttribute("aria-invalid", "true");
+  else node.tabIndex = -1; // what belongs to no field takes the focus itself
   field.focus();
 }
 
@@ -185,7 +195,7 @@ async function score() {
     byId("stale").hidden = !edited;
   } catch (error) {
     if (shown) byId("stale").hidden = false;
-    if (error.name === "AbortError") byId("moved").textContent = "Cancelled";
+    if (error.name === "AbortError") tell("Cancelled");
     else if (error instanceof Failure) showFailure(error, sent);
     else throw error;
   } finally {
@@ -245,8 +255,11 @@ function show() {
     redraw();
   }
   showRanking();
-  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  byId("results").scrollIntoView({ block: "nearest", behavior: still ? "auto" : "smooth" });
+  const title = byId("ranking-title").getBoundingClientRect();
+  if (title.top < 0 || title.bottom > innerHeight) {
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    byId("ranking-title").scrollIntoView({ behavior: still ? "auto" : "smooth" });
+  }
 }
 
 const chosen = (name) => document.querySelector(`input[name=${name}]:checked`).value;
@@ -275,7 +288,7 @@ function showRanking() {
         element("span", { class: "rank" }, element("span", { class: "hidden" }, "Place "), `${rank}`),
         element("span", { class: "who" }, `Answer ${index + 1}`),
         best ? element("span", { class: "badge" }, "best") : null,
-        element("span", { class: "behind" }, value === highest ? "" : `${signed(value - highest)}`),
+        element("span", { class: "behind" }, value === highest ? "" : `${fixed(highest - value)} behind`),
         element("span", { class: "score", title: `${value}` }, signed(value)),
       ),
       element("div", { class: "track", "aria-hidden": "true" }, bar, zero),
@@ -306,10 +319,10 @@ function state(text, kind) {
 async function about() {
   try {
     const ready = await ask("ready");
+    model = (await ask("v1/models")).data[0];
     const reasons = (ready.reasons ?? []).join("; ");
     state(ready.ready ? "Ready" : `Not ready${reasons ? `: ${reasons}` : ""}`, ready.ready ? "good" : "bad");
-    model = (await ask("v1/models")).data[0];
-    const length = model.max_length ? `${whole(model.max_length)} tokens` : null;
+    const length = model.max_length ? `up to ${whole(model.max_length)} tokens` : null;
     const orders = model.permutations > 1 ? `${model.permutations} orders` : null;
     byId("model").replaceChildren(
       element("strong", {}, model.id),
