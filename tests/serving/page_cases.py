@@ -128,7 +128,8 @@ def application(mode="isolated", orders=1, key=None, reasons=(), limits=None):
         made = row(body.prompt, body.responses, body.images or (), mode, orders)
         prompt, *rest = [segment["tokens"] for segment in made["segments"]]
         response.headers["Yojo-Fingerprint"] = FINGERPRINT
-        usage = {"prompt_tokens": prompt, "total_tokens": prompt + sum(rest[: len(body.responses)])}
+        own = rest[: len(body.responses)]  # the first order is that of the request
+        usage = {"prompt_tokens": prompt, "response_tokens": own, "total_tokens": prompt + sum(own)}
         scores = [score(text) for text in body.responses]
         return {
             "id": "score-1",

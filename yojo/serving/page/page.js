@@ -238,10 +238,11 @@ function show() {
   const comparative = reply.row?.mode === "comparative" && model?.order_free === false && ranked.length > 1;
   byId("order").textContent = comparative ? "This model compares: an answer sees those before it, so their order matters." : "";
   const { usage } = reply;
+  const spent = usage?.response_tokens?.reduce((sum, tokens) => sum + tokens, 0);
   const facts = [
     ["Model", reply.model],
     ["Fingerprint", reply.fingerprint],
-    ["Tokens", usage ? `${whole(usage.prompt_tokens)} of the prompt, ${whole(usage.total_tokens - usage.prompt_tokens)} of answers` : null],
+    ["Tokens", spent === undefined ? null : `${whole(usage.prompt_tokens)} of the prompt, ${whole(spent)} of answers`],
     ["Answered in", `${shown.seconds.toFixed(2)} s`],
   ].filter(([, said]) => said);
   byId("facts").replaceChildren(...facts.map(([name, said]) => element("div", {}, element("dt", {}, name), element("dd", {}, said))));
