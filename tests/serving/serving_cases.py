@@ -79,8 +79,13 @@ async def client_of(engine, settings=None, policy=None, ready=True, **options):
 
 
 def run(function, *args):
-    """Run an async function of a test."""
-    return anyio.run(function, *args)
+    """Run an async function of a test, which never takes as long as `READY`."""
+
+    async def bounded():
+        with anyio.fail_after(READY):
+            return await function(*args)
+
+    return anyio.run(bounded)
 
 
 @contextlib.contextmanager

@@ -138,10 +138,10 @@ class Engine:
         reasons = []
         if self.ending:
             reasons.append("the server is ending")
-        if not any(self._can_score(worker) for worker in self.scorers):
-            reasons += [f"{one.role.name}: {one.state}{f' ({one.why})' if one.why else ''}" for one in self.scorers]
         if self.model is not None and not self.model["known"]["ok"]:
             reasons.append(f"the model does not score as it did when it was saved: {self.model['known']['reason']}")
+        elif not any(self._can_score(worker) for worker in self.scorers):
+            reasons += [f"{one.role.name}: {one.state}{f' ({one.why})' if one.why else ''}" for one in self.scorers]
         if not reasons and not any(worker.state == READY for worker in self.preparers):
             reasons.append("no worker that prepares requests is ready")
         return not reasons, reasons

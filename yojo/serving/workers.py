@@ -317,13 +317,15 @@ class _Thread(_Link):
         threading.Thread(target=self._work, name=f"yojo {self.role.name}", daemon=True).start()
 
     def _work(self):
+        why = "it has ended"
         try:
-            _serve(
-                self.role.make, self.role.arguments(), self.jobs.get, functools.partial(self._tell, self._on_message)
-            )
+            say = functools.partial(self._tell, self._on_message)
+            _serve(self.role.make, self.role.arguments(), self.jobs.get, say)
         except _Ended:
             pass
-        self._tell(self._on_end, "it was ended")
+        except BaseException as error:  # as of a process, it ends with it
+            why = type(error).__name__
+        self._tell(self._on_end, why)
 
     async def send(self, message):
         self.jobs.put(message)
