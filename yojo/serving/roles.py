@@ -153,7 +153,7 @@ class Preparer:
         )
 
     def _wrong(self, error, asked):
-        message = without_text(str(error).removeprefix("example: "), asked.texts())
+        message = without_text(re.sub(r"^example(?: \d+)?: ", "", str(error)), asked.texts())
         longer = "max_length" in message
         return ApiError(413 if longer else 422, "too_long" if longer else "invalid_input", message, _field_of(message))
 
