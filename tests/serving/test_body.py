@@ -213,7 +213,7 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=200, deadline=None)
-@given(VALUES, st.booleans(), st.sampled_from([1, 2, 3, 7, 1 << 20]))
+@given(VALUES, st.booleans(), st.sampled_from([1, 2, 3, 7, 1 << 18]))
 def test_strings_are_stepped_over_wherever_a_block_ends(value, ascii_only, block):
     """Depth and number are those of the value, however its text is cut, escapes and quotes included."""
     before, body._BLOCK = body._BLOCK, block

@@ -115,9 +115,14 @@ def fetch(url, hosts, max_bytes, seconds, lookup=socket.getaddrinfo, tls=None):
             with (tls or _certificates()).wrap_socket(plain, server_hostname=name) as secured:
                 return _reply(secured, host, port, scheme, path, max_bytes, end)
     except TimeoutError:
-        raise ApiError(422, "image_fetch_timeout", f"the image could not be fetched in {seconds:.3g} seconds") from None
+        raise late() from None
     except (OSError, http.client.HTTPException, ValueError):
         raise _failed("the host did not answer as it should") from None
+
+
+def late():
+    """The error of an image that does not come in time."""
+    return ApiError(422, "image_fetch_timeout", "the image could not be fetched in time")
 
 
 def _failed(what):

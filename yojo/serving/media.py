@@ -5,11 +5,10 @@ import base64
 import binascii
 import concurrent.futures
 import re
-import threading
 import time
 
 from yojo.serving.errors import ApiError
-from yojo.serving.fetching import allowed_hosts, fetch
+from yojo.serving.fetching import allowed_hosts, fetch, late
 from yojo.serving.images import check_image, too_large
 from yojo.serving.rooted import Forbidden, Root, TooLarge
 
@@ -91,22 +90,16 @@ class Media:
         return await asyncio.get_running_loop().run_in_executor(self._here, function, *arguments)
 
     async def _fetched(self, url):
-        seconds = self.limits.url_seconds
-        end, given_up = time.monotonic() + seconds, threading.Event()
+        end = time.monotonic() + self.limits.url_seconds
 
         def fetched():  # waiting for a thread counts
-            left = end - time.monotonic()
-            if given_up.is_set() or left <= 0:
-                raise _late(seconds)
-            return fetch(url, self._hosts, self.limits.image_bytes, left, **self._fetching)
+            return fetch(url, self._hosts, self.limits.image_bytes, end - time.monotonic(), **self._fetching)
 
         future = asyncio.get_running_loop().run_in_executor(self._away, fetched)
         try:
-            return await asyncio.wait_for(future, seconds)
+            return await asyncio.wait_for(future, self.limits.url_seconds)
         except (asyncio.TimeoutError, TimeoutError):  # in a look-up, which nothing can end but itself
-            raise _late(seconds) from None
-        finally:
-            given_up.set()
+            raise late() from None
 
     def _given(self, source):
         if source[:5].lower() == "data:":
@@ -151,10 +144,6 @@ class Media:
             )
             raise ApiError(422, "image_base64", message) from None
         return bytes(whole)
-
-
-def _late(seconds):
-    return ApiError(422, "image_fetch_timeout", f"the image could not be fetched in {seconds:g} seconds")
 
 
 def _data_url(source):

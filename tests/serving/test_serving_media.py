@@ -13,7 +13,7 @@ from tests.serving import image_files as files
 from tests.serving.test_fetching import OK, Away
 from yojo.serving import rooted
 from yojo.serving.errors import ApiError
-from yojo.serving.media import Media
+from yojo.serving.media import FETCHERS, Media
 from yojo.serving.rooted import Forbidden, Root, TooLarge
 from yojo.serving.settings import Limits, Settings
 
@@ -288,9 +288,10 @@ def test_images_from_an_allowed_host():
 
 
 def test_a_look_up_that_hangs_holds_nobody_up():
-    release = threading.Event()
+    release, asked = threading.Event(), []
 
     def lookup(*_, **__):
+        asked.append(1)
         release.wait(60)
         raise socket.gaierror
 
@@ -308,3 +309,4 @@ def test_a_look_up_that_hangs_holds_nobody_up():
         release.set()
         media.close()
     assert {(error.code, error.param) for error in outcomes} == {("image_fetch_timeout", "images.0")}
+    assert len(asked) == FETCHERS < 40  # the others had no thread, and need none any more
