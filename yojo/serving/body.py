@@ -25,8 +25,8 @@ async def read_body(request, most, seconds=60.0):
         bytes.
 
     Raises:
-        ApiError: content_length (no number, or another than came), body_too_large, body_timeout, body_incomplete (the client
-            has gone).
+        ApiError: content_length (no number, or another than came), body_too_large, body_timeout, body_incomplete (the
+            client has gone).
     """
     said = request.headers.get("content-length")
     if said is not None and not (said.isascii() and said.isdigit()):
@@ -74,9 +74,9 @@ def parse_json(data, limits):
         whatever JSON can say.
 
     Raises:
-        ApiError: json_empty, json_bom, json_encoding (not UTF-8), json_depth, json_values, json_surrogate (half of a pair),
-            json_number (beyond a double), json_constant (NaN, Infinity), json_duplicate_key, json_trailing (something
-            behind the value, or a comma behind the last one), json_syntax.
+        ApiError: json_empty, json_bom, json_encoding (not UTF-8), json_depth, json_values, json_surrogate (half of a
+            pair), json_number (beyond a double), json_constant (NaN, Infinity), json_duplicate_key, json_trailing
+            (something behind the value, or a comma behind the last one), json_syntax.
     """
     import orjson
 

@@ -1,8 +1,8 @@
 """Fetch an image from a host that is allowed, at an address that was checked, in bounded time and bytes.
 
 The name is looked up once, every address it has is checked, and the connection goes to one of these: a name that means
-something else a moment later (DNS rebinding) changes nothing. Nothing is followed (redirects), sent (cookies, credentials,
-the address of the page) or taken from the environment (proxies).
+something else a moment later (DNS rebinding) changes nothing. Nothing is followed (redirects), sent (cookies,
+credentials, the address of the page) or taken from the environment (proxies).
 """
 
 import dataclasses
@@ -56,9 +56,10 @@ def allowed_hosts(entries):
     """Entries of `Settings.allow_hosts`, read.
 
     Args:
-        entries: strings: "example.org", "example.org:8443", "*.example.org" (every host below it, not itself), "*" (any), an
-            IPv4 address or an IPv6 one in brackets. Without a port, 80 and 443 may be asked. Private and loopback addresses
-            are refused whoever has them, unless the entry begins with "private:", as "private:images.internal:8080".
+        entries: strings: "example.org", "example.org:8443", "*.example.org" (every host below it, not itself), "*"
+            (any), an IPv4 address or an IPv6 one in brackets. Without a port, 80 and 443 may be asked. Private and
+            loopback addresses are refused whoever has them, unless the entry begins with "private:", as
+            "private:images.internal:8080".
 
     Returns:
         tuple of `AllowedHost`.
@@ -72,8 +73,8 @@ def allowed_hosts(entries):
         port = int(parts[3]) if parts and parts[3] else None
         if not parts or (parts[1] and parts[2] == "*") or port is not None and not 0 < port < 65536:
             raise ValueError(
-                f"an allowed host must be a name such as example.org, *.example.org, example.org:8443 or *, with private: "
-                f"in front if its address is private, got {entry!r}"
+                "an allowed host must be a name such as example.org, *.example.org, example.org:8443 or *, with "
+                f"private: in front if its address is private, got {entry!r}"
             )
         found.append(AllowedHost(_name(parts[2]).lstrip("*"), port, bool(parts[1])))
     return tuple(found)
@@ -94,9 +95,9 @@ def fetch(url, hosts, max_bytes, seconds, lookup=socket.getaddrinfo, tls=None):
         bytes; what they are is not looked at, nor what the server says they are.
 
     Raises:
-        ApiError: image_url (not a URL of that form, or with a user in it), image_host (not allowed, or at a private address),
-            image_fetch (no such host, no connection, no certificate, another status than 200, or a compressed reply),
-            image_redirect, image_fetch_timeout, image_too_large.
+        ApiError: image_url (not a URL of that form, or with a user in it), image_host (not allowed, or at a private
+            address), image_fetch (no such host, no connection, no certificate, another status than 200, or a
+            compressed reply), image_redirect, image_fetch_timeout, image_too_large.
     """
     end = time.monotonic() + seconds
     scheme, host, port, path = _parts(url)

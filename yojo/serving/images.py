@@ -1,8 +1,9 @@
 """What the header of an image file says, read before any decoder allocates or inflates what it promises.
 
-Decoders trust files: Pillow's plugins inflate a PNG's texts, loop over a JPEG's markers byte by byte, make a tuple for each strip
-of a TIFF, and reserve a WebP's canvas, all in `Image.open`. So each format is walked here first, in steps whose number is bounded,
-and only what passes is shown to Pillow, which has the last word on format and size. No pixel is decoded.
+Decoders trust files: Pillow's plugins inflate a PNG's texts, loop over a JPEG's markers byte by byte, make a tuple for
+each strip of a TIFF, and reserve a WebP's canvas, all in `Image.open`. So each format is walked here first, in steps
+whose number is bounded, and only what passes is shown to Pillow, which has the last word on format and size. No pixel
+is decoded.
 """
 
 import io
@@ -38,8 +39,8 @@ class Header(typing.NamedTuple):
     """What an image is, without its pixels.
 
     Attributes:
-        format: Pillow's name of it: "PNG", "JPEG" ("MPO" where further pictures follow, which do not count), "WEBP", "GIF",
-            "BMP" or "TIFF".
+        format: Pillow's name of it: "PNG", "JPEG" ("MPO" where further pictures follow, which do not count), "WEBP",
+            "GIF", "BMP" or "TIFF".
         width, height: pixels, as stored; EXIF data may turn them.
     """
 
@@ -65,8 +66,8 @@ def check_image(data, limits, param=None):
 
     Raises:
         ApiError: image_too_large, image_format (none of `FORMATS`), image_unreadable, image_empty (0 pixels),
-            image_too_many_pixels, image_frames (an animation, several pages) or image_complex (a header that costs more to
-            read than any picture's should).
+            image_too_many_pixels, image_frames (an animation, several pages) or image_complex (a header that costs
+            more to read than any picture's should).
     """
     if len(data) > limits.image_bytes:
         raise too_large(limits, param)

@@ -1,4 +1,4 @@
-"""`Media`: what a client gave for an image -> the bytes of an image file whose header was checked, from nowhere it may not be from."""
+"""`Media`: what a client gave for an image -> the bytes of an image file, from nowhere it may not be from."""
 
 import asyncio
 import base64
@@ -33,9 +33,9 @@ class Media:
     | has a `.` anywhere, which base64 never has | a path below `Settings.image_root` |
     | all else | an image in base64 |
 
-    So a file without an extension, in a folder without one, cannot be named. The letters of schemes may be of either case.
-    Whatever takes long runs in threads of this object: a slow host holds up neither the event loop nor images that are here
-    already.
+    So a file without an extension, in a folder without one, cannot be named. The letters of schemes may be of either
+    case. Whatever takes long runs in threads of this object: a slow host holds up neither the event loop nor images
+    that are here already.
 
     Args:
         settings: `Settings`, of which image_root, allow_hosts and limits count here.
@@ -139,8 +139,8 @@ class Media:
                 whole += base64.b64decode(piece, validate=True)
         except (binascii.Error, ValueError):
             message = (
-                "the image is not base64: letters, digits, + and /, padded with = to a multiple of 4, without line breaks; "
-                "a path has a file extension"
+                "the image is not base64: letters, digits, + and /, padded with = to a multiple of 4, without line "
+                "breaks; a path has a file extension"
             )
             raise ApiError(422, "image_base64", message) from None
         return bytes(whole)

@@ -15,10 +15,10 @@ class TooLarge(Exception):
 class Root:
     """Reads files below a folder.
 
-    A path is opened once, without reading it (`O_PATH`: neither a FIFO nor a device notices), then the kernel is asked where
-    what was opened lies, symlinks and all. Only then is that very file, not its name, opened to be read; so whoever renames
-    files or turns symlinks in the meantime changes nothing. Symlinks that stay within the folder are followed. A hard link
-    is a file like any other: who may make them in the folder, decides what is read.
+    A path is opened once, without reading it (`O_PATH`: neither a FIFO nor a device notices), then the kernel is asked
+    where what was opened lies, symlinks and all. Only then is that very file, not its name, opened to be read; so
+    whoever renames files or turns symlinks in the meantime changes nothing. Symlinks that stay within the folder are
+    followed. A hard link is a file like any other: who may make them in the folder, decides what is read.
 
     Args:
         folder: path of a folder.
