@@ -16,21 +16,10 @@ from yojo.serving import requests as handling
 from yojo.serving.errors import ApiError
 from yojo.serving.media import Media
 from yojo.serving.reading import Reader
+from yojo.serving.replies import errors, scored, usage_of
 
 FINGERPRINT = "Yojo-Fingerprint"
 SWEEP = 5.0  # seconds between looks for samples that nobody waits for
-_ERRORS = {
-    400: "No JSON.",
-    401: "No key, or a wrong one.",
-    404: "No such model.",
-    413: "Too much: bytes, pixels, responses, tokens.",
-    415: "Another Content-Type.",
-    422: "An input that is wrong; `param` names the field.",
-    424: "The model gives no finite score.",
-    429: "Too much is waiting; see Retry-After.",
-    503: "Not ready, or ending; see Retry-After.",
-    504: "No answer within the deadline.",
-}
 
 
 def create_app(engine, settings, policy=None):
@@ -63,6 +52,7 @@ def create_app(engine, settings, policy=None):
         redoc_url=None,
     )
     app.state.settings, app.state.service = settings, service
+    app.state.memory = handling.Memory(settings.max_waiting_bytes)
     handling.install(app)
     for router in (own(service), compatible.router(service), groups.router(service)):
         app.include_router(router)
@@ -136,34 +126,6 @@ class Service:
         """A reply with the fingerprint of the model that gave the scores."""
         digests = {answer.digest for answer in answers} or {self.engine.model["digest"]}
         return JSONResponse(content, headers={FINGERPRINT: ",".join(sorted(digests))})
-
-
-def usage_of(answers):
-    """Tokens of answers, added up."""
-    return {
-        "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
-        "total_tokens": sum(answer.total_tokens for answer in answers),
-    }
-
-
-def errors(*statuses):
-    """The errors of an endpoint, for the OpenAPI description."""
-    return {
-        status: {"model": schemas.ErrorReply, "description": _ERRORS[status]} for status in statuses or sorted(_ERRORS)
-    }
-
-
-def scored(answer):
-    """An `Answer` as JSON has it."""
-    found = {
-        "scores": answer.scores,
-        "usage": {
-            "prompt_tokens": answer.prompt_tokens,
-            "response_tokens": answer.response_tokens,
-            "total_tokens": answer.total_tokens,
-        },
-    }
-    return found if answer.row is None else {**found, "row": answer.row}
 
 
 def own(service):

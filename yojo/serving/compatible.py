@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from yojo import __version__
 from yojo.serving import schemas
 from yojo.serving.errors import ApiError
+from yojo.serving.replies import errors, usage_of
 from yojo.serving.requests import Route
 
 _NOT_CUT = ("truncate_prompt_tokens", "max_tokens_per_doc", "max_chunks_per_doc")
@@ -27,8 +28,6 @@ def best_first(scores):
 
 def router(service):
     """The endpoints."""
-    from yojo.serving.app import errors, usage_of
-
     router = APIRouter(route_class=Route, tags=["compatible"], responses=errors())
 
     @router.post("/v1/score", response_model=schemas.VllmScoreReply, summary="vLLM's score")

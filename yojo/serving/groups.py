@@ -14,6 +14,7 @@ from yojo.rewards.openrlhf_server import Desk, key_of, samples_of
 from yojo.rewards.scorer import GroupScorer, RewardError
 from yojo.serving import schemas
 from yojo.serving.errors import ApiError, without_text
+from yojo.serving.replies import errors
 from yojo.serving.requests import Route
 from yojo.serving.roles import Asked
 
@@ -183,8 +184,6 @@ class Caller:
 
 def router(service):
     """The endpoints."""
-    from yojo.serving.app import errors
-
     router = APIRouter(route_class=Route, tags=["groups"], responses=errors())
 
     @router.post(

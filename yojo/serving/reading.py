@@ -4,6 +4,7 @@ import asyncio
 
 from yojo.inputs import messages
 from yojo.serving.errors import ApiError, without_text
+from yojo.serving.requests import hold
 from yojo.serving.roles import Asked, strings_in
 
 # A part that says where an image is holds one of these beside its type.
@@ -50,13 +51,7 @@ class Reader:
         for n, video in enumerate(videos):
             if not video.frames:
                 raise ApiError(422, "no_frames", "a video has no frames", f"videos.{n}.frames")
-        read = dict(
-            zip(
-                [field for field, _ in sources],
-                await asyncio.gather(*(self._read(source, field) for field, source in sources)),
-                strict=True,
-            )
-        )
+        read = await self._all(sources)
         return Asked(
             _filled(prompt, read),
             list(responses),
@@ -70,6 +65,16 @@ class Reader:
             details,
         )
 
+    async def _all(self, sources):
+        """dict: field -> bytes of its image; the first that cannot be read ends the others."""
+        tasks = [asyncio.ensure_future(self._read(source, field)) for field, source in sources]
+        try:
+            return {field: await task for (field, _), task in zip(sources, tasks, strict=True)}
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     async def _read(self, source, field):
         if isinstance(source, bytes):
             return source
@@ -77,7 +82,9 @@ class Reader:
             raise ApiError(
                 422, "invalid_image", "an image must be a string: a data URL, base64, a path or a URL", field
             )
-        return await self.media.read(source, field)
+        data = await self.media.read(source, field)
+        hold(len(data))
+        return data
 
     def _clean(self, prompt):
         if isinstance(prompt, str):

@@ -1,6 +1,8 @@
 """How every request goes: who asks, a body within bounds, an answer for as long as somebody waits for it."""
 
 import asyncio
+import contextlib
+import contextvars
 import hashlib
 import hmac
 import logging
@@ -24,6 +26,48 @@ LARGE = 1 << 16  # bytes of a body from which on it is parsed in a thread
 GONE = 499  # status in logs and metrics of a request whose client has left; nobody is sent it
 OPEN = {*pages.FILES, "/openapi.json", "/health", "/ready", "/metrics", "/tei/health"}  # paths that need no key
 _MESSAGES = {400: "the request cannot be read", 404: "there is no such path", 405: "this path has no such method"}
+
+
+class Memory:
+    """Bytes of requests that are here, from the first of their body to their reply: beyond a limit they are turned away.
+
+    Args:
+        limit: bytes.
+    """
+
+    def __init__(self, limit):
+        self.limit, self.taken = limit, 0
+
+    @contextlib.contextmanager
+    def holding(self, size):
+        """Inside, `hold` counts for one request, which begins with `size` bytes."""
+        mine = [0]
+
+        def hold(more):
+            if self.taken + more > self.limit:
+                raise ApiError(429, "overloaded", "too much is here already; ask again later", retry_after=1)
+            mine[0] += more
+            self.taken += more
+
+        hold(size)
+        token = _holding.set(hold)
+        try:
+            yield
+        finally:
+            _holding.reset(token)
+            self.taken -= mine[0]
+
+
+_holding = contextvars.ContextVar("yojo_holding", default=lambda size: None)
+
+
+def hold(size):
+    """Count bytes that the request in whose context this runs has fetched.
+
+    Raises:
+        ApiError: 429, where there is no room for them.
+    """
+    _holding.get()(size)
 
 
 class Gone(Exception):
@@ -56,12 +100,19 @@ class Route(APIRoute):
             if request.method != "POST":
                 return await handle(request)
             check_content(request, takes)
-            request._body = await read_body(request, settings.limits.body, settings.deadline)
-            if takes == "json":
-                await request.json()
-            return await _while_there(request, handle(request))
+            with request.app.state.memory.holding(_announced(request, settings.limits.body)):
+                request._body = await read_body(request, settings.limits.body, settings.deadline)
+                if takes == "json":
+                    await request.json()
+                return await _while_there(request, handle(request))
 
         return handler
+
+
+def _announced(request, most):
+    """Bytes of a body, as its head says; as many as it may have, where it says nothing that is possible."""
+    said = request.headers.get("content-length", "")
+    return min(int(said), most) if said.isascii() and said.isdigit() and len(said) < 19 else most
 
 
 def check_content(request, takes):

@@ -52,3 +52,28 @@ def test_images_stand_where_the_messages_have_them(asked):
         ("POST", "/score", {"json": {"prompt": [{"role": "user", "content": parts}], "responses": ANSWERS}})
     )
     close(found.json()["scores"], expected(body()))
+
+
+def test_bodies_that_are_here_are_bounded_together():
+    from yojo.serving.settings import Settings
+
+    async def go():
+        async with client_of(engine_of(Settings(max_waiting_bytes=100_000))) as client:
+            memory = client.app.state.memory
+            with memory.holding(99_800):
+                refused = await client.post("/score", json=body())
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+            assert refused.headers["Retry-After"] and memory.taken == 0
+            assert (await client.post("/score", json=body())).status_code == 200
+            # No length, or one that is none: it is taken to be as long as it may be.
+            chunked = await client.post("/score", content=_chunks(), headers=JSON)
+            assert chunked.status_code == 429 and memory.taken == 0
+
+    run(go)
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+async def _chunks():
+    yield b"{}"
