@@ -86,6 +86,10 @@ EXAMPLES = {
         "yojo score FILE.jsonl --model FOLDER --out scores.jsonl\n"
         "yojo score FILE.jsonl --model FOLDER --out scores --shard 0/8 --devices all"
     ),
+    "serve": (
+        "yojo serve --model my-reward-model\n"
+        "yojo serve --model my-reward-model#isolated --devices all --host 0.0.0.0 --api-key-file keys.txt"
+    ),
     "best": "yojo best SCORES --out best.jsonl\nyojo best SCORES --out best.parquet --by prompt --top 4",
     "pairs": "yojo pairs SCORES --out pairs.jsonl\nyojo pairs SCORES --out pairs.parquet --kind all --margin 0.5 --max-pairs 8",
     "filter": (

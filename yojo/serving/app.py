@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import dataclasses
-import math
 import secrets
 import time
 
@@ -196,10 +195,7 @@ def own(service):
             "digest": model["digest"],
             **{name: model[name] for name in ("mode", "permutations", "order_free", "max_length", "dtype")},
             "limits": dataclasses.asdict(service.settings.limits),
-            "probe": {
-                name: value if not isinstance(value, float) or math.isfinite(value) else None
-                for name, value in known.items()
-            },
+            "probe": {**known, "reason": service.engine.ready()[1][0] if not known["ok"] else known["reason"]},
         }
         return service.reply({"object": "list", "data": [{"id": name, **card} for name in service.settings.names]})
 

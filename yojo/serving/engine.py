@@ -139,7 +139,9 @@ class Engine:
         if self.ending:
             reasons.append("the server is ending")
         if self.model is not None and not self.model["known"]["ok"]:
-            reasons.append(f"the model does not score as it did when it was saved: {self.model['known']['reason']}")
+            known = self.model["known"]
+            why = "see the log" if known["difference"] is None else known["reason"]  # which may be an exception's text
+            reasons.append(f"the model does not score as it did when it was saved: {why}")
         elif not any(self._can_score(worker) for worker in self.scorers):
             reasons += [f"{one.role.name}: {one.state}{f' ({one.why})' if one.why else ''}" for one in self.scorers]
         if not reasons and not any(worker.state == READY for worker in self.preparers):
@@ -180,7 +182,7 @@ class Engine:
                 self.model = worker.hello
                 known = self.model["known"]
                 if not known["ok"]:
-                    logger.error("not ready: %s", self.ready()[1][0])
+                    logger.error("not ready: the model does not score as it did when it was saved: %s", known["reason"])
                 else:
                     if not known["stored"]:
                         logger.warning("the model is taken as it is: %s", known["reason"])
