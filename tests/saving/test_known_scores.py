@@ -388,13 +388,15 @@ def test_layers_are_not_compiled_for_a_save(make_reward_model, monkeypatch):
     compiled = []
     monkeypatch.setattr(fuse, "BACKEND", lambda graph, inputs: compiled.append(graph) or graph.forward)
     reward_model = make_reward_model(layers=1, fuse="compile")
-    with torch.no_grad():
-        for _ in range(2):  # the first pass of its kind is not compiled anyway
+
+    def one_pass():
+        with torch.no_grad():
             reward_model.model(**reward_model.collator([yojo.Example("which?", ["a seven", "a nine"])]))
-    before = len(compiled)
-    assert before and names_of(taken(reward_model)) == ["text", "image"] and len(compiled) == before
-    with torch.no_grad():
-        reward_model.model(**reward_model.collator([yojo.Example("which one?", ["a seven", "a nine", "no"])]))
+
+    one_pass()  # the first pass of its kind is not compiled anyway
+    assert names_of(taken(reward_model)) == ["text", "image"] and not compiled
+    one_pass()
+    assert compiled
 
 
 @pytest.mark.parametrize("attribute", ["full_tensor", "ds_id"])

@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 KEY = "known_scores"  # in yojo_config.json
 RULE = 1  # of the examples below; others, or other pixels, get another number
-WIDTH, HEIGHT = 64, 48
 TURNS = [
     {"role": "user", "content": "Is a whale a fish? ¿Y un delfín? 鲸鱼呢？"},
     {"role": "assistant", "content": "No, both of them are mammals."},
@@ -67,13 +66,13 @@ class Known:
     bound: float | None = None
 
 
-def picture(width=WIDTH, height=HEIGHT):
+def picture():
     """The pixels of rule 1, from integers alone: slopes and a grid, which resizing and cropping leave something of.
 
     Returns:
-        array [height, width, 3] of uint8.
+        array [48, 64, 3] of uint8.
     """
-    y, x = np.mgrid[:height, :width]
+    y, x = np.mgrid[:48, :64]
     red = 3 * x + y
     green = 255 - 4 * y + x // 2
     blue = 40 * (x // 8 % 2 + y // 8 % 2) + x * y // 16
