@@ -1,5 +1,6 @@
 """What the documentation says is true: snippets run, commands exist, links lead somewhere, made pages are up to date."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -19,7 +20,9 @@ import trl
 from PIL import Image
 
 import yojo
+from tests.serving.serving_cases import engine_of, listening
 from yojo.demo.backbone import BACKBONE
+from yojo.serving.schemas import GroupRequest, ScoreRequest
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -207,9 +210,12 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page, here, hub, backbon
         trl, "GRPOConfig", functools.partial(trl.GRPOConfig, use_cpu=True, bf16=False, report_to="none")
     )
     names = {"__name__": "snippet", **given(page, backbone, samples)}
-    for block in of("python"):
-        if block.page == page:
-            exec(compile("\n" * (block.line - 1) + block.text, str(ROOT / page), "exec"), names)
+    with contextlib.ExitStack() as stack:
+        if page == "docs/serving.md":
+            names["url"] = stack.enter_context(listening(engine_of())).url
+        for block in of("python"):
+            if block.page == page:
+                exec(compile("\n" * (block.line - 1) + block.text, str(ROOT / page), "exec"), names)
     if page == "README.md":
         assert names["reward_model"].config.mode == "isolated" and (here / "my-reward-model").is_dir()
     if page == "docs/attention.md":
@@ -329,7 +335,22 @@ def check_pytest(words):
         assert wanted in text or wanted in (ROOT / "tests" / "tiny.py").read_text(), f"{file} has no test {wanted}"
 
 
-CHECKS = {"yojo": check_yojo, "make": check_make, "python": check_python, "pytest": check_pytest, "pip": check_pip}
+def check_curl(words):
+    """The server has an endpoint there, and takes what it is sent."""
+    (url,) = [word for word in words if word.startswith("localhost:8000/")]
+    body = json.loads(words[words.index("-d") + 1])
+    schema = {"/group": GroupRequest, "/score": ScoreRequest}[url.removeprefix("localhost:8000")]
+    schema.model_validate(body)
+
+
+CHECKS = {
+    "curl": check_curl,
+    "yojo": check_yojo,
+    "make": check_make,
+    "python": check_python,
+    "pytest": check_pytest,
+    "pip": check_pip,
+}
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in of("", "bash")}))

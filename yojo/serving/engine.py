@@ -151,6 +151,9 @@ class Engine:
     async def until_ready(self, seconds=None):
         """Wait until requests can be scored.
 
+        Args:
+            seconds: at most; None: as long as it takes.
+
         Raises:
             Failed: a worker has said that it cannot begin, or the model does not score as it did.
             TimeoutError: not within so many seconds.

@@ -235,6 +235,10 @@ def model_of(name, *, max_length=None, dtype=None, base_model=None, check_base=T
 
     What can be told without loading it is checked here.
 
+    Args:
+        name: str.
+        max_length, dtype, base_model, check_base, check_files: as for `yojo.RewardModel.from_pretrained`; dtype may be a name.
+
     Raises:
         ValueError: no such folder, no reward model of ours, or a dtype that is none.
     """

@@ -54,6 +54,9 @@ class Address:
 def read_keys(path):
     """API keys of a file, one a line: `key`, or `name:key`; empty lines and those that begin with # do not count.
 
+    Args:
+        path: of the file.
+
     Returns:
         dict: key -> the name under which its client is counted ("key 1", ... by default).
 
