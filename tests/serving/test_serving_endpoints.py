@@ -77,3 +77,36 @@ JSON = {"Content-Type": "application/json"}
 
 async def _chunks():
     yield b"{}"
+
+
+def test_videos_come_as_their_frames():
+    """As `yojo.Video` takes a list of frames, with and without a rate."""
+    import yojo
+    from tests import real_processors
+    from yojo.saving.known_scores import Known
+    from yojo.serving.roles import Scorer
+
+    judge = real_processors.reward_model("Qwen3-VL", "isolated")[0]
+    frames = [png(n) for n in range(4)]
+
+    async def go():
+        async with client_of(engine_of(make=lambda: Scorer(judge, Known(True, True, "")))) as client:
+            found = []
+            for video in (
+                {"frames": [data_url(frame) for frame in frames], "fps": 2.0},
+                {"frames": list(map(encoded, frames))},
+            ):
+                reply = await client.post("/score", json={"prompt": QUESTION, "responses": ANSWERS, "videos": [video]})
+                assert reply.status_code == 200, reply.text
+                found.append(reply.json()["scores"])
+            parts = [{"type": "text", "text": QUESTION}, {"type": "video"}]
+            messages = {"prompt": [{"role": "user", "content": parts}], "responses": ANSWERS}
+            reply = await client.post("/score", json={**messages, "videos": [video]})
+            return [*found, reply.json()["scores"]]
+
+    first, second, third = run(go)
+    close(first, judge.score(QUESTION, ANSWERS, videos=[yojo.Video(frames, 2.0)]))
+    close(second, judge.score(QUESTION, ANSWERS, videos=[yojo.Video(frames)]))
+    parts = [{"type": "text", "text": QUESTION}, {"type": "video"}]
+    close(third, judge.score([{"role": "user", "content": parts}], ANSWERS, videos=[yojo.Video(frames)]))
+    assert not torch.allclose(torch.tensor(first), torch.tensor(third))
