@@ -216,6 +216,8 @@ class _Link:
 class _Process(_Link):
     """A worker in a process of its own."""
 
+    closed = False
+
     async def begin(self):
         context = multiprocessing.get_context("spawn")
         self.pipe, there = context.Pipe()
@@ -260,8 +262,10 @@ class _Process(_Link):
             self.process.kill()
 
     async def close(self):
-        await self.loop.run_in_executor(self.sender, self._end)
-        self.sender.shutdown(wait=False)
+        if not self.closed:
+            self.closed = True
+            await self.loop.run_in_executor(self.sender, self._end)
+            self.sender.shutdown(wait=False)
 
     def _end(self):
         """Let it end by itself, which leaves nothing of it behind; one that does not is killed."""

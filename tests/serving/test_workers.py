@@ -1,0 +1,126 @@
+"""Workers as processes: they answer, die, hang, are begun anew, and never outlive their server."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.serving.serving_cases import run
+from tests.serving.worker_cases import Told
+from yojo.serving.workers import ENDED, FAILED, LOST, READY, Role, Worker, WorkerLost
+
+
+class Watched(Worker):
+    """A worker whose states are kept."""
+
+    def __init__(self, *args, **options):
+        self.states = []
+        super().__init__(Role("told", Told, args), changed=self._note, **options)
+
+    def _note(self):
+        self.states.append(self.state)
+
+    async def until(self, state, count=1):
+        while self.states.count(state) < count:
+            await asyncio.sleep(0.005)
+
+
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_life():
+    async def go():
+        worker = Watched("a", 1)
+        worker.start()
+        await worker.until(READY)
+        assert worker.hello == {"pid": worker.pid, "args": ("a", 1)} and worker.pid != os.getpid()
+        # Many at once, in the order they came; a signal that the server gets is not its own.
+        found = await asyncio.gather(*(worker.call(("say", n)) for n in range(20)))
+        assert found == [(n, True) for n in range(20)]
+        assert await asyncio.gather(worker.call(("later", 1)), worker.call(("later", 2))) == [1, 2]
+        large = os.urandom(5_000_000)
+        assert (await worker.call(("say", large)))[0] == large
+        with pytest.raises(RuntimeError, match="KeyError: 'no'"):
+            await worker.call(("raise", "no"))
+        # kill -9: what it had is lost, and it is begun anew.
+        pid, tasks = worker.pid, [asyncio.ensure_future(worker.call(("sleep", 60))) for _ in range(3)]
+        await asyncio.sleep(0)
+        os.kill(pid, signal.SIGKILL)
+        for task in tasks:
+            with pytest.raises(WorkerLost, match="SIGKILL"):
+                await task
+        assert worker.state == LOST
+        with pytest.raises(WorkerLost):
+            await worker.call(("say", 1))
+        await worker.until(READY, 2)
+        assert worker.pid != pid and worker.restarts == 1 and (await worker.call(("say", 2)))[0] == 2
+        with pytest.raises(WorkerLost, match="exit code 3"):
+            await worker.call(("exit", 3))
+        await worker.until(READY, 3)
+        # One that hangs is ended.
+        pid = worker.pid
+        with pytest.raises(WorkerLost, match="hangs"):
+            await worker.call(("sleep", 60), 0.05)
+        await worker.until(READY, 4)
+        assert not is_alive(pid)
+        pid = worker.pid
+        waits = asyncio.ensure_future(worker.call(("sleep", 0.2)))
+        await asyncio.sleep(0)
+        await worker.stop()
+        assert await waits == (0.2, True)  # what it was at it finishes
+        assert worker.state == ENDED and not is_alive(pid)
+
+    run(go)
+
+
+@pytest.mark.parametrize("in_process", [True, False])
+def test_one_that_cannot_begin_says_why(in_process):
+    async def go():
+        worker = Watched("fail", in_process=in_process)
+        worker.start()
+        await worker.until(FAILED)
+        assert worker.why == "there is no such model" and worker.restarts == 0
+        with pytest.raises(WorkerLost, match="failed"):
+            await worker.call(("say", 1))
+        await worker.stop()
+
+    run(go)
+
+
+SERVER = """
+import asyncio
+from tests.serving.worker_cases import Told
+from yojo.serving.workers import Role, Worker
+
+async def go():
+    worker = Worker(Role("told", Told))
+    worker.start()
+    while worker.hello is None:
+        await asyncio.sleep(0.01)
+    print(worker.pid, flush=True)
+    await worker.call(("sleep", 600))
+
+if __name__ == "__main__":
+    asyncio.run(go())
+"""
+
+
+def test_none_outlives_its_server(tmp_path):
+    (tmp_path / "server.py").write_text(SERVER)
+    with subprocess.Popen([sys.executable, tmp_path / "server.py"], stdout=subprocess.PIPE, text=True) as server:
+        pid = int(server.stdout.readline())
+        assert is_alive(pid)
+        server.kill()
+    until = time.monotonic() + 60
+    while is_alive(pid):
+        assert time.monotonic() < until
+        time.sleep(0.05)
