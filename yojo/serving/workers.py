@@ -131,8 +131,8 @@ class Worker:
             logger.error("%s has not answered within %g s: it is ended", self.role.name, timeout)
             link.kill()
             raise WorkerLost(f"{self.role.name} hangs") from None
-        except OSError as error:
-            raise WorkerLost(f"{self.role.name}: {error}") from None
+        except OSError:  # it died before it was told; how, whoever listens hears
+            raise WorkerLost(f"{self.role.name}: {await asyncio.shield(link.ended)}") from None
         finally:
             self._waiting.pop(ident, None)
 
