@@ -279,7 +279,8 @@ class Observed:
             if status != 500:  # it was answered already
                 log_unforeseen(error)
         finally:
-            seconds, endpoint = time.monotonic() - started, state.get("endpoint", "other")
+            path = scope["path"]
+            seconds, endpoint = time.monotonic() - started, state.get("endpoint", path if path in OPEN else "other")
             self.metrics.request(endpoint, status, state.get("code"), seconds)
             logger.log(
                 logging.DEBUG if endpoint in OPEN else logging.INFO,  # what is asked every few seconds says nothing
