@@ -16,34 +16,12 @@ import time
 import types
 
 import pytest
-from endpoint_cases import KEY, LONG, SILENCE, Endpoint, blocks_of, by_length, said
+from endpoint_cases import KEY, LONG, SILENCE, TWO, Endpoint, blocks_of, by_length, examples, said, until
 
 import yojo
 from yojo.judges import EndpointError, client
 from yojo.judges.client import is_loopback
 from yojo.judges.pool import Pool
-
-TWO = yojo.Example("How many?", ["Two.", "I see three."], id="two")
-
-
-def examples(count):
-    return [yojo.Example(f"q{n}", ["a" * (1 + n % 3), "b" * (1 + n % 2), "cc"], id=n) for n in range(count)]
-
-
-@pytest.fixture()
-def waits(monkeypatch):
-    """Seconds that were waited in front of retries; nobody waits."""
-    found = []
-    monkeypatch.setattr(client, "pause", lambda stop, seconds: found.append(seconds))
-    return found
-
-
-def until(condition):
-    """Wait for a condition; False: in vain."""
-    deadline = time.monotonic() + LONG
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return bool(condition())
 
 
 class Failing:

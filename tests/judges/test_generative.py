@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from endpoint_cases import KEY, Endpoint, blocks_of, by_length, parts_of, said
+from endpoint_cases import KEY, Endpoint, blocks_of, by_length, lists, parts_of, said
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scoring_cases import bad_of, lines_of, run, write
@@ -18,10 +18,6 @@ from yojo.judges import Generative, Refusal, checked_scores, fingerprint_of, loa
 
 THREE = yojo.Example("How many?", ["Two.", "I see three.", "née ☃ 三つ"], id="three")
 ONE = yojo.Example("Which?", ["This one."], id="one")
-
-
-def lists(found):
-    return [one if isinstance(one, Refusal) else one.tolist() for one in found]
 
 
 # ---- styles ----

@@ -1,4 +1,4 @@
-"""Requests to an OpenAI-compatible endpoint, by the standard library: retried where that may help, ended when nobody waits."""
+"""Requests to an endpoint, by the standard library: retried where that may help, ended when nobody waits."""
 
 import base64
 import contextlib
@@ -7,6 +7,7 @@ import http.client
 import ipaddress
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -16,16 +17,20 @@ import threading
 import time
 import urllib.parse
 import urllib.request
+import weakref
+
+from yojo.judges.connections import Connections
 
 logger = logging.getLogger(__name__)
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 RETRIED = (408, 409, 429)  # and 500 to 599
-REFUSED = (400, 413, 422)  # the request itself; it would be refused again
 FIRST_WAIT = 1.0  # seconds before the first retry, doubled with each, up to
 LONGEST_WAIT = 60.0
+LONGEST_IN_TIME = 10.0  # where there is a deadline, which is not to be slept through
 LONGEST_ASKED = 600.0  # seconds that a server may ask for; whoever asks for more is not waited for
 LARGEST = 1 << 26  # bytes of a reply
+_PIECE = 1 << 16
 _POLICY = ("content_filter", "content_policy_violation")  # codes of errors by which servers refuse what a request shows
 
 
@@ -75,18 +80,23 @@ class Stop:
                 self._sockets.discard(sock)
 
 
-def check_url(url):
+def check_url(
+    url, what="an OpenAI-compatible endpoint", example="http://127.0.0.1:8000/v1", behind="/chat/completions"
+):
     """The address of an endpoint, without a slash at its end.
 
     Args:
         url: "http://host:port/v1" or "https://...", in front of "/chat/completions".
+        what: what is there, as errors call it.
+        example: an address as it must be.
+        behind: what requests put behind it.
 
     Raises:
         ValueError: no such address; or one with a password, a query or a fragment, which would stand in files and logs.
     """
-    expected = "such as http://127.0.0.1:8000/v1, in front of /chat/completions"
+    expected = f"such as {example}, in front of {behind}"
     if not isinstance(url, str) or not url.startswith(("http://", "https://")):
-        raise ValueError(f"url must be the http(s) address of an OpenAI-compatible endpoint, {expected}, got {url!r}")
+        raise ValueError(f"url must be the http(s) address of {what}, {expected}, got {url!r}")
     try:
         parts = urllib.parse.urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -98,9 +108,25 @@ def check_url(url):
         raise ValueError(f"url must have no query (?...) and no fragment (#...); {expected}")
     if not host or not url.isascii() or re.search(r"[\s\x00-\x1f\x7f]", url):
         raise ValueError(f"url must be an address with a host, in ASCII without blanks; {expected}, got {url!r}")
-    if parts.path.rstrip("/").endswith("/chat/completions"):
-        raise ValueError(f"url must end in front of /chat/completions; {expected}, got {url!r}")
+    if parts.path.rstrip("/").endswith(behind):
+        raise ValueError(f"url must end in front of {behind}; {expected}, got {url!r}")
     return url.rstrip("/")
+
+
+def check_int(name, value, least):
+    """Refuse what is no int, or a smaller one than `least` (None: any)."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_number(name, value, above):
+    """Refuse what is no finite number from 0, or (`above`) more than 0."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (value > 0 or (value == 0 and not above)) or not math.isfinite(value):
+        raise ValueError(f"{name} must be {'more than' if above else 'at least'} 0 and finite, got {value}")
 
 
 def check_key(key):
@@ -112,11 +138,25 @@ def check_key(key):
     return key
 
 
-class Client:
-    """Posts to one endpoint, from any number of threads, a bounded number of requests at once.
+_clients = weakref.WeakSet()
 
-    Proxies of the environment (http_proxy, https_proxy, no_proxy) are used, for addresses of this machine never. Redirects
-    are errors: a request, its images and its key go where they were meant to.
+
+def _renew():
+    """In a forked process, whose parent goes on with the connections, and where nobody is left to give back room."""
+    for client in list(_clients):
+        client._begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+
+class Client:
+    """Sends requests to one endpoint, from any number of threads, a bounded number of them at once.
+
+    Connections are kept and used again (`yojo.judges.connections`). Proxies of the environment (http_proxy, https_proxy,
+    no_proxy) are used, for addresses of this machine never. Redirects are errors: a request, its images and its key go where
+    they were meant to.
 
     Args:
         url: as `check_url` takes it.
@@ -126,28 +166,43 @@ class Client:
         concurrency: requests that are with the server at once, at most.
     """
 
+    # What a subclass for another kind of endpoint says itself.
+    WHAT, EXAMPLE, BEHIND = "an OpenAI-compatible endpoint", "http://127.0.0.1:8000/v1", "/chat/completions"
+    VARIABLE = KEY_VARIABLE  # of the environment, which has the key
+    REFUSED = (400, 413, 422)  # statuses of the request itself; it would be refused again
+    UNCOUNTED = ()  # statuses that are no failed try where there is an end: the server is there, and busy
+
     def __init__(self, url, key, timeout, retries, concurrency):
-        self.url = check_url(url)
+        self.url = check_url(url, self.WHAT, self.EXAMPLE, self.BEHIND)
         self._key, self.timeout, self.retries, self.concurrency = check_key(key), timeout, retries, concurrency
-        self._room = threading.BoundedSemaphore(concurrency)
         self._has_said = False
         self._random = random.Random()  # waits are no scores: they may differ
         self._parts = urllib.parse.urlsplit(self.url)
         self._tls = ssl.create_default_context() if self._parts.scheme == "https" else None
+        self._kept = Connections(concurrency)
+        self._room = threading.BoundedSemaphore(concurrency)
+        _clients.add(self)
+
+    def _begin(self):
+        self._room = threading.BoundedSemaphore(self.concurrency)
+        self._kept.close()  # this process's ends of them alone
 
     def __repr__(self):
-        return f"Client({self.url!r})"
+        return f"{type(self).__name__}({self.url!r})"
 
     def __reduce__(self):
-        if self._key not in ("", os.environ.get(KEY_VARIABLE)):
-            raise TypeError(f"an api_key goes into no pickle: set {KEY_VARIABLE}, which the other process reads itself")
-        return _unpickled, (self.url, bool(self._key), self.timeout, self.retries, self.concurrency)
+        if self._key not in ("", os.environ.get(self.VARIABLE)):
+            raise TypeError(
+                f"an api_key goes into no pickle: set {self.VARIABLE}, which the other process reads itself"
+            )
+        return _unpickled, (type(self), self.url, bool(self._key), self.timeout, self.retries, self.concurrency)
+
+    def close(self):
+        """Close the connections that nothing is under way on; what is asked later opens new ones."""
+        self._kept.close()
 
     def post(self, path, body, stop, read=lambda reply: reply):
-        """Post a JSON body.
-
-        Timeouts, connections that break, statuses 408, 409, 429 and 5xx, and replies that are not whole are tried again,
-        after waits that double and of which half is drawn; where the server says how long (Retry-After), at least as long.
+        """Post a JSON body, and read a JSON reply.
 
         Args:
             path: behind the url, such as "/chat/completions".
@@ -159,22 +214,52 @@ class Client:
             what `read` returns.
 
         Raises:
-            EndpointError: no answer after all retries, or a status that another request would get, too (401, 404, ...).
+            EndpointError, ValueError, PolicyError, Stopped: as `request`.
+        """
+        data = json.dumps(body).encode()
+        return self.request("POST", path, data, stop, lambda headers, found: read(json.loads(found)))
+
+    def request(self, method, path, data, stop, read, seconds=None):
+        """Send a request until there is an answer.
+
+        Timeouts, connections that break, statuses 408, 409, 429 and 5xx, and replies that are not whole are tried again,
+        after waits that double and of which half is drawn; where the server says how long (Retry-After), at least as long.
+
+        Args:
+            method: "POST" or "GET".
+            path: behind the url.
+            data: bytes of a JSON body, or None.
+            stop: `Stop`.
+            read: function of headers and bytes of a reply with status 200; a ValueError of it says that the reply is not whole.
+            seconds: in which there is an answer, waits included; the server is told how many are left (Yojo-Deadline). None:
+                as long as it takes.
+
+        Returns:
+            what `read` returns.
+
+        Raises:
+            EndpointError: no answer after all retries, or in time, or a status that another request would get, too (401, 404, ...).
             ValueError: the server refuses this request (400, 413, 422); the message shows its answer in a line.
             PolicyError: it refuses what the request shows.
             Stopped: `stop` was set.
         """
-        data = json.dumps(body).encode()
-        for tried in range(self.retries + 1):
-            asked = 0.0
+        end = None if seconds is None else time.monotonic() + seconds
+        tries = failed = 0
+        reason = "none was begun"
+        while True:
+            asked, is_failed = 0.0, True
             try:
-                with self._room:
+                with self._a_place(end):
                     if stop.is_set():
                         raise Stopped
-                    status, headers, found = self._exchange(path, data, stop)
+                    tries += 1
+                    status, headers, found = self._exchange(method, path, data, stop, end)
                 if status == 200:
-                    return read(json.loads(found))
+                    return read(headers, found)
                 reason, asked = self._failed(status, headers, found)
+                is_failed = end is None or status not in self.UNCOUNTED
+            except _Late:
+                raise self._too_late(seconds, tries, reason) from None
             except (OSError, http.client.HTTPException, ValueError) as error:
                 if stop.is_set():
                     raise Stopped from error
@@ -182,28 +267,52 @@ class Client:
                     kind = ValueError if isinstance(error, _RequestError) else EndpointError
                     raise kind(f"{self.url}: {self._line(error)}") from error
                 reason = self._line(error)
-            if tried < self.retries:
-                if not self._has_said:  # once: every request would say the same
-                    self._has_said = True
-                    logger.warning("%s: %s; trying again, %d times at most a request", self.url, reason, self.retries)
-                wait = min(LONGEST_WAIT, FIRST_WAIT * 2**tried) * self._random.uniform(0.5, 1)
-                pause(stop, max(wait, asked))
-                if stop.is_set():
-                    raise Stopped
-        raise EndpointError(f"{self.url}: no answer after {self.retries + 1} tries; the last one: {reason}")
+            failed += is_failed
+            if failed > self.retries:
+                raise EndpointError(f"{self.url}: no answer after {tries} tries; the last one: {reason}")
+            if not self._has_said:  # once: every request would say the same
+                self._has_said = True
+                often = f"{self.retries} times at most a request" if is_failed else "until the deadline"
+                logger.warning("%s: %s; trying again, %s", self.url, reason, often)
+            wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(tries - 1, 30)) * self._random.uniform(0.5, 1)
+            wait = max(wait if end is None else min(wait, LONGEST_IN_TIME), asked)
+            if end is not None and wait >= end - time.monotonic():
+                raise self._too_late(seconds, tries, reason)
+            pause(stop, wait)
+            if stop.is_set():
+                raise Stopped
+
+    @contextlib.contextmanager
+    def _a_place(self, end):
+        """Inside, this is one of the requests that are with the server."""
+        room = self._room
+        left = None if end is None else min(max(0.0, end - time.monotonic()), threading.TIMEOUT_MAX)
+        if not room.acquire(timeout=left):
+            raise _Late
+        try:
+            yield
+        finally:
+            room.release()
+
+    def _too_late(self, seconds, tries, reason):
+        return EndpointError(
+            f"{self.url}: no answer within {seconds:g} seconds (deadline), after {tries} tries; the last one: {reason}"
+        )
 
     def _failed(self, status, headers, found):
         """(what is wrong, seconds the server asks to wait) of a status that is tried again; others are raised."""
-        reason = f"status {status}: {self._line(found.decode(errors='replace').strip() or 'no word')}"
-        if status in REFUSED or status == 403:
+        reason = f"status {status}: {self._line(self._said(found) or 'no word')}"
+        hint = {401: f" (is api_key, or {self.VARIABLE}, the right one?)", 404: " (are url and model right?)"}.get(
+            status, ""
+        )
+        if status in self.REFUSED or status == 403:
             if _code(found) in _POLICY:
                 raise PolicyError(f"the endpoint refuses it ({reason})")
-            if status in REFUSED:
-                raise _RequestError(f"the request is refused, {reason}")
+            if status in self.REFUSED:
+                raise _RequestError(f"the request is refused, {reason}{hint}")
         if status not in RETRIED and not 500 <= status < 600:
-            hint = {401: " (is api_key, or OPENAI_API_KEY, the right one?)", 404: " (are url and model right?)"}
             moved = f" (it points to {headers['Location']}; give that address)" if headers.get("Location") else ""
-            raise EndpointError(f"{self.url}: {reason}{moved}{hint.get(status, '')}")
+            raise EndpointError(f"{self.url}: {reason}{moved}{hint}")
         asked = _seconds(headers.get("Retry-After"))
         if asked > LONGEST_ASKED:
             raise EndpointError(
@@ -211,24 +320,83 @@ class Client:
             )
         return reason, asked
 
-    def _exchange(self, path, data, stop):
-        """(status, headers, body) of one request on a connection of its own."""
-        connection, target, more = self._connection()
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "yojo", **more}
-        headers["Connection"] = "close"
+    def _said(self, found):
+        """What the body of an error says, text."""
+        return found.decode(errors="replace").strip()
+
+    def _exchange(self, method, path, data, stop, end):
+        """(status, headers, body) of one request, on a connection that was kept or on a new one."""
+        new, target, more = self._connection()
+        way = (new.host, new.port, target, *more.items())
+        headers = {"Accept": "application/json", "User-Agent": "yojo", **more}
+        if data is not None:
+            headers["Content-Type"] = "application/json"
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        with contextlib.closing(connection):
-            connection.connect()
-            with stop.shuts(connection.sock):
-                connection.request("POST", target + path, data, headers)
-                with contextlib.closing(connection.getresponse()) as answer:
-                    found = answer.read(LARGEST + 1)
-                    if len(found) > LARGEST:
-                        raise http.client.HTTPException(f"a reply of more than {LARGEST} bytes")
-                    if answer.length:  # which a read with a limit does not say by itself
-                        raise http.client.IncompleteRead(found, answer.length)
-                    return answer.status, answer.headers, found
+        kept = self._kept.take(way)
+        for connection in (kept, new):
+            if connection is None:
+                continue
+            left = math.inf if end is None else end - time.monotonic()
+            if left <= 0:
+                raise _Late
+            if end is not None:
+                headers["Yojo-Deadline"] = f"{left:.3f}"
+            try:
+                found, is_kept = self._sent(connection, method, target + path, data, headers, stop, end)
+            except _Gone as gone:
+                if connection is kept and not stop.is_set():
+                    continue  # the server had closed it, as servers do with what is idle: nothing has failed
+                raise gone.__cause__ from None
+            if is_kept:
+                self._kept.give(way, connection)
+            return found
+
+    def _sent(self, connection, method, target, data, headers, stop, end):
+        """((status, headers, body), whether the connection can be used again) of one request; else the connection is closed."""
+        is_kept = False
+        try:
+            connection.timeout = self._patience(end)
+            if connection.sock is None:
+                connection.connect()
+            sock = connection.sock
+            sock.settimeout(connection.timeout)
+            with stop.shuts(sock):
+                answer, is_sent = _answer(connection, method, target, data, headers)
+                with contextlib.closing(answer):
+                    found = self._body(answer, sock, end)
+                    is_kept = is_sent and not answer.will_close and not stop.is_set()
+                    return (answer.status, answer.headers, found), is_kept
+        finally:
+            if not is_kept:
+                connection.close()
+
+    def _body(self, answer, sock, end):
+        """The bytes of a reply, however slowly they come, but not beyond the end."""
+        length, pieces, size = answer.length, [], 0
+        while length is None or size < length:
+            piece = answer.read1(_PIECE)
+            if not piece:
+                break
+            pieces.append(piece)
+            size += len(piece)
+            if size > LARGEST:
+                raise http.client.HTTPException(f"a reply of more than {LARGEST} bytes")
+            if end is not None:
+                sock.settimeout(self._patience(end))
+        found = b"".join(pieces)
+        if length is not None and size < length:  # which a read of pieces does not say by itself
+            raise http.client.IncompleteRead(found, length - size)
+        return found
+
+    def _patience(self, end):
+        """Seconds in which the server has to say something."""
+        if end is None:
+            return self.timeout
+        left = end - time.monotonic()
+        if left <= 0:
+            raise _Late
+        return min(self.timeout, left)
 
     def _connection(self):
         """(connection, in front of the path, further headers) to the endpoint, or to the proxy in between."""
@@ -257,16 +425,43 @@ class Client:
         return said if len(said) <= most else f"{said[: most - 3]}..."
 
 
-def _unpickled(url, has_key, *settings):
+def _unpickled(kind, url, has_key, *settings):
     """A client of another process, with the key of this one's environment."""
-    key = os.environ.get(KEY_VARIABLE, "") if has_key else ""
+    key = os.environ.get(kind.VARIABLE, "") if has_key else ""
     if has_key and not key:
-        raise EndpointError(f"{KEY_VARIABLE} is not set in this process, and the client of {url} had a key")
-    return Client(url, key, *settings)
+        raise EndpointError(f"{kind.VARIABLE} is not set in this process, and the client of {url} had a key")
+    return kind(url, key, *settings)
 
 
 class _RequestError(ValueError):
     """The request itself is refused."""
+
+
+class _Late(Exception):
+    """There is no time left."""
+
+
+class _Gone(Exception):
+    """The connection ended before its reply had begun; the cause says how."""
+
+
+_ENDED = (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
+
+def _answer(connection, method, target, data, headers):
+    """(`http.client.HTTPResponse`, whether all was sent) of a request on an open connection."""
+    is_sent = True
+    try:
+        try:
+            connection.request(method, target, data, headers)
+        except ConnectionError:  # a server that refuses what is too large says so, and does not read on
+            is_sent = False
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                return connection.getresponse(), is_sent
+            raise
+        return connection.getresponse(), is_sent
+    except _ENDED as error:
+        raise _Gone from error
 
 
 def pause(stop, seconds):

@@ -5,13 +5,12 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import math
 import os
 import threading
 
 import torch
 
-from yojo.judges.client import KEY_VARIABLE, Client, EndpointError, PolicyError
+from yojo.judges.client import KEY_VARIABLE, Client, EndpointError, PolicyError, check_int, check_number
 from yojo.judges.judge import Refusal
 from yojo.judges.parsing import Unparsable, labels_of, verdict
 from yojo.judges.pool import Pool
@@ -97,9 +96,9 @@ class Generative:
             ("max_frames", max_frames, 1),
         ):
             if not (name == "max_tokens" and value is None):
-                _check_int(name, value, least)
-        _check_number("temperature", temperature, above=False)
-        _check_number("timeout", timeout, above=True)
+                check_int(name, value, least)
+        check_number("temperature", temperature, above=False)
+        check_number("timeout", timeout, above=True)
         if image_detail not in (None, "low", "high", "auto"):
             raise ValueError(f"image_detail must be 'low', 'high', 'auto' or None, got {image_detail!r}")
         key = os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key
@@ -320,20 +319,6 @@ def _pairs(count):
 def _line(text):
     text = " ".join(str(text).encode(errors="replace").decode().split())  # half a surrogate pair goes into no file
     return text if len(text) <= 200 else f"{text[:197]}..."
-
-
-def _check_int(name, value, least):
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if least is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def _check_number(name, value, above):
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (value > 0 or (value == 0 and not above)) or not math.isfinite(value):
-        raise ValueError(f"{name} must be {'more than' if above else 'at least'} 0 and finite, got {value}")
 
 
 def _checked_body(body):

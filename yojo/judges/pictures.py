@@ -1,16 +1,18 @@
-"""Images and videos as others take them: data URLs or files that show what a person sees, frames with what they are of."""
+"""Images and videos as others take them: data URLs or files that show what a person sees, or exactly what we read; frames."""
 
 import base64
 import io
 import os
 
-from yojo.inputs.images import load_image
+from yojo.inputs.images import is_array, load_image
 from yojo.inputs.lookup import find_image
-from yojo.inputs.videos import Video, load_video
+from yojo.inputs.videos import Video, check_video, frame_files, load_video
 
 # Formats that endpoints take, and modes that every viewer shows alike.
 _TAKEN = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+# Formats that a server of our own takes, which reads a file as we do.
+_OURS = {**_TAKEN, "BMP": "image/bmp", "TIFF": "image/tiff"}
 _PLAIN = ("1", "L", "P", "RGB", "RGBA", "LA")
 
 
@@ -32,11 +34,84 @@ def image_url(source, name):
         TypeError, ValueError: as `load_image`.
     """
     source, picture, content, mime = _read(source, name)
-    if mime is None:
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        content, mime = file.getvalue(), "image/png"
+    return _png_url(picture) if mime is None else _url(content, mime)
+
+
+def exact_url(source, name):
+    """A data URL of an image, of which `load_image` reads to the pixel what it reads of the source.
+
+    A PNG, JPEG, WebP, BMP, TIFF or GIF file goes as it is, byte for byte, whatever is in it. Anything else (other formats,
+    arrays, PIL images) becomes a PNG of what `load_image` reads.
+
+    Args:
+        source: what `Example.images` takes, or a data URL.
+        name: how errors name it.
+
+    Returns:
+        str, "data:image/png;base64,...".
+
+    Raises:
+        TypeError, ValueError: as `load_image`, as far as it can be told without decoding a file.
+    """
+    if isinstance(source, str) and source.startswith("data:"):
+        source = find_image(source, "", False, name)
+    try:
+        content = _content(source)
+    except OSError:
+        content = None  # of which `load_image` says more
+    mime = None if content is None else _type_of(content)
+    return _png_url(load_image(source, name), compress_level=1) if mime is None else _url(content, mime)
+
+
+def _type_of(content):
+    """The media type of a file with one picture in it, in a format of `_OURS`; None for another."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            return None if getattr(opened, "is_animated", False) else _OURS.get(opened.format)
+    except Exception:  # decoders raise anything
+        return None
+
+
+def _png_url(picture, **options):
+    file = io.BytesIO()
+    picture.save(file, "PNG", **options)
+    return _url(file.getvalue(), "image/png")
+
+
+def _url(content, mime):
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+def exact_frames(source, name):
+    """Data URLs of the frames of a video, of which to the pixel the video is read that is read of the source.
+
+    Args:
+        source: what `Example.videos` takes, but no video file: which of its frames are taken, a model's processor says.
+        name: how errors name it.
+
+    Returns:
+        (urls, fps): list of str; frames a second, or None where nothing says so.
+
+    Raises:
+        TypeError, ValueError: a video file, or one that cannot be read.
+    """
+    from PIL import Image
+
+    video = source if isinstance(source, Video) else Video(source)
+    check_video(video, name)
+    frames = video.source
+    if isinstance(frames, (str, os.PathLike)):
+        if not os.path.isdir(frames):
+            raise ValueError(
+                f"{name}: {os.fsdecode(frames)} is a video file, and which of its frames are taken, only the served model's "
+                "processor knows: give the frames, a list or an array of them or their folder, and fps with yojo.Video"
+            )
+        frames = frame_files(frames)
+    if is_array(frames) or any(map(is_array, frames)):  # of which the values of all say how they are meant
+        frames = [Image.fromarray(frame) for frame in load_video(video, name)[0]]
+    return [exact_url(frame, f"{name}: frame {i}") for i, frame in enumerate(frames)], video.fps
 
 
 def image_file(source, target, name):

@@ -1,7 +1,10 @@
-"""A few threads that wait for others' answers: what they find comes back to one, and they never hold up a program's end."""
+"""A few threads that wait for others' answers: they never hold up a program's end."""
 
+import collections
+import os
 import queue
 import threading
+import weakref
 
 from yojo.judges.client import Stop, Stopped
 
@@ -49,3 +52,50 @@ class Pool:
                 continue
             except BaseException as error:  # raised by whoever takes it
                 self._done.put((tag, None, error))
+
+
+_hands = weakref.WeakSet()
+
+
+def _renew():
+    """In a forked process, where none of the threads is."""
+    for hands in list(_hands):
+        hands._begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+
+class Hands:
+    """Threads that are there as long as there is something to do, for what is waited for elsewhere (in an event loop).
+
+    Args:
+        size: threads, at most.
+    """
+
+    def __init__(self, size):
+        self.size = size
+        self._begin()
+        _hands.add(self)
+
+    def _begin(self):
+        self._lock, self._given, self._at_work = threading.Lock(), collections.deque(), 0
+
+    def give(self, function):
+        """Have `function()` done, which must not raise, behind what was given before."""
+        with self._lock:
+            if self._at_work < self.size:
+                threading.Thread(target=self._work, name="yojo requests", daemon=True).start()
+                self._at_work += 1
+            self._given.append(function)
+
+    def _work(self):
+        while True:
+            with self._lock:
+                if not self._given:
+                    self._at_work -= 1
+                    return
+                function = self._given.popleft()
+            function()
+            del function  # what it holds is large
