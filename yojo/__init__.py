@@ -13,6 +13,7 @@ _HOMES = {
     "Collator": "yojo.inputs.packing",
     "Example": "yojo.inputs.example",
     "GroupReward": "yojo.rewards.group",
+    "RemoteJudge": "yojo.judges.remote",
     "RewardModel": "yojo.reward_model",
     "RewardTrainer": "yojo.training.trainer",
     "RewardTrainingArguments": "yojo.training.arguments",

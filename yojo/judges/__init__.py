@@ -13,6 +13,7 @@ _HOMES = {
     "Place": "yojo.judges.baselines",
     "Random": "yojo.judges.baselines",
     "Refusal": "yojo.judges.judge",
+    "RemoteJudge": "yojo.judges.remote",
     "ValueHead": "yojo.judges.value_head",
     "checked_scores": "yojo.judges.judge",
     "fingerprint_of": "yojo.judges.judge",

@@ -1,4 +1,4 @@
-"""`load_judge`: a judge by its name, a folder, a hub name, a baseline or a model behind an endpoint."""
+"""`load_judge`: a judge by its name, a folder, a hub name, a baseline, an address, or a model behind an endpoint."""
 
 import json
 import os
@@ -19,6 +19,7 @@ BASELINES = ("length", "length:words", "length:shortest", "place", "place:last",
 _IN_FULL = {"length": "length:characters", "place": "place:first", "random": "random:0"}
 
 _OPENAI = "openai:"
+_REMOTE = ("http://", "https://")
 _CHAT_SCORES = "chat-scores:"
 _ENDPOINT = re.compile(r"openai:(.+?)@(https?://[^#]*)(?:#(.*))?", re.DOTALL)
 
@@ -32,37 +33,35 @@ def load_judge(name, *, base_model=None, check_base=True, check_files=True, devi
             baseline: "length", "length:words", "length:shortest", "length:words:shortest", "place", "place:last", "random",
             "random:SEED". A folder with a baseline's name is "./length". Or a model behind an OpenAI-compatible endpoint, as
             `yojo.judges.Generative` asks it: "openai:MODEL@http://host:port/v1", with "#pairwise" or "#pointwise" behind it
-            for another style than listwise. Or "chat-scores:FOLDER" (or hub name), a model whose own code scores chats,
+            for another style than listwise. Or the address of a server of `yojo serve`, "http://host:port", with "#NAME" behind
+            it for one of several models there. Or "chat-scores:FOLDER" (or hub name), a model whose own code scores chats,
             `yojo.judges.ChatScores`: Python files that come with it are run. Behind the name of a reward model "#isolated",
             "#comparative" or "#permutations=K": score in that mode, whatever it was saved with.
         base_model, check_base, check_files: as for `yojo.RewardModel.from_pretrained`.
-        device: where a model goes; baselines and models behind an endpoint need none.
+        device: where a model goes; baselines and models behind an endpoint need none, and for an address none can be given.
         dtype: torch dtype or its name, such as "bfloat16"; the one a model was saved in by default.
         max_length: the most tokens of an example (of a conversation, for a stock model); or None.
 
     Returns:
         `yojo.RewardModel`, `yojo.judges.Classifier`, `yojo.judges.ValueHead`, `yojo.judges.ChatScores`,
-        `yojo.judges.Generative` or a baseline.
+        `yojo.judges.Generative`, `yojo.RemoteJudge` or a baseline.
 
     Raises:
         ValueError: a name that is none of these, or something that cannot be loaded, with the reason.
     """
     check_device(device)
-    made, kind = None, "baseline"
+    made, kind, options = None, "baseline", {"base_model": base_model, "dtype": dtype, "max_length": max_length}
     if isinstance(name, str):
         made = _baseline(name)
         if name.startswith(_OPENAI):
             made, kind = _generative(name), "endpoint's judge"
+        elif name.startswith(_REMOTE):
+            made, kind, options = _remote(name), "served judge", {**options, "device": device}
     if made is not None:
-        for option, value in (("base_model", base_model), ("dtype", dtype), ("max_length", max_length)):
+        for option, value in options.items():
             if value is not None:
                 raise ValueError(f"{option}={value!r} is given, and the {kind} {name} has no model here")
         return made
-    if str(name).startswith(("http://", "https://")):
-        raise ValueError(
-            f"{name} is an address: judges that are served come with `yojo serve`; name a folder or a hub name, or the model "
-            "of an OpenAI-compatible endpoint: openai:MODEL@http://host:port/v1"
-        )
     if isinstance(name, str) and name.startswith(_CHAT_SCORES):
         return _chat_scores(name, base_model=base_model, max_length=max_length, dtype=dtype_of(dtype), device=device)
     name, mode = mode_of(os.fspath(name))
@@ -81,8 +80,8 @@ def load_judge(name, *, base_model=None, check_base=True, check_files=True, devi
 
 
 def has_model(name):
-    """Whether a judge of this name has a model that is loaded here: it is no baseline and no model behind an endpoint."""
-    return not isinstance(name, str) or not (name.startswith(_OPENAI) or _baseline(name) is not None)
+    """Whether a judge of this name has a model that is loaded here: it is no baseline, no address and behind no endpoint."""
+    return not isinstance(name, str) or not (name.startswith((_OPENAI, *_REMOTE)) or _baseline(name) is not None)
 
 
 def check_name(name):
@@ -97,7 +96,9 @@ def check_name(name):
     name = os.fspath(name)
     if name.startswith(_OPENAI):
         _generative(name)
-    elif _baseline(name) is None and not name.startswith(("http://", "https://")):  # of which `load_judge` says more
+    elif name.startswith(_REMOTE):
+        _remote(name)
+    elif _baseline(name) is None:
         local_folder(mode_of(name.removeprefix(_CHAT_SCORES))[0])
 
 
@@ -145,6 +146,21 @@ def _generative(name):
     if style is not None and style not in STYLES:
         raise ValueError(f"the style behind # must be one of {', '.join(STYLES)}, got {style!r}")
     return Generative(url, model, style=style or "listwise")
+
+
+def _remote(name):
+    """The judge of an address, with the name of a model behind it or not."""
+    from yojo.judges.remote import RemoteJudge
+
+    url, mark, model = name.partition("#")
+    if url.rstrip("/").endswith("/v1"):
+        raise ValueError(
+            f"{url} ends with /v1, and an address is of `yojo serve`, without it, such as http://host:8000; a model behind an "
+            "OpenAI-compatible endpoint is openai:MODEL@http://host:port/v1"
+        )
+    if mark and not model.strip():
+        raise ValueError(f"nothing stands behind # of {url}#: it must be the name of a model that is served there")
+    return RemoteJudge(url, model=model or None)
 
 
 def _chat_scores(name, *, base_model, max_length, dtype, device):

@@ -21,12 +21,12 @@ class Load:
     max_length: int | None = None
 
     def __call__(self, device=None):
-        """The judge, on a device; by default on a GPU where there is one."""
+        """The judge, on a device; by default, should it have a model here, on a GPU where there is one."""
         import torch
 
-        from yojo.judges.loading import load_judge
+        from yojo.judges.loading import has_model, load_judge
 
-        device = device or ("cuda" if torch.cuda.is_available() else None)
+        device = device or ("cuda" if torch.cuda.is_available() and has_model(self.name) else None)
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return load_judge(options.pop("name"), device=device, **options)
 
