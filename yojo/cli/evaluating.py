@@ -34,8 +34,7 @@ def eval_(
         typer.Option(
             help="Folder or hub name of a reward model (#isolated, #comparative or #permutations=K behind it: in that mode) or "
             "of a sequence classifier, or of a model with a value head; chat-scores:FOLDER; openai:MODEL@URL, behind an endpoint; "
-            "demo; or length, place, random. "
-            "NAME=JUDGE names it. Once per judge."
+            "http://HOST:PORT, of yojo serve; demo; or length, place, random. NAME=JUDGE names it. Once per judge."
         ),
     ] = None,
     judge_scores: Annotated[

@@ -60,8 +60,8 @@ def score(
         str | None,
         typer.Option(
             help="Folder or hub name of a reward model (#isolated, #permutations=K behind it: in that mode), of a sequence "
-            "classifier or of a model with a value head; chat-scores:FOLDER; openai:MODEL@URL; demo, the digits "
-            "demonstration's (the default without --out); or length, place, random."
+            "classifier or of a model with a value head; chat-scores:FOLDER; openai:MODEL@URL; http://HOST:PORT of yojo serve; "
+            "demo, the digits demonstration's (the default without --out); or length, place, random."
         ),
     ] = None,
     base_model: BaseModel = None,
