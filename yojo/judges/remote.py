@@ -33,7 +33,7 @@ class RemoteClient(Client):
 
 
 class RemoteJudge:
-    """A reward model behind `yojo serve`: a judge whose scores are, to the bit of what is sent, those of `yojo.RewardModel`.
+    """A reward model behind `yojo serve`, as a judge: what it is shown is what `yojo.RewardModel` is, to the letter and the pixel.
 
     A request for each example, many under way at once, over connections that are kept. Text goes as it is, image files (PNG,
     JPEG, WebP, BMP, TIFF, GIF) byte for byte, what is no such file as a PNG of the same pixels; files are read here. Videos
