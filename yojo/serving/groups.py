@@ -246,6 +246,11 @@ def router(service):
 
 
 def _check_ready(service):
+    if service.settings.replicas > 1:
+        message = (
+            "the samples of a group have to come to one process, and this server has several: --replicas 1 for groups"
+        )
+        raise ApiError(409, "several_replicas", message)
     ready, reasons = service.engine.ready()
     if not ready:
         raise ApiError(503, "not_ready", f"not ready: {reasons[0]}", retry_after=5)

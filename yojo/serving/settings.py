@@ -57,6 +57,7 @@ class Settings:
         grace: seconds that what was accepted has to be finished in, once the server is told to end.
         group_size, group_deadline: of `/get_reward` and `/group`: samples that make a group (None: each call of /group says it,
             and /get_reward takes whole groups), and seconds it has to become whole.
+        replicas: how many processes like this one share the requests: groups need a single one.
         keys: dict: API key -> the name under which its client is counted; empty: anybody may ask.
         image_root: folder that images may be read from by relative path; None: none may.
         allow_hosts: hosts that images may be fetched from; ("*",): any public one.
@@ -73,6 +74,7 @@ class Settings:
     grace: float = 30.0
     group_size: int | None = None
     group_deadline: float = 600.0
+    replicas: int = 1
     keys: dict = dataclasses.field(default_factory=dict)
     image_root: str | None = None
     allow_hosts: tuple = ()
@@ -80,7 +82,7 @@ class Settings:
     limits: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self):
-        for name in ("token_budget", "max_waiting", "max_waiting_bytes"):
+        for name in ("token_budget", "max_waiting", "max_waiting_bytes", "replicas"):
             _check(name, getattr(self, name), integer=True)
         for name in ("deadline", "grace", "group_deadline"):
             _check(name, getattr(self, name))

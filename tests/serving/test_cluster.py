@@ -1,0 +1,219 @@
+"""`yojo serve --ray`: replicas with the scores of `RewardModel.score`, replaced and killed without a request that is lost."""
+
+import concurrent.futures
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from tests.serving.serving_cases import ANSWERS, QUESTION, body
+from yojo.demo.reward import load_reward_model
+from yojo.serving.cluster import Current, Replicas
+from yojo.serving.roles import model_of
+from yojo.serving.settings import Settings
+
+LONG = 180.0  # seconds that no step takes
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def wanted(request):
+    """Scores of the demonstration's model, as it is shipped."""
+    import base64
+
+    images = [base64.b64decode(image.partition(",")[2]) for image in request.get("images", ())]
+    return load_reward_model().score(request["prompt"], request["responses"], images=images)
+
+
+@pytest.mark.parametrize("text, least, most", [("1", 1, 1), ("4", 4, 4), ("1-8", 1, 8)])
+def test_replicas_are_read(text, least, most):
+    found = Replicas.of(text)
+    assert (found.least, found.most) == (least, most)
+    options = found.options()
+    if least == most:
+        assert options == {"num_replicas": most}
+    else:
+        assert (options["autoscaling_config"]["min_replicas"], options["autoscaling_config"]["max_replicas"]) == (1, 8)
+
+
+@pytest.mark.parametrize("text", ["0", "", "a", "4-2", "1-", "-1", "1.5"])
+def test_what_are_no_replicas(text):
+    with pytest.raises(ValueError, match="replicas"):
+        Replicas.of(text)
+
+
+def test_replicas_of_one_deployment_have_one_model():
+    current = Current()
+    current.begin("first")
+    assert current.agree("first", "d0") == "d0" == current.agree("first", "d1")
+    current.begin("second")
+    assert current.current() == "second" and current.agree("second", "d1") == "d1"
+
+
+@pytest.fixture(scope="module")
+def ray_serve():
+    """(ray.serve, address) with the demonstration's model behind two replicas on CPUs."""
+    import ray
+    from ray import serve
+
+    from yojo.serving import cluster
+
+    port = free_port()
+    ray.init(num_cpus=16, namespace=cluster.NAMESPACE, include_dashboard=False, log_to_driver=False)
+    try:
+        ray.remote(num_cpus=0)(Current).options(
+            name="current", namespace=cluster.NAMESPACE, lifetime="detached"
+        ).remote()
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        deploy(serve)
+        yield serve, f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def deploy(serve, replicas=2, **settings):
+    from yojo.serving import cluster
+
+    settings = Settings(names=("demo", settings.pop("also", "other")), **settings)
+    made = cluster.deployment(
+        model_of("demo"), settings, f"{time.time_ns()}", 1, None, Replicas(replicas, replicas), gpus=0, cpus=1
+    )
+    serve.run(made, name=cluster.APPLICATION, blocking=False)
+
+
+def test_replicas_score_as_one_would(ray_serve):
+    _, address = ray_serve
+    scores = wanted(body())
+    with httpx.Client(base_url=address, timeout=LONG) as client:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            replies = list(pool.map(lambda _: client.post("/score", json=body()), range(24)))
+        for reply in replies:
+            assert reply.status_code == 200, reply.text
+            torch.testing.assert_close(torch.tensor(reply.json()["scores"]), scores, rtol=0, atol=2e-5)
+        assert len({reply.headers["Yojo-Fingerprint"] for reply in replies}) == 1
+        # What is wrong is said as by one server, and a group's samples might come to two.
+        wrong = client.post("/score", json={**body(), "responses": [" "]})
+        assert wrong.status_code == 422 and wrong.json()["error"]["param"] == "responses.0"
+        group = {"key": "k", "group_size": 2, "prompt": QUESTION, "response": ANSWERS[0]}
+        refused = client.post("/group", json=group)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "several_replicas")
+        assert client.get("/ready").json() == {"ready": True, "reasons": []}
+
+
+class Load:
+    """Clients that ask one after the other, until they are told to end."""
+
+    def __init__(self, address, clients=4):
+        self.address, self.ended, self.found = address, threading.Event(), []
+        self.threads = [threading.Thread(target=self.ask) for _ in range(clients)]
+
+    def ask(self):
+        with httpx.Client(base_url=self.address, timeout=LONG) as client:
+            while not self.ended.is_set():
+                try:
+                    reply = client.post("/score", json=body())
+                    self.found.append((reply.status_code, reply.json().get("scores"), reply.text))
+                except Exception as error:
+                    self.found.append((None, None, repr(error)))
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        for thread in self.threads:
+            thread.join()
+
+
+@pytest.mark.soak
+def test_a_new_deployment_takes_over_without_a_request_that_is_lost(ray_serve):
+    serve, address = ray_serve
+    scores = wanted(body()).tolist()
+    with Load(address) as load:
+        deploy(serve, also="newer")
+    names = [one["id"] for one in httpx.get(f"{address}/v1/models").json()["data"]]
+    assert names == ["demo", "newer"]
+    assert len(load.found) > 20 and {status for status, *_ in load.found} == {200}, load.found[-1]
+    for _, found, _ in load.found:
+        assert found == pytest.approx(scores, abs=2e-5)
+
+
+@pytest.mark.soak
+def test_a_replica_that_is_killed_comes_back(ray_serve):
+    import psutil
+
+    serve, address = ray_serve
+    replicas = [
+        one for one in psutil.process_iter(["cmdline"]) if "ServeReplica" in " ".join(one.info["cmdline"] or ())
+    ]
+    assert len(replicas) == 2
+    with Load(address) as load:
+        os.kill(replicas[0].pid, signal.SIGKILL)
+        until = time.monotonic() + LONG
+        while time.monotonic() < until:
+            found = serve.status().applications["yojo"].deployments["reward-model"]
+            if found.replica_states == {"RUNNING": 2} and not psutil.pid_exists(replicas[0].pid):
+                break
+            time.sleep(0.2)
+    # In flight at the one that was killed: an error that says to ask again; all others have their scores.
+    assert {status for status, *_ in load.found} <= {200, 503, 500}
+    assert sum(status != 200 for status, *_ in load.found) <= 4
+    assert httpx.post(f"{address}/score", json=body(), timeout=LONG).status_code == 200
+
+
+@pytest.mark.soak
+def test_the_command_ends_well(tmp_path):
+    """SIGTERM: exit code 0, and nothing of Ray's is left."""
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "yojo.cli",
+        "serve",
+        "--model",
+        "demo",
+        "--port",
+        str(port),
+        "--ray",
+        "--workers",
+        "1",
+    ]
+    root = Path(__file__).parents[2]
+    with open(tmp_path / "log", "w+") as log:
+        server = subprocess.Popen(
+            [*command, "--replicas", "1"], cwd=root, stderr=log, env={**os.environ, "PYTHONPATH": str(root)}
+        )
+        try:
+            until = time.monotonic() + LONG
+            while time.monotonic() < until and server.poll() is None:
+                try:
+                    if httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200:
+                        break
+                except httpx.HTTPError:
+                    pass
+                time.sleep(0.2)
+            reply = httpx.post(f"http://127.0.0.1:{port}/score", json=body(), timeout=LONG)
+            assert reply.json()["scores"] == pytest.approx(wanted(body()).tolist(), abs=2e-5)
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(LONG) == 0
+        finally:
+            server.kill()
+            server.wait()
+        log.seek(0)
+        assert re.search("ending: what was accepted is finished", log.read())
