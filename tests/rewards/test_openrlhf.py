@@ -407,7 +407,7 @@ def test_a_command_line_that_makes_no_sense(arguments, text, capsys):
 
 
 def test_the_policys_processor_may_be_without_a_video_part():
-    processor, ends = adapter._policy(str(BACKBONE))
+    processor, ends = adapter.policy_of(str(BACKBONE))
     queries = Queries(processor, eos=ends)
     chat = [{"role": "user", "content": "Which digit is shown?"}]
     prompt = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)

@@ -179,8 +179,10 @@ def _policy(policy, eos, question):
     """What reads OpenRLHF's texts; None where nothing is said of them."""
     if policy is None and not eos:
         return None
-    from yojo.rewards.openrlhf import policy_of
+    from yojo.rewards.openrlhf import PROMPTS, policy_of
     from yojo.rewards.openrlhf_server import Queries
 
+    if question not in PROMPTS:
+        raise ValueError(f"--question must be one of {', '.join(PROMPTS)}, got {question!r}")
     processor, ends = policy_of(policy) if policy else (None, [])
     return Queries(processor, prompt=question, eos=[*ends, *eos])

@@ -238,7 +238,11 @@ def _treatment(text):
 
 
 def policy_of(name):
-    """A model's processor (its tokenizer if it has none), and the texts of the tokens at which it ends a response."""
+    """A model's processor (its tokenizer if it has none), and the texts of the tokens at which it ends a response.
+
+    Args:
+        name: folder or hub name.
+    """
     from transformers import GenerationConfig
 
     from yojo.inputs.processors import load_processor
