@@ -154,23 +154,36 @@ def test_a_new_deployment_takes_over_without_a_request_that_is_lost(ray_serve):
         assert found == pytest.approx(scores, abs=2e-5)
 
 
-@pytest.mark.soak
-def test_a_replica_that_is_killed_comes_back(ray_serve):
+def replicas():
+    """The process numbers of the replicas."""
     import psutil
 
+    found = psutil.process_iter(["pid", "cmdline", "status"])
+    return {
+        one.info["pid"]
+        for one in found
+        if "ServeReplica" in " ".join(one.info["cmdline"] or ()) and one.info["status"] != psutil.STATUS_ZOMBIE
+    }
+
+
+@pytest.mark.soak
+def test_a_replica_that_is_killed_comes_back(ray_serve):
     serve, address = ray_serve
-    replicas = [
-        one for one in psutil.process_iter(["cmdline"]) if "ServeReplica" in " ".join(one.info["cmdline"] or ())
-    ]
-    assert len(replicas) == 2
+    before = replicas()
+    assert len(before) == 2
     with Load(address) as load:
-        os.kill(replicas[0].pid, signal.SIGKILL)
+        while len(load.found) < 8:
+            time.sleep(0.01)
+        os.kill(min(before), signal.SIGKILL)
         until = time.monotonic() + LONG
         while time.monotonic() < until:
-            found = serve.status().applications["yojo"].deployments["reward-model"]
-            if found.replica_states == {"RUNNING": 2} and not psutil.pid_exists(replicas[0].pid):
+            states = serve.status().applications["yojo"].deployments["reward-model"].replica_states
+            if replicas() - before and states == {
+                "RUNNING": 2
+            }:  # the new one is STARTING from when its process is there
                 break
             time.sleep(0.2)
+    assert len(replicas()) == 2 and min(before) not in replicas()
     # In flight at the one that was killed: an error that says to ask again; all others have their scores.
     assert {status for status, *_ in load.found} <= {200, 503, 500}
     assert sum(status != 200 for status, *_ in load.found) <= 4

@@ -49,7 +49,9 @@ def check(expression, metrics):
     text = expression.replace("$__rate_interval", "5m")
     selected = re.findall(r"\b([a-z_]\w*)\s*\{([^}]*)\}", text)
     bare = re.sub(r"\{[^}]*\}|\[[^]]*\]|\"[^\"]*\"", "", text)
-    grouped = [label.strip() for group in re.findall(r"\b(?:by|ignoring|on)\s*\(([^)]*)\)", bare) for label in group.split(",")]
+    grouped = [
+        label.strip() for group in re.findall(r"\b(?:by|ignoring|on)\s*\(([^)]*)\)", bare) for label in group.split(",")
+    ]
     names = set(re.findall(r"\b[a-z_]\w+\b", re.sub(r"\b(by|ignoring|on)\s*\([^)]*\)", "", bare))) - KEYWORDS
     assert names and names <= set(metrics), f"{expression}: there is no {names - set(metrics)}"
     labels = set().union(*(metrics[name] for name in names))
