@@ -128,10 +128,10 @@ def memory_of(samples):
 
 def measure(bench):
     """All phases: dict of their summaries."""
-    from bench.load_model import save
+    from tests.reward_cases import demo_judge
 
-    judges = save(bench.folder / "model")
-    mixes = {mode: load_mix.make(judge) for mode, judge in judges.items()}
+    mixes = {mode: load_mix.make(demo_judge(mode)) for mode in ("comparative", "isolated")}
+    demo_judge().save_pretrained(bench.folder / "model")
     found, short = {}, bench.options.short
     with bench.yojo() as server:
         mix = mixes["comparative"]

@@ -39,7 +39,7 @@ class Served:
                 [sys.executable, *arguments], cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT
             )
         try:
-            self.url = self._until(lambda: re.search(r"listening at (http://\S+)", self.text()))[1]
+            self.url = self.until(lambda: re.search(r"listening at (http://\S+)", self.text()))[1]
             self.until_ready()
         except BaseException:
             self.kill()
@@ -49,7 +49,8 @@ class Served:
         """What it has written."""
         return self.log.read_text(errors="replace")
 
-    def _until(self, condition):
+    def until(self, condition):
+        """Wait until a function of no arguments gives something true, and return that."""
         end = time.monotonic() + BEGINS
         while not (found := condition()):
             if self.process.poll() is not None or time.monotonic() > end:
@@ -59,7 +60,7 @@ class Served:
 
     def until_ready(self, wanted=200):
         """Wait until /ready has this status."""
-        self._until(lambda: self.status("/ready") == wanted)
+        self.until(lambda: self.status("/ready") == wanted)
 
     def status(self, path):
         """The status of a path; None where nobody answers."""

@@ -1,0 +1,206 @@
+"""A server of processes under load: every reply right, whatever goes away or dies meanwhile. The long one is `bench.load`."""
+
+import asyncio
+import signal
+import time
+
+import psutil
+import pytest
+
+from bench import load_client, load_mix
+from bench.served import Served
+from tests.reward_cases import demo_judge
+from yojo.demo.backbone import BACKBONE
+
+KEYS = [f"key-of-load-client-{number:02d}" for number in range(16)]
+NICE = 5  # of processes that prepare: how they are told from those that score
+
+
+@pytest.fixture(scope="module")
+def mix():
+    """Requests and their scores."""
+    return load_mix.make(demo_judge(), count=28)
+
+
+@pytest.fixture(scope="module")
+def keep(tmp_path_factory):
+    """function: -> a server that is ready; the one that is there, or one that is begun where a test has ended it."""
+    folder, kept = tmp_path_factory.mktemp("served"), []
+    demo_judge().save_pretrained(folder / "model")
+    (folder / "keys").write_text("\n".join(KEYS))
+    (folder / "keys").chmod(0o600)
+    arguments = ["-m", "yojo.cli", "serve", "--model", str(folder / "model"), "--base-model", str(BACKBONE)]
+    arguments += ["--port", "0", "--api-key-file", str(folder / "keys"), "--max-tokens", "1024"]
+
+    def get():
+        if not kept or kept[-1].process.poll() is not None:
+            kept.append(Served(arguments, folder / f"log {len(kept)}"))
+        kept[-1].until_ready()
+        return kept[-1]
+
+    yield get
+    for server in kept:
+        server.__exit__()
+
+
+@pytest.fixture
+def server(keep):
+    return keep()
+
+
+def worker(server, nice):
+    """The first process of a server that is so nice."""
+    return next(one for one in server.workers() if one.nice() == nice and "spawn_main" in " ".join(one.cmdline()))
+
+
+def problems(outcomes):
+    return [f"{one.kind}: {one.problem}" for one in outcomes if one.problem]
+
+
+def statuses(outcomes):
+    return {one.status for one in outcomes} - {None}
+
+
+def test_every_reply_is_right_and_what_is_wrong_is_refused(server, mix):
+    load = load_client.closed_loop(server.url, mix, KEYS, requests=12, wrong=0.15, leaving=0.15, seed=1)
+    outcomes = asyncio.run(load)
+    assert problems(outcomes) == []
+    assert len(outcomes) == 12 * len(KEYS)
+    kinds = {one.kind.partition(":")[0] for one in outcomes}
+    assert kinds == {"score", "wrong", "left"}
+    assert 200 in statuses(outcomes) and max(statuses(outcomes)) < 429  # nothing of the server's own
+
+
+def test_each_wrong_request_has_its_own_error(server, mix):
+    async def ask():
+        connection = load_client.Connection(server.url)
+        return [await load_client.ask_case(connection, case, KEYS[0]) for case in mix.wrong]
+
+    assert problems(asyncio.run(ask())) == []
+
+
+async def until_told(server, mix, outcomes, happens):
+    """Clients that ask again and again, through whatever `happens` (an async function) does, until it is done."""
+    done, under_load = asyncio.Event(), asyncio.Event()
+
+    async def client(number):
+        connection = load_client.Connection(server.url)
+        while not done.is_set():
+            case = mix.cases[(number + len(outcomes)) % len(mix.cases)]
+            found = await ask_through(connection, case, KEYS[number])
+            outcomes.append(found)
+            if found.status == 503:
+                await asyncio.sleep(0.1)
+            if len(outcomes) >= len(KEYS):
+                under_load.set()
+        connection.close()
+
+    async def go():
+        await under_load.wait()
+        try:
+            await happens()
+        finally:
+            done.set()
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(len(KEYS)):
+            group.create_task(client(number))
+        group.create_task(go())
+
+
+async def ask_through(connection, case, key):
+    """An `Outcome` for which 503 that says when to ask again is no problem."""
+    began = time.monotonic()
+    reply = await connection.ask(case.message(key))
+    if reply.status == 503:
+        problem = None if int(reply.headers.get("retry-after", 0)) >= 1 else "503 without Retry-After"
+    else:
+        problem = case.problem(reply)
+    return load_client.Outcome(case.kind, began, time.monotonic() - began, reply.status, 0, problem)
+
+
+def test_a_scoring_worker_is_killed(server, mix):
+    killed, outcomes, meanwhile = worker(server, 0), [], []
+
+    async def happens():
+        killed.kill()
+        await asyncio.to_thread(server.until_ready, 503)
+        meanwhile.append(await ask_through(load_client.Connection(server.url), mix.cases[0], KEYS[0]))
+        await asyncio.to_thread(server.until_ready, 200)
+
+    asyncio.run(until_told(server, mix, outcomes, happens))
+    assert problems(outcomes + meanwhile) == []
+    assert statuses(meanwhile) == {503}
+    assert 200 in statuses(outcomes) and statuses(outcomes) <= {200, 503}  # what was in it is done again
+    assert worker(server, 0).pid != killed.pid
+    again = asyncio.run(load_client.closed_loop(server.url, mix, KEYS, requests=2))
+    assert problems(again) == [] and statuses(again) == {200}
+
+
+def test_a_preparing_worker_is_killed(server, mix):
+    before = {one.pid for one in server.workers()}
+    killed, outcomes = worker(server, NICE), []
+
+    async def happens():
+        killed.kill()
+        while len(outcomes) < 6 * len(KEYS):
+            await asyncio.sleep(0.05)
+
+    asyncio.run(until_told(server, mix, outcomes, happens))
+    assert problems(outcomes) == []
+    assert statuses(outcomes) == {200}  # the other one goes on, and what was in this one is done again
+    server.until(lambda: len(server.workers()) == len(before) and {one.pid for one in server.workers()} != before)
+
+
+def test_what_was_accepted_is_answered_after_sigterm(server, mix):
+    outcomes, lost = [], []
+
+    async def client(number, told):
+        connection = load_client.Connection(server.url)
+        while True:
+            case, sent = mix.cases[(5 * number + len(outcomes)) % len(mix.cases)], False
+            try:
+                await connection.send(case.message(KEYS[number]))
+                sent = not told.is_set()  # all of it is with the server's system before it is told
+                reply = await connection.reply()
+            except OSError as error:
+                if isinstance(error, load_client.Dropped) and error.begun:
+                    lost.append("a reply is cut")
+                elif sent:
+                    lost.append("a request that had been sent is not answered")
+                return
+            outcomes.append((case, reply, sent))
+            if len(outcomes) == 3 * len(KEYS):
+                server.process.send_signal(signal.SIGTERM)
+                told.set()
+
+    async def go():
+        told = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            for number in range(len(KEYS)):
+                group.create_task(client(number, told))
+
+    asyncio.run(go())
+    assert server.process.wait(60) == 0
+    assert lost == []
+    assert [case.problem(reply) for case, reply, sent in outcomes if sent] == [None] * sum(one[2] for one in outcomes)
+    assert {reply.status for _, reply, _ in outcomes} <= {200, 503}
+    assert sum(one[2] for one in outcomes) >= 4 * len(KEYS) - 1
+
+
+def test_no_worker_outlives_a_server_that_is_killed(server, mix):
+    below = server.workers()
+    assert len(below) >= 3
+
+    async def go():
+        connections = [load_client.Connection(server.url) for _ in KEYS]
+        for number, connection in enumerate(connections):
+            await connection.send(mix.cases[number].message(KEYS[number]))
+        server.process.kill()
+        for connection in connections:
+            connection.close()
+
+    asyncio.run(go())
+    server.process.wait(60)
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert alive == []
