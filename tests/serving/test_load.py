@@ -79,6 +79,11 @@ def test_each_wrong_request_has_its_own_error(server, mix):
     assert problems(asyncio.run(ask())) == []
 
 
+def test_threads_of_workers_sleep_while_they_wait(server):
+    found = [one.environ()["OMP_WAIT_POLICY"] for one in server.workers()]
+    assert len(found) >= 3 and set(found) == {"PASSIVE"}
+
+
 async def until_told(server, mix, outcomes, happens):
     """Clients that ask again and again, through whatever `happens` (an async function) does, until it is done."""
     done, under_load = asyncio.Event(), asyncio.Event()

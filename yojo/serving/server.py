@@ -119,6 +119,9 @@ def serve(model, settings, address, devices=(None,), preparing=2, policy=None, s
     """
     if not address.is_local and not settings.keys:
         logger.warning("anybody who can reach %s:%d may ask: --api-key-file limits that", address.host, address.port)
+    # Workers inherit it. torch's threads wait for each other at every step: where they spin, on cores that who prepares and who
+    # answers want, too, a pass takes many times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     engine = Engine(settings, scoring_roles(model, list(devices), setup), preparing, setup=setup)
     server = Server(engine, settings, address, policy)
     try:
