@@ -111,7 +111,10 @@ class Connection:
             begun = True
             first, *lines = head.decode("latin-1").split("\r\n")[:-2]
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-            body = await self.reader.readexactly(int(headers["content-length"]))
+            if "content-length" in headers:
+                body = await self.reader.readexactly(int(headers["content-length"]))
+            else:  # of one that ends its connection: something has gone wrong over there
+                body, headers["connection"] = await self.reader.read(), "close"
         except asyncio.IncompleteReadError as error:
             raise Dropped(begun or bool(error.partial)) from None
         except OSError:

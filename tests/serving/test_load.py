@@ -30,7 +30,16 @@ def keep(tmp_path_factory):
     (folder / "keys").write_text("\n".join(KEYS))
     (folder / "keys").chmod(0o600)
     arguments = ["-m", "yojo.cli", "serve", "--model", str(folder / "model"), "--base-model", str(BACKBONE)]
-    arguments += ["--port", "0", "--api-key-file", str(folder / "keys"), "--max-tokens", "1024"]
+    arguments += [
+        "--port",
+        "0",
+        "--api-key-file",
+        str(folder / "keys"),
+        "--max-tokens",
+        "1024",
+        "--max-waiting",
+        "131072",
+    ]
 
     def get():
         if not kept or kept[-1].process.poll() is not None:
@@ -158,39 +167,25 @@ def test_a_preparing_worker_is_killed(server, mix):
 
 
 def test_what_was_accepted_is_answered_after_sigterm(server, mix):
-    outcomes, lost = [], []
-
-    async def client(number, told):
-        connection = load_client.Connection(server.url)
-        while True:
-            case, sent = mix.cases[(5 * number + len(outcomes)) % len(mix.cases)], False
-            try:
-                await connection.send(case.message(KEYS[number]))
-                sent = not told.is_set()  # all of it is with the server's system before it is told
-                reply = await connection.reply()
-            except OSError as error:
-                if isinstance(error, load_client.Dropped) and error.begun:
-                    lost.append("a reply is cut")
-                elif sent:
-                    lost.append("a request that had been sent is not answered")
-                return
-            outcomes.append((case, reply, sent))
-            if len(outcomes) == 3 * len(KEYS):
-                server.process.send_signal(signal.SIGTERM)
-                told.set()
+    asked = [(mix.cases[n % len(mix.cases)], KEYS[n % len(KEYS)]) for n in range(8 * len(KEYS))]
 
     async def go():
-        told = asyncio.Event()
-        async with asyncio.TaskGroup() as group:
-            for number in range(len(KEYS)):
-                group.create_task(client(number, told))
+        connections = [load_client.Connection(server.url) for _ in asked]
+        for connection in connections:  # that all of them are accepted, and not only waiting to be
+            assert (await connection.ask(load_client.message("GET", "/health"))).status == 200
+        for connection, (case, key) in zip(connections, asked, strict=True):
+            await connection.send(case.message(key))
+        server.process.send_signal(signal.SIGTERM)
+        replies = await asyncio.gather(*(connection.reply() for connection in connections), return_exceptions=True)
+        with pytest.raises(ConnectionError):
+            await load_client.Connection(server.url).send(mix.cases[0].message(KEYS[0]))
+        return replies
 
-    asyncio.run(go())
+    replies = asyncio.run(go())
+    assert [reply for reply in replies if isinstance(reply, Exception)] == []
+    assert {reply.status for reply in replies} == {200}
+    assert [case.problem(reply) for (case, _), reply in zip(asked, replies, strict=True)] == [None] * len(asked)
     assert server.process.wait(60) == 0
-    assert lost == []
-    assert [case.problem(reply) for case, reply, sent in outcomes if sent] == [None] * sum(one[2] for one in outcomes)
-    assert {reply.status for _, reply, _ in outcomes} <= {200, 503}
-    assert sum(one[2] for one in outcomes) >= 4 * len(KEYS) - 1
 
 
 def test_no_worker_outlives_a_server_that_is_killed(server, mix):
