@@ -11,7 +11,7 @@ import threading
 from yojo.scoring import ray_data
 from yojo.serving.app import create_app
 from yojo.serving.engine import Engine
-from yojo.serving.server import scoring_roles
+from yojo.serving.server import scoring_roles, sleep_while_waiting
 from yojo.serving.workers import FAILED
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ def deployment(model, settings, name, workers=2, policy=None, replicas=Replicas(
     settings = dataclasses.replace(settings, replicas=replicas.most)
 
     def build():
+        sleep_while_waiting()
         device = "cuda:0" if gpus else "cpu"
         return create_app(Engine(settings, scoring_roles(model, [device]), workers), settings, policy)
 

@@ -99,6 +99,14 @@ def scoring_roles(model, devices, setup=None):
     return [Role(f"scoring {name or 'here'}", load_scorer, (model, name, threads), setup) for name in devices]
 
 
+def sleep_while_waiting():
+    """Have torch's threads in workers, which inherit this, wait for each other asleep.
+
+    They do at every step: where they spin, on cores that who prepares and who answers want, too, a pass takes many times as long.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def serve(model, settings, address, devices=(None,), preparing=2, policy=None, setup=None):
     """Serve until the process is told to end.
 
@@ -119,9 +127,7 @@ def serve(model, settings, address, devices=(None,), preparing=2, policy=None, s
     """
     if not address.is_local and not settings.keys:
         logger.warning("anybody who can reach %s:%d may ask: --api-key-file limits that", address.host, address.port)
-    # Workers inherit it. torch's threads wait for each other at every step: where they spin, on cores that who prepares and who
-    # answers want, too, a pass takes many times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sleep_while_waiting()
     engine = Engine(settings, scoring_roles(model, list(devices), setup), preparing, setup=setup)
     server = Server(engine, settings, address, policy)
     try:
