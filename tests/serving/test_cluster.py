@@ -184,8 +184,8 @@ def test_a_replica_that_is_killed_comes_back(ray_serve):
                 break
             time.sleep(0.2)
     assert len(replicas()) == 2 and min(before) not in replicas()
-    # In flight at the one that was killed: an error that says to ask again; all others have their scores.
-    assert {status for status, *_ in load.found} <= {200, 503, 500}
+    # In flight at the one that was killed: an error, or a connection that breaks (None); all others have their scores.
+    assert {status for status, *_ in load.found} <= {200, 503, 500, None}
     assert sum(status != 200 for status, *_ in load.found) <= 4
     assert httpx.post(f"{address}/score", json=body(), timeout=LONG).status_code == 200
 
