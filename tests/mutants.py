@@ -287,6 +287,20 @@ AREAS = {
         ),
         count=24,
     ),
+    "serving": Area(
+        ("yojo/serving/[abefgirw]*.py", "yojo/serving/compatible.py", "yojo/serving/media.py"),
+        (
+            "tests/serving/test_fair.py",
+            "tests/serving/test_engine.py",
+            "tests/serving/test_workers.py",
+            "tests/serving/test_body.py",
+            "tests/serving/test_fetching.py",
+            "tests/serving/test_serving_media.py",
+            "tests/serving/test_serving_endpoints.py",
+            "tests/serving/test_malformed.py",
+        ),
+        count=24,
+    ),
     "resume": Area(
         ("yojo/training/resume.py",),
         (
