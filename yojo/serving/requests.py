@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 LARGE = 1 << 16  # bytes of a body from which on it is parsed in a thread
 GONE = 499  # status in logs and metrics of a request whose client has left; nobody is sent it
 OPEN = {*pages.FILES, "/openapi.json", "/health", "/ready", "/metrics", "/tei/health"}  # paths that need no key
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # that logs name; others are what a client wrote
 _MESSAGES = {400: "the request cannot be read", 404: "there is no such path", 405: "this path has no such method"}
 
 
@@ -193,7 +194,6 @@ def install(app):
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Gone, _gone)
-    app.add_exception_handler(Exception, _unforeseen)
 
 
 def reply(request, error):
@@ -212,7 +212,12 @@ async def _api_error(request, error):
 
 async def _invalid(request, error):
     first = error.errors()[0]
-    kinds = {"missing": "missing_field", "extra_forbidden": "unknown_field", "json_invalid": "not_json"}
+    kinds = {
+        "missing": "missing_field",
+        "extra_forbidden": "unknown_field",
+        "json_invalid": "not_json",
+        "other_endpoint": "other_endpoint",
+    }
     message = {
         "missing_field": "this field is needed",
         "unknown_field": "there is no such field: nothing is taken and ignored",
@@ -244,14 +249,8 @@ async def _gone(request, error):
     return JSONResponse(None, GONE)
 
 
-async def _unforeseen(request, error):
-    """A mistake of the server's own: its place goes into the log, and not what it says, which may be what a user wrote."""
-    log_unforeseen(error)
-    return reply(request, ApiError(500, "internal", "the server has made a mistake; its log says where"))
-
-
 def log_unforeseen(error):
-    """Log an exception by its type and its lines of code, without its message."""
+    """Log a mistake of the server's own by its type and its lines of code; what it says may be what a user wrote."""
     logger.error("unforeseen %s at\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
 
 
@@ -264,7 +263,7 @@ class Observed:
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        started, state, status = time.monotonic(), scope.setdefault("yojo", {}), 500
+        started, state, status = time.monotonic(), scope.setdefault("yojo", {}), None
 
         async def observed(message):
             nonlocal status
@@ -276,16 +275,19 @@ class Observed:
         try:
             await self.app(scope, receive, observed)
         except Exception as error:
-            if status != 500:  # it was answered already
-                log_unforeseen(error)
+            log_unforeseen(error)
+            if status is None:
+                unforeseen = ApiError(500, "internal", "the server has made a mistake; its log says where")
+                await reply(Request(scope), unforeseen)(scope, receive, observed)
         finally:
+            status = status or 500  # cancelled before there was a reply
             path = scope["path"]
             seconds, endpoint = time.monotonic() - started, state.get("endpoint", path if path in OPEN else "other")
             self.metrics.request(endpoint, status, state.get("code"), seconds)
             logger.log(
                 logging.DEBUG if endpoint in OPEN else logging.INFO,  # what is asked every few seconds says nothing
                 "%s %s %d %s %.1f ms client=%s",
-                scope["method"] if scope["method"].isalpha() and len(scope["method"]) < 10 else "?",
+                scope["method"] if scope["method"] in METHODS else "?",
                 endpoint,
                 status,
                 state.get("code", "ok"),
