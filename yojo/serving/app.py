@@ -105,11 +105,25 @@ class Service:
         if name is not None and name not in self.settings.names:
             raise ApiError(404, "model_not_found", "there is no model of this name here; see /v1/models", "model")
 
-    async def score(self, request, asked):
-        """The `Answer`s of a list of `Asked`, all of them or an error."""
+    async def score(self, request, asked, named=None):
+        """The `Answer`s of a list of `Asked`, all of them or an error.
+
+        Args:
+            request: whose they are.
+            asked: list of `Asked`.
+            named: function of an `ApiError` and the place of the one that it is of, which gives it with the field as the client
+                calls it; None: as it is.
+        """
         seconds = handling.seconds_of(request, self.settings.deadline)
         client = request.scope["yojo"]["client"]
-        tasks = [asyncio.ensure_future(self.engine.score(one, client, seconds)) for one in asked]
+
+        async def scored_at(place):
+            try:
+                return await self.engine.score(asked[place], client, seconds)
+            except ApiError as error:
+                raise (named(error, place) if named else error) from None
+
+        tasks = [asyncio.ensure_future(scored_at(place)) for place in range(len(asked))]
         try:
             return [await task for task in tasks]
         finally:
@@ -153,7 +167,7 @@ def own(service):
                 asked.append(await asked_of(service, one))
             except ApiError as error:
                 raise error.under(n) if many else error from None
-        answers = await _numbered(service, request, asked, many)
+        answers = await service.score(request, asked, ApiError.under if many else None)
         head = service.head("score")
         digest = answers[0].digest
         if not many:
@@ -176,28 +190,21 @@ def own(service):
         """A form: `prompt`, `response` once for each response, `image` once for each image file; `details`, `model`."""
         async with request.form(max_files=service.settings.limits.images, max_fields=1024) as form:
             asked = await _uploaded(service, form)
-        answers = await service.score(request, [asked])
+        answers = await service.score(request, [asked], lambda error, _: _of_form(error))
         content = {**service.head("score"), "object": "score", **scored(answers[0]), "fingerprint": answers[0].digest}
         return service.reply(content, answers)
 
     @router.get("/v1/models", response_model=schemas.ModelList, tags=["server"], summary="The model that is served")
     async def models(request: Request):
         """One model, under each of its names; `fingerprint` is all that changes a score."""
-        model = service.engine.model
-        if model is None:
-            raise ApiError(503, "not_ready", "the model is being loaded", retry_after=5)
-        known = model["known"]
-        card = {
-            "object": "model",
-            "created": service.created,
-            "owned_by": "yojo",
-            "fingerprint": model["fingerprint"],
-            "digest": model["digest"],
-            **{name: model[name] for name in ("mode", "permutations", "order_free", "max_length", "dtype")},
-            "limits": dataclasses.asdict(service.settings.limits),
-            "probe": {**known, "reason": service.engine.ready()[1][0] if not known["ok"] else known["reason"]},
-        }
+        card = card_of(service)
         return service.reply({"object": "list", "data": [{"id": name, **card} for name in service.settings.names]})
+
+    @router.get("/v1/models/{name:path}", response_model=schemas.ModelCard, tags=["server"], summary="It, by its name")
+    async def model(request: Request, name: str):
+        """The model, where it is served under this name."""
+        service.check_model(name)
+        return service.reply({"id": name, **card_of(service)})
 
     @router.get("/health", response_model=schemas.Health, tags=["server"], summary="The server lives")
     async def health(request: Request):
@@ -239,35 +246,29 @@ _FORM = {
 }
 
 
+def card_of(service):
+    """What is told of the model, but its name."""
+    model = service.engine.model
+    if model is None:
+        raise ApiError(503, "not_ready", "the model is being loaded", retry_after=5)
+    known = model["known"]
+    return {
+        "object": "model",
+        "created": service.created,
+        "owned_by": "yojo",
+        "fingerprint": model["fingerprint"],
+        "digest": model["digest"],
+        **{name: model[name] for name in ("mode", "permutations", "order_free", "max_length", "dtype")},
+        "limits": dataclasses.asdict(service.settings.limits),
+        "probe": {**known, "reason": known["reason"] if known["ok"] else service.engine.ready()[1][0]},
+    }
+
+
 async def asked_of(service, body):
     """The `Asked` of a `ScoreRequest`."""
     return await service.reader.asked(
         body.prompt, body.responses, body.images, body.videos, body.tools, body.literal_tags, body.details
     )
-
-
-async def _numbered(service, request, asked, many):
-    """Answers of examples; an error of one of many names which."""
-    if not many:
-        return await service.score(request, asked)
-    errors = {}
-    seconds = handling.seconds_of(request, service.settings.deadline)
-    client = request.scope["yojo"]["client"]
-
-    async def one(n, example):
-        try:
-            return await service.engine.score(example, client, seconds)
-        except ApiError as error:
-            errors[n] = error
-            raise error.under(n) from None
-
-    tasks = [asyncio.ensure_future(one(n, example)) for n, example in enumerate(asked)]
-    try:
-        return [await task for task in tasks]
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _uploaded(service, form):
@@ -298,4 +299,14 @@ async def _uploaded(service, form):
             raise ApiError(422, "invalid_field", "must be true or false", name)
         flags[name] = texts.get(name, "false").lower() == "true"
     service.check_model(texts.get("model"))
-    return await service.reader.asked(texts["prompt"], texts["response"], images, **flags)
+    try:
+        return await service.reader.asked(texts["prompt"], texts["response"], images, **flags)
+    except ApiError as error:
+        raise _of_form(error) from None
+
+
+def _of_form(error):
+    """An error with the field as the form calls it."""
+    head, dot, place = (error.param or "").partition(".")
+    name = {"responses": "response", "images": "image"}.get(head, head)
+    return ApiError(error.status, error.code, error.message, f"{name}{dot}{place}" or None, error.retry_after)

@@ -1,5 +1,6 @@
 """Endpoints that people's clients speak already: vLLM's score, rerank as Jina and Cohere have it, TEI's rerank."""
 
+import dataclasses
 import math
 
 from fastapi import APIRouter, Request
@@ -37,6 +38,7 @@ def router(service):
         service.check_model(body.model)
         queries, queries_field = _one_of(body, ("queries", "data_1", "text_1"))
         documents, documents_field = _one_of(body, ("documents", "items", "data_2", "text_2"))
+        query_fields, fields = _fields(queries_field, queries), _fields(documents_field, documents)
         queries, documents = _listed(queries), _listed(documents)
         if not queries or not documents:
             raise ApiError(
@@ -45,17 +47,17 @@ def router(service):
         if len(queries) not in (1, len(documents)):
             message = f"{len(queries)} queries and {len(documents)} documents: one query for all, or one for each"
             raise ApiError(422, "wrong_lengths", message, documents_field)
-        texts = [response_of(one, _at(documents_field, n, documents)) for n, one in enumerate(documents)]
+        texts = [response_of(one, field) for one, field in zip(documents, fields, strict=True)]
         if len(queries) == 1:
-            asked = [await _asked(service, queries[0], texts, queries_field, documents_field)]
+            pairs = [_Pair(queries[0], texts, query_fields[0], documents_field, fields)]
         else:
             if len(queries) > service.settings.limits.examples:
                 raise ApiError(413, "too_many_examples", f"{len(queries)} queries in one request", queries_field)
-            asked = [
-                await _asked(service, query, [text], f"{queries_field}.{n}", documents_field)
-                for n, (query, text) in enumerate(zip(queries, texts, strict=True))
+            pairs = [
+                _Pair(query, [text], query_field, documents_field, [field])
+                for query, text, query_field, field in zip(queries, texts, query_fields, fields, strict=True)
             ]
-        answers = await service.score(request, asked)
+        answers = await _answers(service, request, pairs)
         scores = [score for answer in answers for score in answer.scores]
         scores = [sigmoid(score) for score in scores] if body.use_activation else scores
         data = [{"index": n, "object": "score", "score": score} for n, score in enumerate(scores)]
@@ -66,12 +68,13 @@ def router(service):
         """The query is the prompt, the documents are its responses: all are scored in one pass, and the best stands first."""
         _refuse_cuts(body)
         service.check_model(body.model)
-        texts = [response_of(one, f"documents.{n}") for n, one in enumerate(body.documents)]
-        asked = await _asked(service, body.query, texts, "query", "documents")
-        (answer,) = await service.score(request, [asked])
+        fields = _fields("documents", body.documents)
+        texts = [response_of(one, field) for one, field in zip(_listed(body.documents), fields, strict=True)]
+        (answer,) = await _answers(service, request, [_Pair(body.query, texts, "query", "documents", fields)])
         results = []
         for n in best_first(answer.scores)[: body.top_n or None]:
-            one = {"index": n, "relevance_score": answer.scores[n]}
+            score = sigmoid(answer.scores[n]) if body.use_activation else answer.scores[n]
+            one = {"index": n, "relevance_score": score}
             if body.return_documents is not False:
                 one["document"] = {"text": texts[n]}
             results.append(one)
@@ -87,29 +90,20 @@ def router(service):
             operation_id=f"rerank{path.replace('/', '_')}",
         )(rerank)
 
-    tei = {
-        status: {"model": schemas.TeiError, "description": text}
-        for status, text in {
-            413: "Too much.",
-            422: "An input that is wrong.",
-            424: "No finite score.",
-            429: "Too much is waiting.",
-            503: "Not ready.",
-        }.items()
-    }
+    tei = {"responses": errors(schemas.TeiError)}
 
-    @router.post("/tei/rerank", response_model=list[schemas.TeiScored], summary="TEI's rerank", responses=tei)
+    @router.post("/tei/rerank", response_model=list[schemas.TeiScored], summary="TEI's rerank", **tei)
     async def tei_rerank(request: Request, body: schemas.TeiRerankRequest):
         """The query is the prompt, the texts are its responses. A client of TEI is given the address with `/tei` behind it."""
-        asked = await _asked(service, body.query, body.texts, "query", "texts")
-        (answer,) = await service.score(request, [asked])
+        pair = _Pair(body.query, body.texts, "query", "texts", _fields("texts", body.texts))
+        (answer,) = await _answers(service, request, [pair])
         content = []
-        for n in best_first(answer.scores):
+        for n in best_first(answer.scores)[: body.top_n or None]:
             score = answer.scores[n] if body.raw_scores else sigmoid(answer.scores[n])
             content.append({"index": n, "score": score, **({"text": body.texts[n]} if body.return_text else {})})
         return service.reply(content, [answer])
 
-    @router.get("/tei/info", summary="What TEI's clients ask first")
+    @router.get("/tei/info", response_model=schemas.TeiInfo, summary="What TEI's clients ask first", **tei)
     async def tei_info(request: Request):
         """The model, and what a request may hold."""
         model, limits = service.engine.model, service.settings.limits
@@ -128,7 +122,7 @@ def router(service):
         }
         return service.reply(content)
 
-    @router.get("/tei/health", summary="Whether TEI's clients can begin")
+    @router.get("/tei/health", response_model=schemas.Nothing, summary="Whether TEI's clients can begin", **tei)
     async def tei_health(request: Request):
         """200 once requests can be scored, as TEI has it."""
         ready, reasons = service.engine.ready()
@@ -139,14 +133,46 @@ def router(service):
     return router
 
 
-async def _asked(service, query, texts, query_field, texts_field):
-    """The `Asked` of a query and the texts of its documents; errors name the fields that the client knows."""
-    try:
-        return await service.reader.asked(prompt_of(query, query_field), texts, literal_tags=True)
-    except ApiError as error:
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """A query and the texts of its documents.
+
+    Attributes:
+        query: str, or `schemas.TextOnly`.
+        texts: N strings.
+        query_field, texts_field: what the client calls the query, and the documents all together.
+        fields: N, what it calls each of them.
+    """
+
+    query: str | schemas.TextOnly
+    texts: list
+    query_field: str
+    texts_field: str
+    fields: list
+
+    def named(self, error):
+        """An error of the prompt or of a response, with the field as the client calls it."""
         head, _, rest = (error.param or "").partition(".")
-        field = {"prompt": query_field, "responses": f"{texts_field}.{rest}".rstrip(".")}.get(head, error.param)
-        raise ApiError(error.status, error.code, error.message, field, error.retry_after) from None
+        if head == "responses":
+            field = self.fields[int(rest)] if rest else self.texts_field
+        elif head in ("prompt", "images"):
+            in_parts = rest.startswith("0.content.") and self.query.content is not None
+            field = f"{self.query_field}{rest[1:]}" if in_parts else self.query_field
+        else:
+            field = error.param
+        return ApiError(error.status, error.code, error.message, field, error.retry_after)
+
+
+async def _answers(service, request, pairs):
+    """The `Answer`s of `_Pair`s; errors name the fields that the client knows."""
+    asked = []
+    for pair in pairs:
+        try:
+            prompt = prompt_of(pair.query, pair.query_field)
+            asked.append(await service.reader.asked(prompt, pair.texts, literal_tags=True))
+        except ApiError as error:
+            raise pair.named(error) from None
+    return await service.score(request, asked, lambda error, place: pairs[place].named(error))
 
 
 def prompt_of(query, field):
@@ -190,7 +216,10 @@ def _one_of(body, names):
     if len(found) != 1:
         what = "one of them is needed" if not found else "one of them alone may be given"
         raise ApiError(
-            422, "missing_field" if not found else "invalid_field", f"{', '.join(names)}: {what}", (found or names)[-1]
+            422,
+            "missing_field" if not found else "invalid_field",
+            f"{', '.join(names)}: {what}",
+            found[-1] if found else names[0],
         )
     return getattr(body, found[0]), found[0]
 
@@ -199,8 +228,9 @@ def _listed(value):
     return value if isinstance(value, list) else [value]
 
 
-def _at(field, n, documents):
-    return f"{field}.{n}" if len(documents) > 1 else field
+def _fields(name, value):
+    """What the client calls each of what it gave as a list, or by itself."""
+    return [f"{name}.{n}" for n in range(len(value))] if isinstance(value, list) else [name]
 
 
 def _refuse_cuts(body):

@@ -21,7 +21,15 @@ TYPES = {
     504: "timeout_error",
 }
 # TEI's names for the same.
-TEI_TYPES = {413: "validation", 422: "validation", 424: "backend", 429: "overloaded", 503: "unhealthy"}
+TEI_TYPES = {
+    413: "validation",
+    422: "validation",
+    424: "backend",
+    429: "overloaded",
+    500: "backend",
+    503: "unhealthy",
+    504: "overloaded",
+}
 
 
 class ApiError(Exception):
@@ -67,6 +75,11 @@ class ApiError(Exception):
 
 _QUOTED = re.compile(r"""(?<![A-Za-z0-9])(?P<mark>['"`])(?P<said>.*?)(?P=mark)(?![A-Za-z0-9])""", re.DOTALL)
 _LONGEST = 300
+# What requests are made of: keys, roles and types of parts stand among the strings of a request, and in every message about them.
+_OURS = frozenset(
+    "prompt response responses image images video videos frames tools model role content type text name image_url video_url url "
+    "path user assistant system developer tool function".split()
+)
 
 
 def without_text(message, texts):
@@ -81,14 +94,17 @@ def without_text(message, texts):
     """
     line = " ".join(message.split())
     line = re.sub(r"[{\[(][^{}\[\]()]*['\"][^{}\[\]()]*[}\])]", "...", line)
+    texts = [text for text in texts if text not in _OURS]
     known = "\0".join(texts)
 
     def shown(found):
         said = found["said"]
-        return "'...'" if len(said) > 40 or said and said in known else found[0]
+        return "'...'" if len(said) > 40 or said and said not in _OURS and said in known else found[0]
 
     line = _QUOTED.sub(shown, line)
     for text in texts:  # what stands there as it is
-        if len(text) > 3 and text in line:
+        if len(text) > 20:
             line = line.replace(text, "...")
+        elif len(text) > 3 and text in line:  # not in the middle of a word of ours
+            line = re.sub(rf"(?<!\w){re.escape(text)}(?!\w)", "...", line)
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."

@@ -1,11 +1,15 @@
 """Requests as clients send them -> `Asked`: counts and lengths within limits, every image read."""
 
 import asyncio
+import json
+import logging
 
 from yojo.inputs import messages
 from yojo.serving.errors import ApiError, without_text
 from yojo.serving.requests import hold
 from yojo.serving.roles import Asked, strings_in
+
+logger = logging.getLogger(__name__)
 
 # A part that says where an image is holds one of these beside its type.
 MEDIA = messages.KINDS
@@ -20,7 +24,7 @@ class Reader:
     """
 
     def __init__(self, settings, media):
-        self.limits, self.media = settings.limits, media
+        self.limits, self.media, self._logs = settings.limits, media, settings.log_text
 
     async def asked(self, prompt, responses, images=(), videos=(), tools=None, literal_tags=False, details=False):
         """An `Asked` of what a request holds.
@@ -41,6 +45,7 @@ class Reader:
             raise ApiError(422, "no_responses", "there are no responses: at least one is needed", "responses")
         prompt = self._clean(prompt)
         self._check_texts(prompt, responses, tools)
+        self.log(prompt, responses)
         frames = [
             (f"videos.{n}.frames.{m}", one) for n, video in enumerate(videos) for m, one in enumerate(video.frames)
         ]
@@ -74,6 +79,11 @@ class Reader:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def log(self, prompt, responses):
+        """Write what a user has written into the log, where `Settings.log_text` allows it: a line, whatever it holds."""
+        if self._logs:
+            logger.info("prompt=%s responses=%s", json.dumps(_without_media(prompt)), json.dumps(list(responses)))
 
     async def _read(self, source, field):
         if isinstance(source, bytes):

@@ -6,6 +6,7 @@ _ERRORS = {
     400: "No JSON.",
     401: "No key, or a wrong one.",
     404: "No such model.",
+    408: "The body came too slowly.",
     413: "Too much: bytes, pixels, responses, tokens.",
     415: "Another Content-Type.",
     422: "An input that is wrong; `param` names the field.",
@@ -24,11 +25,15 @@ def usage_of(answers):
     }
 
 
-def errors(*statuses):
-    """The errors of an endpoint, for the OpenAPI description."""
-    return {
-        status: {"model": schemas.ErrorReply, "description": _ERRORS[status]} for status in statuses or sorted(_ERRORS)
-    }
+def errors(model=schemas.ErrorReply, **more):
+    """The errors of an endpoint, for the OpenAPI description.
+
+    Args:
+        model: their form.
+        **more: descriptions of further ones, such as `status_409="..."`.
+    """
+    told = {**_ERRORS, **{int(name.removeprefix("status_")): text for name, text in more.items()}}
+    return {status: {"model": model, "description": text} for status, text in sorted(told.items())}
 
 
 def scored(answer):

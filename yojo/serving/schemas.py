@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAE0lEQVR4nGP8z4APMOGVHbHSAEEsAQ+W3+tbAAAAAElF"
@@ -25,8 +26,15 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Example(_Strict):
-    """Base of requests with an example in the OpenAPI page."""
+def _elsewhere(names, message):
+    """A validator that says where a request belongs which has fields that only another endpoint's have."""
+
+    def check(value):
+        if isinstance(value, dict) and any(name in value for name in names):
+            raise PydanticCustomError("other_endpoint", message)
+        return value
+
+    return model_validator(mode="before")(check)
 
 
 def _shown(*examples):
@@ -87,6 +95,7 @@ class ScoreRequest(_Strict):
     literal_tags: LiteralTags = False
     model: Model = None
     details: bool = Field(False, description="Describe how the responses lie in the packed row, and which sees which.")
+    _vllm = _elsewhere(("queries", "data_1", "text_1"), "this is vLLM's form of a request: it goes to /v1/score")
 
 
 OneOrMany = Annotated[
@@ -192,12 +201,16 @@ Documents = Annotated[
     _kind(list, dict, str),
 ]
 Cut = Annotated[int | None, Field(description="Must be absent: nothing is ever cut.")]
+TopN = Annotated[int | None, Field(ge=0, description="How many to return; 0 or absent: all.")]
+Activation = Annotated[
+    bool | None, Field(description="True: the sigmoid of each score. By default scores as they are.")
+]
 
 
 class VllmScoreRequest(_Strict):
     """vLLM's: one query against N documents (its responses, which are scored together), or N queries against one each."""
 
-    model_config = _shown({"model": "reward-model", "queries": QUESTION, "documents": ANSWERS})
+    model_config = _shown({"queries": QUESTION, "documents": ANSWERS})
 
     queries: Documents | None = None
     documents: Documents | None = None
@@ -210,9 +223,7 @@ class VllmScoreRequest(_Strict):
     user: str | None = Field(None, description="Taken and not looked at.")
     encoding_format: Literal["float"] | None = None
     truncate_prompt_tokens: Cut = None
-    use_activation: bool | None = Field(
-        None, description="True: the sigmoid of each score. By default scores as they are."
-    )
+    use_activation: Activation = None
 
 
 class VllmScored(BaseModel):
@@ -237,15 +248,17 @@ class VllmScoreReply(BaseModel):
 class RerankRequest(_Strict):
     """Jina's and Cohere's (v1 and v2): a query (the prompt) and documents (its responses), best first."""
 
-    model_config = _shown({"model": "reward-model", "query": QUESTION, "documents": ANSWERS, "top_n": 1})
+    model_config = _shown({"query": QUESTION, "documents": ANSWERS, "top_n": 1})
 
     query: Document
-    documents: list[Document]
+    documents: Documents
     model: Model = None
-    top_n: int | None = Field(None, ge=0, description="How many to return; 0 or absent: all.")
+    top_n: TopN = None
     return_documents: bool | None = Field(None, description="False leaves the documents out of the reply.")
+    use_activation: Activation = None
     max_tokens_per_doc: Cut = None
     max_chunks_per_doc: Cut = None
+    _tei = _elsewhere(("texts",), "this is TEI's form: give its clients this server's address with /tei behind it")
     user: str | None = Field(None, description="Taken and not looked at.")
 
 
@@ -281,6 +294,7 @@ class TeiRerankRequest(_Strict):
     texts: list[str]
     raw_scores: bool = Field(False, description="The model's scores; False: their sigmoid, as TEI has it.")
     return_text: bool = False
+    top_n: TopN = None
     truncate: bool | None = Field(
         None, description="Allows what is never done: what is too long is an error all the same."
     )
@@ -293,6 +307,24 @@ class TeiScored(BaseModel):
     index: int
     text: str | None = None
     score: float
+
+
+class TeiInfo(BaseModel):
+    """As TEI describes its model and limits."""
+
+    model_id: str
+    model_sha: str
+    model_dtype: str
+    model_type: dict[str, Any]
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_client_batch_size: int
+    version: str
+
+
+class Nothing(BaseModel):
+    """An object without fields."""
 
 
 class TeiError(BaseModel):
