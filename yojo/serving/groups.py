@@ -16,7 +16,7 @@ from yojo.serving import schemas
 from yojo.serving.errors import ApiError, without_text
 from yojo.serving.replies import errors
 from yojo.serving.requests import Route
-from yojo.serving.roles import Asked
+from yojo.serving.roles import Asked, strings_in
 
 MAX_WAITING = 16_384  # samples
 
@@ -73,8 +73,13 @@ class Groups:
         found.update(self.of_openrlhf.metrics())
         return {**found, "yojo_clients_waiting": len(self.desk)}
 
-    async def reward(self, add, size):
-        """The `Reward` of a sample; `add()` makes its future.
+    async def reward(self, add, size, texts=()):
+        """The `Reward` of a sample.
+
+        Args:
+            add: function of no arguments that makes its future.
+            size: bytes that it takes while it waits.
+            texts: strings of the client's that an error's message must not repeat.
 
         Raises:
             ApiError: as for what went wrong.
@@ -86,12 +91,16 @@ class Groups:
         token = object()
         self._here.add(token)
         try:
-            future = await asyncio.to_thread(add)
+            adding = asyncio.ensure_future(asyncio.to_thread(add))
+            try:
+                future = await asyncio.shield(adding)
+            except asyncio.CancelledError:  # the thread goes on, and the sample must not wait for nobody
+                adding.add_done_callback(_withdraw)
+                raise
             return await asyncio.wrap_future(future)
-        except RewardError as error:
-            raise _refused(error) from None
-        except (TypeError, ValueError) as error:
-            raise ApiError(422, "invalid_input", without_text(str(error), []), "prompt") from None
+        except (RewardError, TypeError, ValueError) as error:
+            # What does not go with the first sample of its key says so.
+            raise _told(error, texts, "key" if str(error).startswith("key ") else "prompt") from None
         finally:
             self._bytes -= size
             self._here.discard(token)
@@ -119,7 +128,7 @@ class _Judge:
     async def _all(self, asked):
         found = await asyncio.gather(*(self.engine.score(one) for one in asked), return_exceptions=True)
         for one in found:
-            if isinstance(one, ApiError) and one.status in (413, 422):
+            if isinstance(one, ApiError) and one.status in (413, 422, 424):
                 raise _Refused(one)
             if isinstance(one, BaseException):
                 raise one
@@ -132,7 +141,7 @@ class _Config:
 
 
 class _Refused(ValueError):
-    """An input that the engine refuses; it would refuse it again."""
+    """An input that the engine gives no scores, and would give none again: the error of its own group, and of no other's."""
 
     def __init__(self, error):
         super().__init__(error.message)
@@ -151,14 +160,26 @@ def _asked(example):
     )
 
 
-def _refused(error):
-    """A `RewardError` as clients hear of it."""
-    cause = error.__cause__
-    while cause is not None and not isinstance(cause, ApiError):
+def _withdraw(adding):
+    """Take back a sample whose client has left while it was added."""
+    if not adding.cancelled() and adding.exception() is None:
+        adding.result().cancel()
+
+
+def _told(error, texts, field):
+    """The error of a sample or of its group as clients hear of it; `field` is that of what is wrong with the sample itself."""
+    cause, seen = error, set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        found = cause.error if isinstance(cause, _Refused) else cause
+        if isinstance(found, ApiError):
+            # Which of the group's responses it was is in nobody's request.
+            param = None if (found.param or "").startswith("responses") else found.param
+            return ApiError(found.status, found.code, found.message, param, found.retry_after)
         cause = cause.__cause__
-    if isinstance(cause, ApiError):
-        return cause
-    kind = getattr(error, "kind", None)
+    if not isinstance(error, RewardError):
+        return ApiError(422, "invalid_input", without_text(str(error), texts), field)
+    kind = error.kind
     if kind == "late":
         return ApiError(
             409, "late", "the group of this key has ended, or is whole already: a key stands for one group", "key"
@@ -184,7 +205,8 @@ class Caller:
 
 def router(service):
     """The endpoints."""
-    router = APIRouter(route_class=Route, tags=["groups"], responses=errors())
+    late = errors(status_409="The group of this sample has ended, or is whole already.")
+    router = APIRouter(route_class=Route, tags=["groups"], responses=late)
 
     @router.post(
         "/group", response_model=schemas.GroupReply, summary="One sample of a group, answered when it is whole"
@@ -216,7 +238,7 @@ def router(service):
             tools=asked.tools,
             literal_tags=asked.literal_tags,
         )
-        found = await service.groups.reward(add, asked.num_bytes())
+        found = await service.groups.reward(add, asked.num_bytes(), [body.key, *asked.texts()])
         digest = service.engine.model["digest"]
         return service.reply({"key": body.key, **dataclasses.asdict(found), "fingerprint": digest})
 
@@ -258,7 +280,7 @@ def _check_ready(service):
 
 async def _rewards(service, data, caller, size):
     """OpenRLHF's reply."""
-    groups, handed, found = service.groups, [], None
+    groups, handed, found, texts = service.groups, [], None, strings_in(list(data.values()))
     try:
         try:
             for query, prompt, label in samples_of(data):
@@ -269,19 +291,14 @@ async def _rewards(service, data, caller, size):
                 )
                 text = digest([query, prompt, label])
                 handed.append((text, groups.desk.hand_in(text, add, caller)))
-        except RewardError as error:
-            raise _refused(error) from None
-        except (TypeError, ValueError) as error:
-            raise ApiError(
-                422, "invalid_input", without_text(str(error), [*data["query"], *data["prompts"]]), "query"
-            ) from None
+                service.reader.log(shown, [completion])
+        except (RewardError, TypeError, ValueError) as error:
+            raise _told(error, texts, "query") from None
         try:
             found = [await asyncio.shield(asyncio.wrap_future(one.future)) for _, one in handed]
             rewards = [given(one) for one in found]
-        except RewardError as error:
-            raise _refused(error) from None
-        except (TypeError, ValueError) as error:
-            raise ApiError(422, "invalid_input", without_text(str(error), [*data["query"], *data["prompts"]])) from None
+        except (RewardError, TypeError, ValueError) as error:
+            raise _told(error, texts, None) from None
     except asyncio.CancelledError:
         caller.gone = True  # its samples wait for it to come again
         raise
