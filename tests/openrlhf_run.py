@@ -1,6 +1,7 @@
 """Runs OpenRLHF's own code against YOJO's agent and server, where it is unpacked, and prints what came of it; no test by itself.
 
     python -m tests.openrlhf_run FOLDER      # FOLDER has openrlhf/ in it
+    python -m tests.openrlhf_run FOLDER URL  # its client against a server of ours (`yojo serve`) that is there already
 
 OpenRLHF needs vLLM, DeepSpeed and flash-attn to be imported, of which it uses nothing here: what is missing is replaced by
 objects that do nothing, in this process alone. Real are its executors, their HTTP client, the call that starts a prompt's samples,
@@ -221,6 +222,31 @@ def remote_run(openrlhf, processor):
     }
 
 
+def served_run(openrlhf, processor, url):
+    """Text over HTTP to `yojo serve`: what was asked, what a judge is shown of it, and the rewards."""
+    chat, prompt = prompts(processor, images=False)
+    other = [{"role": "user", "content": chat[0]["content"].replace("which", "what")}]
+    second = processor.apply_chat_template(other, tokenize=False, add_generation_prompt=True)
+    words = [("three", "seven", "two"), ("one", "four", "three")]
+    executor = openrlhf.agent.SingleTurnAgentExecutor(f"{url}/get_reward")
+
+    async def run():
+        calls = [
+            started(openrlhf.actor, executor, processor, Engine(processor, texts(processor, *said)), asked, N)
+            for asked, said in zip((prompt, second), words, strict=True)
+        ]
+        return await asyncio.gather(*calls)
+
+    return [
+        {
+            "chat": asked,
+            "completions": [f" it is a {word} " for word in said],  # with blanks, as the tokenizer writes it
+            "rewards": [one["reward"] for one in group],
+        }
+        for asked, said, group in zip((chat, other), words, asyncio.run(run()), strict=True)
+    ]
+
+
 def retry_run(openrlhf, processor):
     """A client that gives up and asks again is the same sample; an equal answer of another sample is not."""
     from tests.reward_cases import Hashed
@@ -349,7 +375,7 @@ def example_run(openrlhf, processor):
     return [one["reward"] for one in found]
 
 
-def main(folder):
+def main(folder, url=None):
     sys.path.append(folder)
     sys.meta_path.append(Absent())
     import torch  # noqa: F401 - before anything can be mistaken for what it looks for
@@ -368,6 +394,9 @@ def main(folder):
     actor = openrlhf.engine.RolloutRayActor
     openrlhf.actor = getattr(getattr(actor, "__ray_metadata__", None), "modified_class", actor)
     processor = build_processor()
+    if url is not None:
+        print(json.dumps({"replaced": sorted(Absent.replaced), "served": served_run(openrlhf, processor, url)}))
+        return
     runs = (("agent", agent_run), ("agent_failure", agent_failure_run), ("example", example_run))
     found = {name: run(openrlhf, processor) for name, run in runs}
     if "aiohttp" not in Absent.replaced:
@@ -377,4 +406,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
