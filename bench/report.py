@@ -188,13 +188,13 @@ def read_results(folder):
     return schema.read(*sorted(Path(folder).glob("*.jsonl")))
 
 
-def replaced(text, block, path):
+def replaced(text, block, path, markers=MARKERS):
     """A README's text with `block` between the markers.
 
     Raises:
         ValueError: each marker does not stand in it once, in order.
     """
-    start, end = MARKERS
+    start, end = markers
     if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
         raise ValueError(
             f"{path}: the lines {start} and {end} must stand in it, once each: the table goes between them"
