@@ -21,6 +21,7 @@ TRIES = 2  # of a request whose worker died under it; the second time it is alon
 SHARE = 4  # of what is left free: so many times as much may one client hold
 CHARACTERS_A_TOKEN = 3.5  # of text, before it is tokenised
 TOKENS_AN_IMAGE = 256
+TOKENS_AROUND = 16  # of a request's text: the chat template's
 SHORT = 4  # rows of less than the budget by this are short
 FORGETS = 0.98  # of the speed that is expected, a row
 OWN = "yojo"  # the server itself, as a client
@@ -100,7 +101,7 @@ class Engine:
         self._held = collections.Counter()  # client -> tokens that wait
         self._open = set()  # items without an answer
         self._rate = None  # tokens a second, while there is work
-        self._ratio = 1.0  # of tokens to what they were estimated to be, of late
+        self._ratio = 1.0  # of tokens to what was guessed, of late
         self._event = None  # set, and made anew, whenever something has changed
         self._loops = []
 
@@ -267,8 +268,7 @@ class Engine:
 
     def estimate(self, asked):
         """Tokens of a request, before it is tokenised."""
-        text = sum(map(len, asked.texts()))
-        return int(self._ratio * (text / CHARACTERS_A_TOKEN + TOKENS_AN_IMAGE * len(asked.pictures()))) + 16
+        return int(self._ratio * _guess(asked)) + TOKENS_AROUND
 
     def wait(self):
         """Seconds until what waits now is scored, as fast as it went of late; 0.0 where nothing is known."""
@@ -360,7 +360,9 @@ class Engine:
             most = self.settings.max_waiting
             self._fail(item, ApiError(413, "too_long", f"it takes {found.tokens} tokens, and {most} may wait here"))
             return
-        self._ratio = min(4.0, max(0.05, 0.95 * self._ratio + 0.05 * self._ratio * found.tokens / item.tokens))
+        # Not of what it was estimated to be: that was before all who waited with it, and to answer so late is to swing.
+        ratio = (found.tokens - TOKENS_AROUND) / _guess(item.asked)
+        self._ratio = min(4.0, max(0.05, 0.95 * self._ratio + 0.05 * ratio))
         self._resize(item, found.tokens, len(found.payload))
         item.prepared, item.asked, item.tries = found, None, 0
         item.ready_at = asyncio.get_running_loop().time()
@@ -475,3 +477,8 @@ class Engine:
         if tokens * SHORT >= self.settings.token_budget:
             rate = tokens / max(seconds, 1e-6) * sum(worker.state == READY for worker in self.scorers)
             self._rate = rate if self._rate is None else max(FORGETS * self._rate, rate)
+
+
+def _guess(asked):
+    """Tokens of a request's texts and images, as models usually have them; at least 1."""
+    return max(1.0, sum(map(len, asked.texts())) / CHARACTERS_A_TOKEN + TOKENS_AN_IMAGE * len(asked.pictures()))
