@@ -44,7 +44,7 @@ class Case:
     def problem(self, reply):
         """What is wrong with a reply, or None: right scores, or a server that is overloaded and says until when."""
         if reply.status == OVERLOADED:
-            return None if int(reply.headers.get("retry-after", 0)) >= 1 else "429 without Retry-After"
+            return _overloaded(reply)
         if reply.status != 200:
             return f"status {reply.status}, {reply.body[:200]!r}"
         found = reply.json()["scores"]
@@ -84,7 +84,9 @@ class Wrong:
         return _message(self.method, self.path, self.body, key if self.has_key else None, self.headers)
 
     def problem(self, reply):
-        """What is wrong with a reply, or None."""
+        """What is wrong with a reply, or None: its own error, or a server that is overloaded and says until when."""
+        if reply.status == OVERLOADED:
+            return _overloaded(reply)
         if reply.status != self.status:
             return f"status {reply.status} in place of {self.status}"
         code = reply.json()["error"]["code"]
@@ -107,6 +109,10 @@ class Mix:
 def _message(method, path, body, key, headers=None):
     given = {"Content-Type": "application/json", **({} if key is None else {"Authorization": f"Bearer {key}"})}
     return message(method, path, body, given | (headers or {}))
+
+
+def _overloaded(reply):
+    return None if int(reply.headers.get("retry-after", 0)) >= 1 else "429 without Retry-After"
 
 
 def make(judge, count=112, seed=0):
