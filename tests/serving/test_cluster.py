@@ -65,7 +65,7 @@ def test_replicas_of_one_deployment_have_one_model():
 
 @pytest.fixture(scope="module")
 def ray_serve():
-    """(ray.serve, address) with the demonstration's model behind two replicas on CPUs."""
+    """(ray.serve, address) with the demonstration's model on CPUs: one replica, and a second one under load."""
     import ray
     from ray import serve
 
@@ -78,20 +78,18 @@ def ray_serve():
             name="current", namespace=cluster.NAMESPACE, lifetime="detached"
         ).remote()
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        deploy(serve)
+        deploy(serve, Replicas(1, 2))
         yield serve, f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()
         ray.shutdown()
 
 
-def deploy(serve, replicas=2, **settings):
+def deploy(serve, replicas=Replicas(2, 2), **settings):  # noqa: B008, it is frozen
     from yojo.serving import cluster
 
     settings = Settings(names=("demo", settings.pop("also", "other")), **settings)
-    made = cluster.deployment(
-        model_of("demo"), settings, f"{time.time_ns()}", 1, None, Replicas(replicas, replicas), gpus=0, cpus=1
-    )
+    made = cluster.deployment(model_of("demo"), settings, f"{time.time_ns()}", 1, None, replicas, gpus=0, cpus=1)
     serve.run(made, name=cluster.APPLICATION, blocking=False)
 
 
@@ -145,6 +143,7 @@ class Load:
 def test_a_new_deployment_takes_over_without_a_request_that_is_lost(ray_serve):
     serve, address = ray_serve
     scores = wanted(body()).tolist()
+    deploy(serve)
     with Load(address) as load:
         deploy(serve, also="newer")
     names = [one["id"] for one in httpx.get(f"{address}/v1/models").json()["data"]]
@@ -169,6 +168,7 @@ def replicas():
 @pytest.mark.soak
 def test_a_replica_that_is_killed_comes_back(ray_serve):
     serve, address = ray_serve
+    deploy(serve)
     before = replicas()
     assert len(before) == 2
     with Load(address) as load:
