@@ -134,7 +134,7 @@ def serve(
             group_size=group_size,
             group_deadline=group_deadline,
             keys={} if api_key_file is None else read_keys(api_key_file),
-            image_root=None if image_root is None else str(image_root),
+            image_root=None if image_root is None else str(image_root.absolute()),
             allow_hosts=tuple(allow_url or ()),
             log_text=log_text,
             limits=Limits(**_limits(limit or [])),

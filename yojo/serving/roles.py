@@ -205,7 +205,7 @@ class Model:
     """Which reward model a server serves, and how it is loaded.
 
     Attributes:
-        path: folder or hub name.
+        path: folder, absolute where `model_of` made it: workers may have other working directories; or hub name.
         name: what it is called where nobody says otherwise.
         mode, permutations: as for `yojo.RewardModel.from_pretrained`.
         max_length: the most tokens of one example, or None.
@@ -257,13 +257,14 @@ def model_of(name, *, max_length=None, dtype=None, base_model=None, check_base=T
             raise ValueError("base_model is given, and the demonstration's model has its own")
         path, called = str(folder / "reward_model"), "demo"
     else:
-        options = {} if base_model is None else {"base_model": base_model}
+        here = base_model is not None and os.path.isdir(base_model)
+        options = {} if base_model is None else {"base_model": os.path.abspath(base_model) if here else base_model}
         called = re.sub(r"[^A-Za-z0-9_.-]", "-", os.path.basename(os.path.normpath(path))) or "reward-model"
     folder = local_folder(path)
     if not stock.is_checkpoint(folder):
         read_description(folder)
     options |= {"dtype": dtype, "check_base": check_base, "check_files": check_files}
-    return Model(str(folder), called, **mode, max_length=max_length, options=options)
+    return Model(os.path.abspath(folder), called, **mode, max_length=max_length, options=options)
 
 
 def load_scorer(model, device=None, threads=None):
