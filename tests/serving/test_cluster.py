@@ -10,18 +10,24 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serving.serving_cases import ANSWERS, QUESTION, body
 from yojo.demo.reward import load_reward_model
+from yojo.serving import cluster
 from yojo.serving.cluster import Current, Replicas
+from yojo.serving.metrics import Metrics, together
 from yojo.serving.roles import model_of
+from yojo.serving.server import Address
 from yojo.serving.settings import Settings
 
 LONG = 180.0  # seconds that no step takes
+LINGER = 0.2  # seconds that a row waits for company: a client can leave meanwhile
 
 
 def free_port():
@@ -57,40 +63,141 @@ def test_what_are_no_replicas(text):
 
 def test_replicas_of_one_deployment_have_one_model():
     current = Current()
-    current.begin("first")
+    assert current.begin("first") is None
     assert current.agree("first", "d0") == "d0" == current.agree("first", "d1")
-    current.begin("second")
+    assert current.begin("second") == "first"
     assert current.current() == "second" and current.agree("second", "d1") == "d1"
+
+
+def test_numbers_of_a_replica_that_is_gone_are_dropped(monkeypatch):
+    now, current = 100.0, Current()
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: now)
+    current.tell("a", b"1")
+    now += cluster.FORGOTTEN - 1
+    current.tell("b", b"2")
+    assert current.told() == {"a": b"1", "b": b"2"}
+    now += 2
+    assert current.told() == {"b": b"2"}
+
+
+def samples(text):
+    """dict: (name, set of labels with their values) -> number, of what Prometheus reads."""
+    all_of_them = [one for family in text_string_to_metric_families(text) for one in family.samples]
+    found = {(one.name, frozenset(one.labels.items())): one.value for one in all_of_them}
+    assert len(found) == len(all_of_them)
+    return found
+
+
+def test_numbers_of_replicas_stand_beside_each_other():
+    texts = {}
+    for replica, count in (("a", 1), ("b", 3)):
+        metrics = Metrics()
+        for _ in range(count):
+            metrics.request("/score", 200, "", 0.3)
+        metrics.add(lambda: {"yojo_collator_groups_total": 7, "yojo_collator_groups_waiting": 2})
+        texts[replica] = metrics.text()
+    wanted = {
+        (name, labels | {("replica", replica)}): value
+        for replica, text in texts.items()
+        for (name, labels), value in samples(text.decode()).items()
+    }
+    assert samples(together(texts).decode()) == wanted
+    assert "# TYPE yojo_requests_total counter" in together(texts).decode()
+
+
+class States:
+    """Ray Serve as far as `_begun` sees it: what `status` says, one after the other."""
+
+    def __init__(self, *states):
+        self.states = iter(states)
+
+    def status(self):
+        state = next(self.states)
+        part = SimpleNamespace(message="its weights are broken")
+        one = SimpleNamespace(status=state, message="said", deployments={"reward-model": part})
+        return SimpleNamespace(applications={} if state is None else {cluster.APPLICATION: one})
+
+
+class Ended:
+    """An event that a signal sets while it is asked for the nth time."""
+
+    def __init__(self, at=None):
+        self.at, self.asked = at, 0
+
+    def wait(self, seconds):
+        self.asked += 1
+        return self.asked == self.at
+
+
+@pytest.mark.parametrize(
+    "states, at, why, asked",
+    [
+        (["DEPLOYING", "DEPLOYING", "RUNNING"], None, None, 3),
+        (["DEPLOYING", "UNHEALTHY", "DEPLOY_FAILED"], None, "said its weights are broken", 3),
+        (["DEPLOYING", None], None, None, 2),
+        (["DEPLOYING", "DEPLOYING"], 3, None, 3),  # told to end while replicas begin
+    ],
+)
+def test_replicas_begin_or_cannot(states, at, why, asked):
+    ended = Ended(at)
+    assert (cluster._begun(ended, States(*states)), ended.asked) == (why, asked)
+
+
+@pytest.mark.parametrize(
+    "given, replicas, why",
+    [
+        (Address(port=0), None, "--port must be one"),
+        (Address(certificate="a.pem", private_key="b.pem"), None, "own proxies"),
+        (Address(proxies="*"), None, "own proxies"),
+        (Address(), "3-1", "LEAST-MOST"),
+    ],
+)
+def test_what_ray_does_not_take(given, replicas, why):
+    with pytest.raises(ValueError, match=why):
+        cluster.serve_on_ray(model_of("demo"), Settings(), given, 1, None, "local", replicas)
 
 
 @pytest.fixture(scope="module")
 def ray_serve():
-    """(ray.serve, address) with the demonstration's model on CPUs: one replica, and a second one under load."""
+    """(ray.serve, address) with the demonstration's model behind two replicas on CPUs."""
     import ray
     from ray import serve
-
-    from yojo.serving import cluster
 
     port = free_port()
     ray.init(num_cpus=16, namespace=cluster.NAMESPACE, include_dashboard=False, log_to_driver=False)
     try:
-        ray.remote(num_cpus=0)(Current).options(
-            name="current", namespace=cluster.NAMESPACE, lifetime="detached"
-        ).remote()
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        deploy(serve, Replicas(1, 2))
+        deploy(serve)
         yield serve, f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()
         ray.shutdown()
 
 
-def deploy(serve, replicas=Replicas(2, 2), **settings):  # noqa: B008, it is frozen
-    from yojo.serving import cluster
-
-    settings = Settings(names=("demo", settings.pop("also", "other")), **settings)
-    made = cluster.deployment(model_of("demo"), settings, f"{time.time_ns()}", 1, None, replicas, gpus=0, cpus=1)
+def deploy(serve, replicas=2, surge=0, **settings):
+    settings = Settings(names=("demo", settings.pop("also", "other")), linger=LINGER, **settings)
+    count = Replicas(replicas, replicas)
+    made = cluster.deployment(model_of("demo"), settings, f"{time.time_ns()}", 1, None, count, 0, 1, surge)
     serve.run(made, name=cluster.APPLICATION, blocking=False)
+
+
+def counted(client, status):
+    """dict: replica -> how many requests for scores ended so, as any of them tells."""
+    found = {}
+    for (name, labels), value in samples(client.get("/metrics").text).items():
+        labels = dict(labels)
+        if name == "yojo_requests_total" and (labels["endpoint"], labels["status"]) == ("/score", str(status)):
+            found[labels["replica"]] = found.get(labels["replica"], 0) + value
+    return found
+
+
+def until(condition):
+    """What a function gives, once that is true."""
+    ends = time.monotonic() + LONG
+    while not (found := condition()):
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+    return found
 
 
 def test_replicas_score_as_one_would(ray_serve):
@@ -110,6 +217,17 @@ def test_replicas_score_as_one_would(ray_serve):
         refused = client.post("/group", json=group)
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "several_replicas")
         assert client.get("/ready").json() == {"ready": True, "reasons": []}
+        # Whichever answers, the numbers are those of both.
+        numbers = until(lambda: len(found := counted(client, 200)) == 2 and sum(found.values()) == 24 and found)
+        assert len(numbers) == 2
+
+        # A client that leaves is noticed behind Ray's proxy, too.
+        def leave():
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{address}/score", json=body(), timeout=httpx.Timeout(LONG, read=LINGER / 2))
+            return counted(client, 499)
+
+        assert until(leave)
 
 
 class Load:
@@ -140,14 +258,15 @@ class Load:
 
 
 @pytest.mark.soak
-def test_a_new_deployment_takes_over_without_a_request_that_is_lost(ray_serve):
+@pytest.mark.parametrize("before, after, surge", [(2, 2, 0), (2, 1, 0), (1, 1, 0), (1, 2, 50)])
+def test_a_new_deployment_takes_over_without_a_request_that_is_lost(ray_serve, before, after, surge):
     serve, address = ray_serve
-    scores = wanted(body()).tolist()
-    deploy(serve)
+    scores, newer = wanted(body()).tolist(), f"newer-{time.time_ns()}"
+    deploy(serve, before)
     with Load(address) as load:
-        deploy(serve, also="newer")
+        deploy(serve, after, surge, also=newer)
     names = [one["id"] for one in httpx.get(f"{address}/v1/models").json()["data"]]
-    assert names == ["demo", "newer"]
+    assert names == ["demo", newer]
     assert len(load.found) > 20 and {status for status, *_ in load.found} == {200}, load.found[-1]
     for _, found, _ in load.found:
         assert found == pytest.approx(scores, abs=2e-5)
@@ -168,7 +287,6 @@ def replicas():
 @pytest.mark.soak
 def test_a_replica_that_is_killed_comes_back(ray_serve):
     serve, address = ray_serve
-    deploy(serve)
     before = replicas()
     assert len(before) == 2
     with Load(address) as load:
@@ -178,9 +296,7 @@ def test_a_replica_that_is_killed_comes_back(ray_serve):
         until = time.monotonic() + LONG
         while time.monotonic() < until:
             states = serve.status().applications["yojo"].deployments["reward-model"].replica_states
-            if replicas() - before and states == {
-                "RUNNING": 2
-            }:  # the new one is STARTING from when its process is there
+            if replicas() - before and states == {"RUNNING": 2}:  # a new one is STARTING once its process is there
                 break
             time.sleep(0.2)
     assert len(replicas()) == 2 and min(before) not in replicas()
@@ -188,6 +304,28 @@ def test_a_replica_that_is_killed_comes_back(ray_serve):
     assert {status for status, *_ in load.found} <= {200, 503, 500, None}
     assert sum(status != 200 for status, *_ in load.found) <= 4
     assert httpx.post(f"{address}/score", json=body(), timeout=LONG).status_code == 200
+
+
+@pytest.mark.soak
+def test_what_else_is_on_the_cluster_is_left_alone(ray_serve):
+    import ray
+
+    serve, address = ray_serve
+
+    @serve.deployment(name="another", ray_actor_options={"num_cpus": 0})
+    class Another:
+        async def __call__(self, request):
+            return "another's"
+
+    serve.run(Another.bind(), name="another", route_prefix="/another")
+    port = int(address.rpartition(":")[2])
+    cluster._check_address(Address(port=port))
+    with pytest.raises(ValueError, match=f"listens at 127.0.0.1:{port} on this cluster already"):
+        cluster._check_address(Address(port=port + 1))
+    cluster._delete(serve, ray, cluster._current(ray), 30)
+    assert set(serve.status().applications) == {"another"}
+    assert httpx.get(f"{address}/another").text == "another's"
+    deploy(serve)
 
 
 @pytest.mark.soak

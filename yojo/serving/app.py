@@ -21,18 +21,19 @@ FINGERPRINT = "Yojo-Fingerprint"
 SWEEP = 5.0  # seconds between looks for samples that nobody waits for
 
 
-def create_app(engine, settings, policy=None):
+def create_app(engine, settings, policy=None, numbers=None):
     """The server's ASGI app.
 
     Args:
         engine: `yojo.serving.engine.Engine`, not started: it begins and ends with the app.
         settings: `yojo.serving.settings.Settings`.
         policy: `yojo.rewards.openrlhf_server.Queries`, which reads OpenRLHF's texts; None: `/get_reward` says what it needs.
+        numbers: async function of no arguments that gives the bytes of `/metrics`; None: those of the engine's metrics.
 
     Returns:
         `fastapi.FastAPI`.
     """
-    service = Service(engine, settings, policy)
+    service = Service(engine, settings, policy, numbers)
 
     @contextlib.asynccontextmanager
     async def life(app):
@@ -67,14 +68,16 @@ class Service:
         engine, settings: as `create_app` was given them.
         reader: `Reader`.
         groups: `yojo.serving.groups.Groups`.
+        numbers: as `create_app` was given it.
     """
 
-    def __init__(self, engine, settings, policy=None):
+    def __init__(self, engine, settings, policy=None, numbers=None):
         self.engine, self.settings = engine, settings
         self.media = Media(settings)
         self.reader = Reader(settings, self.media)
         self.groups = groups.Groups(self, policy)
         self.created, self._task = int(time.time()), None
+        self.numbers = numbers or self._own_numbers
 
     async def start(self):
         """With the app."""
@@ -94,6 +97,9 @@ class Service:
         while True:
             await asyncio.sleep(SWEEP)
             await asyncio.to_thread(self.groups.sweep)
+
+    async def _own_numbers(self):
+        return self.engine.metrics.text()
 
     @property
     def name(self):
@@ -226,7 +232,7 @@ def own(service):
     @router.get("/metrics", response_class=Response, tags=["server"], summary="Numbers for Prometheus")
     async def metrics(request: Request):
         """In Prometheus's text format."""
-        return Response(service.engine.metrics.text(), media_type=service.engine.metrics.content_type)
+        return Response(await service.numbers(), media_type=service.engine.metrics.content_type)
 
     return router
 

@@ -2,7 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -126,3 +127,28 @@ class _Numbers:
         for name, value in self._source().items():
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
             yield kind(name.removesuffix("_total"), name.replace("_", " "), value=value)
+
+
+def together(texts):
+    """The numbers of several servers as those of one: each sample says whose it is, by a label `replica`.
+
+    Args:
+        texts: dict: name of a server -> bytes, its `Metrics.text`.
+
+    Returns:
+        bytes, as Prometheus reads them.
+    """
+    families = {}
+    for replica, text in sorted(texts.items()):
+        for found in text_string_to_metric_families(text.decode()):
+            family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
+            family.samples += [one._replace(labels={**one.labels, "replica": replica}) for one in found.samples]
+    return generate_latest(_Families(families.values()))
+
+
+class _Families:
+    def __init__(self, families):
+        self._families = families
+
+    def collect(self):
+        return self._families
