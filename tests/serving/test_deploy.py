@@ -151,9 +151,11 @@ def test_docker():
     command = json.loads(by_word["ENTRYPOINT"][0]) + json.loads(by_word["CMD"][0])
     assert command[:2] == ["yojo", "serve"] and {word for word in command if word.startswith("--")} <= options()
     assert by_word["STOPSIGNAL"] == ["SIGTERM"] and by_word["USER"] == ["yojo"]
-    for copied in by_word["COPY"]:
-        if not copied.startswith("--from"):
-            assert all((ROOT / name).exists() for name in copied.split()[:-1]), copied
+    sent = {
+        line.lstrip("!") for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"
+    }
+    copied = {name for line in by_word["COPY"] if not line.startswith("--from") for name in line.split()[:-1]}
+    assert copied == sent and all((ROOT / name).exists() for name in copied)
     check = json.loads(re.search(r"CMD (\[.*\])$", by_word["HEALTHCHECK"][0])[1])
     compile(check[2], "HEALTHCHECK", "exec")
     assert "127.0.0.1:8000/health" in check[2]
