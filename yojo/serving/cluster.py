@@ -148,9 +148,9 @@ def deployment(
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=AGAIN),
         max_surge_percent=surge,
         graceful_shutdown_wait_loop_s=0.5,
-        graceful_shutdown_timeout_s=settings.grace,
+        graceful_shutdown_timeout_s=settings.grace + 5.0,  # the app, which keeps its own grace, ends within it
         health_check_period_s=CHECK,
-        health_check_timeout_s=600.0,  # the first one waits for the model; the others answer at once
+        health_check_timeout_s=30.0,  # the first one, which waits for the model, is part of the beginning and has no bound
         **replicas.options(),
     )
     @serve.ingress(build)
