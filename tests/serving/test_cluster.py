@@ -1,5 +1,6 @@
 """`yojo serve --ray`: replicas with the scores of `RewardModel.score`, replaced and killed without a request that is lost."""
 
+import asyncio
 import concurrent.futures
 import os
 import re
@@ -103,6 +104,35 @@ def test_numbers_of_replicas_stand_beside_each_other():
     }
     assert samples(together(texts).decode()) == wanted
     assert "# TYPE yojo_requests_total counter" in together(texts).decode()
+
+
+def test_numbers_that_cannot_be_told_are_no_reason_to_be_replaced(monkeypatch):
+    """`Current` is lost, then there again: its handle is asked for anew."""
+    import ray
+
+    class Lost:
+        def remote(self, *_):
+            raise ray.exceptions.ActorDiedError
+
+    class There:
+        def remote(self, *told):
+            heard.append(told)
+            return asyncio.sleep(0, {"b": Metrics().text()})
+
+    heard, actors = [], iter([SimpleNamespace(tell=Lost(), told=Lost()), SimpleNamespace(tell=There(), told=There())])
+    monkeypatch.setattr(cluster, "_current", lambda _: next(actors))
+    monkeypatch.setattr(cluster._Numbers, "_replica", lambda _: "a")
+    metrics = Metrics()
+    numbers = cluster._Numbers(metrics)
+
+    async def asked():
+        alone = samples((await numbers()).decode())
+        await numbers.tell()
+        return alone, samples((await numbers()).decode())
+
+    alone, both = asyncio.run(asked())
+    assert alone == samples(together({"a": metrics.text()}).decode())
+    assert heard[0] == ("a", metrics.text()) and {dict(labels)["replica"] for _, labels in both} == {"a", "b"}
 
 
 class States:

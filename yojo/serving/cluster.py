@@ -1,7 +1,6 @@
 """`serve_on_ray`: the server on a Ray cluster, a replica per GPU behind Ray Serve's own proxies; what `yojo serve --ray` runs."""
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import re
@@ -188,39 +187,36 @@ class _Numbers:
     """
 
     def __init__(self, metrics):
-        self.metrics = metrics
+        self.metrics, self._current = metrics, None
 
     async def __call__(self):
         """Everybody's: this replica's as they are, the others' as they were at their last health checks."""
-        replica, current = self._here()
-        texts = {}
-        with _whatever_becomes_of_it():
-            texts = await asyncio.wait_for(current.told.remote(), 2.0)
-        return await asyncio.to_thread(together, {**texts, replica: self.metrics.text()})
+        texts = await self._asked(lambda current: current.told.remote()) or {}
+        return await asyncio.to_thread(together, {**texts, self._replica(): self.metrics.text()})
 
     async def tell(self):
         """Have this replica's known to the others."""
-        replica, current = self._here()
-        with _whatever_becomes_of_it():
-            await asyncio.wait_for(current.tell.remote(replica, self.metrics.text()), 2.0)
+        replica, text = self._replica(), self.metrics.text()
+        await self._asked(lambda current: current.tell.remote(replica, text))
 
     @staticmethod
-    def _here():
-        import ray
+    def _replica():
         from ray import serve
 
-        return serve.get_replica_context().replica_id.unique_id, _current(ray)
+        return serve.get_replica_context().replica_id.unique_id
 
+    async def _asked(self, question):
+        """What `Current` answers; None where it does not: numbers are no reason to replace a replica."""
+        import ray
 
-@contextlib.contextmanager
-def _whatever_becomes_of_it():
-    """Numbers that cannot be told, or heard, are no reason to replace a replica."""
-    import ray
-
-    try:
-        yield
-    except (ray.exceptions.RayError, TimeoutError) as error:
-        logger.warning("numbers of replicas: %s", type(error).__name__)
+        try:
+            if self._current is None:
+                self._current = await asyncio.to_thread(_current, ray)  # which may wait for the head node
+            return await asyncio.wait_for(question(self._current), 2.0)
+        except (ray.exceptions.RayError, asyncio.TimeoutError, ValueError) as error:
+            logger.warning("numbers of replicas: %s", type(error).__name__)
+            self._current = None
+            return None
 
 
 def serve_on_ray(model, settings, address, workers, policy, ray_address, replicas=None):
