@@ -173,6 +173,12 @@ def test_replicas_begin_or_cannot(states, at, why, asked):
     assert (cluster._begun(ended, States(*states)), ended.asked) == (why, asked)
 
 
+def test_the_reason_is_the_last_line():
+    said = "The deployment failed to start 3 times in a row.\n  File x\nyojo.serving.workers.Failed: head: is damaged\n"
+    assert cluster._reason(said) == "head: is damaged"
+    assert cluster._reason("Failed to update: no route") == "Failed to update: no route"
+
+
 @pytest.mark.parametrize(
     "given, replicas, why",
     [

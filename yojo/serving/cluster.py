@@ -6,6 +6,7 @@ import logging
 import re
 import secrets
 import signal
+import sys
 import threading
 import time
 
@@ -256,6 +257,9 @@ def serve_on_ray(model, settings, address, workers, policy, ray_address, replica
             from ray import serve
         except ImportError as error:
             raise ValueError("--ray needs Ray Serve: pip install 'yojo[serve,ray]'") from error
+        logging.getLogger("ray.serve").setLevel(
+            logging.WARNING
+        )  # which speaks of options that are not applied, and are
         before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             return _serve_until(ended, ray, serve, model, settings, address, workers, policy, replicas)
@@ -283,6 +287,7 @@ def _serve_until(ended, ray, serve, model, settings, address, workers, policy, r
     logger.info("listening at http://%s:%d on every node, replicas: %s", address.host, address.port, count)
     if (why := _begun(ended, serve)) is not None:
         logger.error("no replica can begin: %s", why)
+        print(f"error: {_reason(why)}", file=sys.stderr)
         if before is not None:
             # Ray goes on with those that are left of the deployment before, which its own command ends.
             ray.get(current.begin.remote(before))
@@ -327,6 +332,11 @@ def _begun(ended, serve):
             logger.info("replicas begin: %s %s", found.status.lower(), found.message)
             said = found.status, found.message
     return None
+
+
+def _reason(why):
+    """The last line of what Ray says, which is the error's own, without its type."""
+    return re.sub(r"^[\w.]+(?:Error|Failed): ", "", why.strip().splitlines()[-1])
 
 
 def _delete(serve, ray, current, grace):
