@@ -126,7 +126,7 @@ MISTAKES = [
     ((FILE, "--model", "length", "--out", "s", "--ray", "--device", "cpu"), "--ray places its actors itself"),
     ((FILE, "--model", "nowhere/at/all", "--out", "s"), "no such folder: nowhere/at/all"),
     ((FILE, "--model", ".", "--out", "s"), "is no YOJO reward model"),
-    ((FILE, "--model", "http://here", "--out", "s"), "is an address"),
+    ((FILE, "--model", "http://here/v1", "--out", "s"), "an address is of"),
     (("none.jsonl", "--model", "length", "--out", "s"), "none.jsonl: no such file"),
     (("empty.jsonl", "--model", "length", "--out", "s"), "no records: the file is empty"),
     (("odd.jsonl", "--model", "length", "--out", "s"), "these columns fit no known format"),

@@ -25,6 +25,7 @@ class Stage:
         dies_preparing: prompts that kill the preparing worker.
         digest: of the model, as each new scoring worker says it.
         known: whether it scores as it did.
+        depth: rows that a scoring worker has at once.
         begun: how many scoring workers have begun.
     """
 
@@ -33,6 +34,7 @@ class Stage:
         self.go, self.entered = threading.Event(), threading.Event()
         self.go.set()
         self.dies, self.dies_preparing, self.digest, self.known = set(), set(), "d0", KNOWN
+        self.depth = 1
 
     def scorer(self):
         """A handler that gives the length of each response."""
@@ -58,7 +60,7 @@ class _Scorer:
             "collator": b"",
             "digest": self.stage.digest,
             "known": self.stage.known,
-            "depth": 1,
+            "depth": self.stage.depth,
             "order_free": False,
         }
 

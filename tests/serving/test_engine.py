@@ -150,6 +150,30 @@ def test_one_client_leaves_room_for_another():
     run(go)
 
 
+def test_what_belongs_together_waits_for_room():
+    """More than one client may hold, on a server that has nothing else to do."""
+
+    async def go():
+        stage = Stage()
+        async with running(stage.engine(max_waiting=100, token_budget=20)) as engine:
+            many = [engine.score(asked("x" * 20), "one", patient=True) for _ in range(50)]
+            assert [answer.scores for answer in await asyncio.gather(*many)] == [[3.0]] * 50
+            assert 'shed_total{reason="tokens"}' not in engine.metrics.text().decode()
+            # It ends at its deadline, with its client, and with the server.
+            stage.go.clear()
+            many = together(engine, *[(asked("x" * 20), "one", None, True) for _ in range(50)])
+            late = asyncio.ensure_future(engine.score(asked("x" * 20), "one", 0.001, True))
+            assert (await refused(late)).status == 504
+            many[-1].cancel()
+            await asyncio.wait(many[-1:])
+            await engine.stop(0.0)
+            assert {(await refused(task)).status for task in many[:-1]} == {503}
+            assert (engine._tokens, engine._bytes, engine._held, engine._open) == (0, 0, {}, set())
+            stage.go.set()
+
+    run(go)
+
+
 def test_bytes_count_too():
     async def go():
         stage = Stage()
@@ -174,6 +198,9 @@ def test_what_can_never_wait_is_too_large():
             # By the estimate it would fit; its tokens, counted, do not.
             assert (await refused(engine.score(asked("x" * 200)))).code == "too_long"
             assert not engine._tokens
+            # Whatever others' requests have led to expect, it is its own tokens that count.
+            engine._ratio = 4.0
+            assert (await engine.score(asked("x" * 99))).total_tokens == 99
 
     run(go)
 
@@ -311,6 +338,43 @@ def test_a_model_that_does_not_score_as_it_did_is_never_ready():
             assert not ready and "it is 3 apart" in reasons[-1]
             assert (await refused(engine.score(asked("other")))).status == 503
             assert engine.scorers[0].state == READY and stage.rows == []
+
+    run(go)
+
+
+def test_a_worker_that_does_not_score_as_it_did_is_not_used():
+    """The same files, begun anew on a device that makes other scores of them; or on a second one."""
+
+    async def go(scorers):
+        stage = Stage()
+        async with running(stage.engine(scorers=scorers)) as engine:
+            stage.dies.add("poison")
+            stage.known = {**KNOWN, "ok": False, "reason": "it is 3 apart"}
+            await refused(engine.score(asked("poison")))
+            await until(lambda: all(one.state == FAILED for one in engine.scorers))
+            assert all("it is 3 apart" in one.why for one in engine.scorers)
+            rows = list(stage.rows)
+            error = await refused(engine.score(asked("other")))
+            assert (error.status, stage.rows) == (503, rows) and "3 apart" in error.message
+
+    run(go, 1)
+    run(go, 2)
+
+
+def test_what_was_in_a_worker_with_one_that_kills_it_is_scored():
+    """Two rows are in the worker at once; after its death each has it for itself."""
+
+    async def go():
+        stage = Stage()
+        stage.depth, stage.dies = 2, {"poison 001"}
+        stage.go.clear()
+        async with running(stage.engine(token_budget=10)) as engine:
+            poison, *good = together(engine, *[(asked(f"{name} 001"),) for name in ("poison", "good", "fine")])
+            await until(lambda: stage.entered.is_set() and len(engine._to_score) == 1)
+            stage.go.set()
+            assert (await refused(poison)).code == "worker_lost"
+            assert [(await task).scores for task in good] == [[3.0], [3.0]]
+            assert (engine._tokens, engine._bytes, engine._held, engine._open) == (0, 0, {}, set())
 
     run(go)
 

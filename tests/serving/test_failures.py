@@ -201,3 +201,12 @@ def test_logs_hold_texts_where_that_is_wanted(told):
 )
 def test_messages_keep_our_words_and_no_others(message, texts, wanted):
     assert without_text(message, texts) == wanted
+
+
+@pytest.mark.parametrize("told", ["(" + "'" * 200_000, "x' " + '"a ' * 200_000, "[{" * 100_000, "`a " * 200_000])
+def test_a_long_message_is_looked_through_in_no_time(told):
+    """With an expression that reads it in many ways this takes hours."""
+    texts = [told, *(f"word {n}" for n in range(50_000))]
+    assert without_text(f"it must be one of user, tool, got {told!r}", texts) == "it must be one of user, tool, got ..."
+    half = told[:1200]
+    assert told[:40] not in without_text(f"it must be a string, got {half!r}", [half])

@@ -443,3 +443,17 @@ def test_the_examples_of_the_description_are_answered():
         if "application/json" in item.get("post", {}).get("requestBody", {}).get("content", {})
     }
     assert set(paths) == taking and len(taking) == 8 and paths.count("/score") == 2
+
+
+def test_a_list_is_larger_than_one_client_may_hold_at_once():
+    """On a server that has nothing else to do, it would be turned away for ever."""
+    from yojo.serving.settings import Settings
+
+    async def go():
+        async with client_of(engine_of(Settings(max_waiting=400, token_budget=64))) as client:
+            reply = await client.post("/score", json=[body() for _ in range(40)])
+            assert reply.status_code == 200, reply.text
+            for found in reply.json()["data"]:
+                close(found["scores"], expected(body()))
+
+    run(go)

@@ -82,6 +82,23 @@ def test_a_life():
     run(go)
 
 
+def test_one_that_hangs_is_ended_even_where_it_takes_nothing():
+    async def go():
+        worker = Watched()
+        worker.start()
+        await worker.until(READY)
+        pid = worker.pid
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(WorkerLost, match="hangs"):
+            await worker.call(("say", bytes(5_000_000)), timeout=0.1)  # more than a pipe holds
+        await worker.until(LOST)
+        await worker.until(READY, 2)
+        assert worker.pid != pid and (await worker.call(("say", 1)))[0] == 1
+        await worker.stop()
+
+    run(go)
+
+
 @pytest.mark.parametrize("in_process", [True, False])
 def test_one_that_cannot_begin_says_why(in_process):
     async def go():

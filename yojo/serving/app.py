@@ -125,7 +125,9 @@ class Service:
 
         async def scored_at(place):
             try:
-                return await self.engine.score(asked[place], client, seconds)
+                return await self.engine.score(
+                    asked[place], client, seconds, patient=place > 0
+                )  # the first is in: so are they all
             except ApiError as error:
                 raise (named(error, place) if named else error) from None
 

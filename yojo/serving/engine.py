@@ -124,6 +124,7 @@ class Engine:
             grace: seconds for what is there; `Settings.grace` by default. What is left then gets status 503.
         """
         self.ending = True
+        self._wake()
         waiting = {item.future for item in self._open}
         if waiting:
             await asyncio.wait(waiting, timeout=self.settings.grace if grace is None else grace)
@@ -140,9 +141,7 @@ class Engine:
         if self.ending:
             reasons.append("the server is ending")
         if self.model is not None and not self.model["known"]["ok"]:
-            known = self.model["known"]
-            why = "see the log" if known["difference"] is None else known["reason"]  # which may be an exception's text
-            reasons.append(f"the model does not score as it did when it was saved: {why}")
+            reasons.append(_not_as_it_did(self.model["known"]))
         elif not any(self._can_score(worker) for worker in self.scorers):
             reasons += [f"{one.role.name}: {one.state}{f' ({one.why})' if one.why else ''}" for one in self.scorers]
         if not reasons and not any(worker.state == READY for worker in self.preparers):
@@ -196,6 +195,10 @@ class Engine:
                 # Begun anew, or on another device, from files that were changed meanwhile.
                 worker.state, worker.why = FAILED, "it has loaded another model than the server began with"
                 logger.error("%s: %s", worker.role.name, worker.why)
+            elif worker.state == READY and self.model["known"]["ok"] and not worker.hello["known"]["ok"]:
+                # The same files, on a device (or after an accident) that makes other scores of them.
+                worker.state, worker.why = FAILED, _not_as_it_did(worker.hello["known"])
+                logger.error("%s: not used: %s", worker.role.name, worker.hello["known"]["reason"])
         self.metrics.workers(self.scorers, self.preparers, self.ready()[0])
         self._wake()
 
@@ -212,13 +215,14 @@ class Engine:
 
     # ---- a request ----
 
-    async def score(self, asked, client=OWN, seconds=None):
+    async def score(self, asked, client=OWN, seconds=None, patient=False):
         """Score one prompt's responses.
 
         Args:
             asked: `yojo.serving.roles.Asked`.
             client: whose it is.
             seconds: until the answer, at most; `Settings.deadline` by default and at most.
+            patient: where too much is waiting, wait for room: for what is one of many that belong together, of which some are in.
 
         Returns:
             `Answer`.
@@ -227,44 +231,54 @@ class Engine:
             ApiError: 4xx for what is wrong with it, 424 where the model gives no finite score, 429 where too much is waiting, 503
                 where nothing can be scored now, 504 at its deadline.
         """
-        item = self._admit(asked, client, seconds)
+        settings, item = self.settings, None
+        seconds = settings.deadline if seconds is None else min(seconds, settings.deadline)
+        due = asyncio.get_running_loop().time() + seconds
         try:
-            with anyio.fail_after(item.due - asyncio.get_running_loop().time()):
+            with anyio.fail_after(seconds):
+                while item is None:
+                    item = self._admit(asked, client, due, patient)
+                    if item is None:
+                        await self._event.wait()
                 return await item.future
         except TimeoutError:
             self.metrics.shed("deadline")
             raise ApiError(504, "deadline", "there was no answer within the deadline of this request") from None
         finally:
-            self._drop(item)
+            if item is not None:
+                self._drop(item)
 
-    def _admit(self, asked, client, seconds):
+    def _admit(self, asked, client, due, patient):
+        """An `_Item`; None for one that is patient, where there is no room."""
         settings = self.settings
         ready, reasons = self.ready()
         if not ready:
             code = "ending" if self.ending else "not_ready"
             raise ApiError(503, code, f"not ready: {reasons[0]}", retry_after=1 if self.ending else 5)
-        tokens, size = self.estimate(asked), asked.num_bytes()
+        # What is guessed depends on what others sent, so it never says that a request is too long: its tokens do, later.
+        tokens, size = min(self.estimate(asked), settings.max_waiting), asked.num_bytes()
         if size > settings.max_waiting_bytes:
             raise ApiError(413, "too_large", "the request is larger than all that may wait here")
-        if tokens > settings.max_waiting:
-            raise ApiError(
-                413, "too_long", f"the request takes about {tokens} tokens, and {settings.max_waiting} may wait here"
-            )
-        seconds = settings.deadline if seconds is None else min(seconds, settings.deadline)
-        wait = self.wait()
-        free = settings.max_waiting - self._tokens
-        mine = self._held[client] + tokens
-        if tokens > free or (self._held[client] and mine > SHARE * free):
-            self._shed("tokens", wait)
-        if self._bytes + size > settings.max_waiting_bytes:
-            self._shed("bytes", wait)
-        if wait > seconds:
-            self._shed("wait", wait - seconds)
-        item = _Item(client, asked, tokens, size, asyncio.get_running_loop().time() + seconds)
+        reason, wait = self._full(tokens, size, client, due)
+        if reason is not None:
+            if patient:
+                return None
+            self._shed(reason, wait)
+        item = _Item(client, asked, tokens, size, due)
         self._hold(item, +1)
         self._open.add(item)
         self._put(item, self._to_prepare)
         return item
+
+    def _full(self, tokens, size, client, due):
+        """(what there is no room in for a request, or None; seconds after which there may be)."""
+        settings, wait, left = self.settings, self.wait(), due - asyncio.get_running_loop().time()
+        free = settings.max_waiting - self._tokens
+        if tokens > free or (self._held[client] and self._held[client] + tokens > SHARE * free):
+            return "tokens", wait
+        if self._bytes + size > settings.max_waiting_bytes:
+            return "bytes", wait
+        return ("wait", wait - left) if wait > left else (None, 0.0)
 
     def estimate(self, asked):
         """Tokens of a request, before it is tokenised."""
@@ -306,6 +320,8 @@ class Engine:
             del self._held[item.client]
         item.is_held = sign > 0
         self.metrics.waiting(len(self._to_prepare), len(self._to_score), self._tokens, self._bytes)
+        if sign < 0:  # there is room for who is patient
+            self._wake()
 
     def _resize(self, item, tokens, size):
         self._hold(item, -1)
@@ -390,26 +406,30 @@ class Engine:
     # ---- scoring ----
 
     async def _score_rows(self, worker):
-        loop, under_way = asyncio.get_running_loop(), set()
+        loop, under_way = asyncio.get_running_loop(), {}  # task -> its row
         try:
             while True:
-                await self.until(lambda: self._has_work(worker, len(under_way)))
+                await self.until(lambda: self._has_work(worker, under_way.values()))
                 await self._linger()
-                row = self._row()
+                # Meanwhile another worker may have taken it, or this one have died.
+                row = self._row() if self._has_work(worker, under_way.values()) else []
                 if row:
                     task = loop.create_task(self._score_row(worker, row))
-                    under_way.add(task)
+                    under_way[task] = row
                     task.add_done_callback(functools.partial(self._row_done, under_way))
         finally:
             for task in under_way:
                 task.cancel()
 
     def _row_done(self, under_way, task):
-        under_way.discard(task)
+        under_way.pop(task, None)
         self._wake()
 
     def _has_work(self, worker, rows):
-        return self._can_score(worker) and rows < worker.hello["depth"] and len(self._to_score)
+        if not self._can_score(worker) or len(rows) >= worker.hello["depth"] or not len(self._to_score):
+            return False
+        # One that has seen a worker die is alone with the next, not only in its row: else its death is its neighbour's, too.
+        return not rows or not (self._to_score.first().tries or any(item.tries for row in rows for item in row))
 
     async def _linger(self):
         """Wait for company, where that is wanted and the row is not full."""
@@ -482,3 +502,9 @@ class Engine:
 def _guess(asked):
     """Tokens of a request's texts and images, as models usually have them; at least 1."""
     return max(1.0, sum(map(len, asked.texts())) / CHARACTERS_A_TOKEN + TOKENS_AN_IMAGE * len(asked.pictures()))
+
+
+def _not_as_it_did(known):
+    """Why a model is not used that does not give its known scores."""
+    why = "see the log" if known["difference"] is None else known["reason"]  # which may be an exception's text
+    return f"the model does not score as it did when it was saved: {why}"

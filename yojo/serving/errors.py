@@ -74,7 +74,12 @@ class ApiError(Exception):
 
 
 _QUOTED = re.compile(r"""(?<![A-Za-z0-9])(?P<mark>['"`])(?P<said>.*?)(?P=mark)(?![A-Za-z0-9])""", re.DOTALL)
+# Brackets with a quotation in them. The first quotation mark is where it is: no two ways of reading, which would be n^2 of them.
+_HOLDS = re.compile(r"[{\[(][^{}\[\]()'\"]*['\"][^{}\[\]()]*[}\])]")
+_BEGINS = re.compile(r"(?<![A-Za-z0-9])['\"`]|[{\[(]")
 _LONGEST = 300
+_READ = 1500  # characters of a message that are looked through
+_SEARCHED = 1 << 18  # characters of texts that quotations are looked for in; of more, none is shown
 # What requests are made of: keys, roles and types of parts stand among the strings of a request, and in every message about them.
 _OURS = frozenset(
     "prompt response responses image images video videos frames tools model role content type text name image_url video_url url "
@@ -93,18 +98,39 @@ def without_text(message, texts):
         str, of at most 300 characters.
     """
     line = " ".join(message.split())
-    line = re.sub(r"[{\[(][^{}\[\]()]*['\"][^{}\[\]()]*[}\])]", "...", line)
-    texts = [text for text in texts if text not in _OURS]
+    if len(line) > _READ:  # no sentence of ours: it quotes something long, which would take long to look through, too
+        line = f"{_BEGINS.split(line, maxsplit=1)[0][:_LONGEST]}..."
+    line = _HOLDS.sub("...", line)
+    texts = [text for text in dict.fromkeys(texts) if text not in _OURS]
     known = "\0".join(texts)
+    known = known if len(known) <= _SEARCHED else None
 
     def shown(found):
         said = found["said"]
-        return "'...'" if len(said) > 40 or said and said not in _OURS and said in known else found[0]
+        if said in _OURS or not said:
+            return found[0]
+        return "'...'" if len(said) > 40 or known is None or said in known else found[0]
 
     line = _QUOTED.sub(shown, line)
     for text in texts:  # what stands there as it is
-        if len(text) > 20:
-            line = line.replace(text, "...")
-        elif len(text) > 3 and text in line:  # not in the middle of a word of ours
-            line = re.sub(rf"(?<!\w){re.escape(text)}(?!\w)", "...", line)
+        if len(text) > 3 and text in line:
+            line = line.replace(text, "...") if len(text) > 20 else _without_word(line, text)
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
+
+
+def _without_word(line, text):
+    """The line without a text, but where it is the middle of a word of ours."""
+    kept, at = [], 0
+    while (found := line.find(text, at)) >= 0:
+        end = found + len(text)
+        if _is_word(line[found - 1 : found]) or _is_word(line[end : end + 1]):
+            kept.append(line[at : found + 1])
+            at = found + 1
+        else:
+            kept += line[at:found], "..."
+            at = end
+    return "".join((*kept, line[at:]))
+
+
+def _is_word(mark):
+    return mark.isalnum() or mark == "_"

@@ -22,6 +22,10 @@ class FairQueue:
     def __len__(self):
         return sum(self._held.values())
 
+    def first(self):
+        """The item whose turn it is; there has to be one."""
+        return self._heap[0][3]
+
     def put(self, client, cost, item):
         """Add an item of a client, which costs so much."""
         start = max(self._now, self._finish.get(client, 0.0))

@@ -124,8 +124,8 @@ class Worker:
         ident, link = next(self._numbers), self._link
         future = self._waiting[ident] = asyncio.get_running_loop().create_future()
         try:
-            await link.send((ident, data))
-            with anyio.fail_after(timeout):
+            with anyio.fail_after(timeout):  # one that hangs reads nothing, either
+                await link.send((ident, data))
                 return await future
         except TimeoutError:
             logger.error("%s has not answered within %g s: it is ended", self.role.name, timeout)
