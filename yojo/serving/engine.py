@@ -278,7 +278,7 @@ class Engine:
             return "tokens", wait
         if self._bytes + size > settings.max_waiting_bytes:
             return "bytes", wait
-        return ("wait", wait - left) if wait > left else (None, 0.0)
+        return ("wait", wait - left) if wait > max(left, 0.0) else (None, 0.0)
 
     def estimate(self, asked):
         """Tokens of a request, before it is tokenised."""
