@@ -199,6 +199,9 @@ class Engine:
                 # The same files, on a device (or after an accident) that makes other scores of them.
                 worker.state, worker.why = FAILED, _not_as_it_did(worker.hello["known"])
                 logger.error("%s: not used: %s", worker.role.name, worker.hello["known"]["reason"])
+        if all(worker.state == FAILED for worker in self.scorers):  # nobody will ever score what is here
+            for item in list(self._open):
+                self._fail(item, ApiError(503, "not_ready", f"not ready: {self.ready()[1][0]}"))
         self.metrics.workers(self.scorers, self.preparers, self.ready()[0])
         self._wake()
 
