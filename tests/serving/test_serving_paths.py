@@ -1,5 +1,6 @@
 """Relative paths of `yojo serve` mean the same folders in every worker and replica, wherever those run."""
 
+import logging
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,7 +23,12 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(cluster, "serve_on_ray", serve)
     monkeypatch.setattr(server, "serve", serve)
-    return found
+    # The command has the logs of its process, which is that of all tests here: its handler would outlive the stream that it has.
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    levels = {name: logging.getLogger(name).level for name in ("uvicorn", "uvicorn.error", "httpx")}
+    yield found
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.mark.parametrize("where", [(), ("--ray", "auto")])

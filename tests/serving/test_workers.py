@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.serving.serving_cases import run
 from tests.serving.worker_cases import Told
 from yojo.serving.workers import ENDED, FAILED, LOST, READY, Role, Worker, WorkerLost
+
+ROOT = Path(__file__).parents[2]
 
 
 class Watched(Worker):
@@ -133,7 +136,8 @@ if __name__ == "__main__":
 
 def test_none_outlives_its_server(tmp_path):
     (tmp_path / "server.py").write_text(SERVER)
-    with subprocess.Popen([sys.executable, tmp_path / "server.py"], stdout=subprocess.PIPE, text=True) as server:
+    command, env = [sys.executable, tmp_path / "server.py"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as server:
         pid = int(server.stdout.readline())
         assert is_alive(pid)
         server.kill()
