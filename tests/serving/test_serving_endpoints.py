@@ -6,6 +6,8 @@ import threading
 import numpy as np
 import pytest
 import torch
+from starlette.datastructures import URL
+from starlette.requests import Request
 
 import yojo
 from tests import real_processors
@@ -25,7 +27,8 @@ from tests.serving.serving_cases import (
 )
 from yojo.rewards.openrlhf_server import Queries
 from yojo.saving.known_scores import Known
-from yojo.serving.errors import TYPES
+from yojo.serving.errors import TYPES, ApiError
+from yojo.serving.requests import client_of as client_behind
 from yojo.serving.roles import Scorer
 from yojo.serving.settings import Limits, Settings
 from yojo.serving.workers import Failed
@@ -238,6 +241,15 @@ def test_a_key_is_asked_for():
     for one in found[3:13]:
         assert error_of(one, 401)["code"] == "wrong_key" and one.headers["WWW-Authenticate"] == "Bearer"
     assert [one.status_code for one in found[13:]] == [401] * 3 + [200] * len(opened)
+
+
+def test_the_path_that_needs_no_key_is_that_of_the_request_line():
+    class Misled(Request):
+        url = URL("http://x/health?/score")  # as Starlette 0.52 has it where the header Host is "x/health?"
+
+    scope = {"type": "http", "method": "POST", "path": "/score", "headers": [(b"host", b"x/health?")]}
+    with pytest.raises(ApiError, match="a key is needed"):
+        client_behind(Misled(scope), Settings(keys={KEY: "one"}))
 
 
 def test_a_request_without_a_key_is_not_read():

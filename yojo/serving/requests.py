@@ -135,7 +135,8 @@ def client_of(request, settings):
         ApiError: 401, where keys are asked for and this one has none of them.
     """
     address = request.client.host if request.client else "?"
-    if not settings.keys or request.url.path in OPEN:
+    # Not of `request.url`: many versions of Starlette put it together with the header Host, which may hold "x/health?".
+    if not settings.keys or request.scope["path"] in OPEN:
         return address
     kind, _, given = request.headers.get("authorization", "").partition(" ")
     given = given.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key", "")
@@ -199,7 +200,7 @@ def install(app):
 def reply(request, error):
     """The response that says an `ApiError`."""
     request.scope.setdefault("yojo", {})["code"] = error.code
-    tei = request.url.path.startswith("/tei/")
+    tei = request.scope["path"].startswith("/tei/")
     headers = error.headers()
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
