@@ -1,6 +1,7 @@
 """Our own endpoints give the scores of `RewardModel.score`, and one form of error that names the field."""
 
 import asyncio
+import contextlib
 import threading
 
 import numpy as np
@@ -28,6 +29,7 @@ from tests.serving.serving_cases import (
 from yojo.rewards.openrlhf_server import Queries
 from yojo.saving.known_scores import Known
 from yojo.serving.errors import TYPES, ApiError
+from yojo.serving.requests import Memory, hold
 from yojo.serving.requests import client_of as client_behind
 from yojo.serving.roles import Scorer
 from yojo.serving.settings import Limits, Settings
@@ -310,6 +312,30 @@ def test_bodies_that_are_here_are_bounded_together():
 
 async def _chunks():
     yield b"{}"
+
+
+def test_bodies_of_one_client_leave_room_for_another():
+    """Also those that are announced and never come."""
+    memory = Memory(1000)
+
+    def refused(size, client):
+        with pytest.raises(ApiError, match="too much is here") as caught, memory.holding(size, client):
+            pass
+        return caught.value.status
+
+    with memory.holding(900, "alone"):  # one request may be as large as it likes
+        assert refused(10, "alone") == 429 == refused(101, "another")
+        with memory.holding(50, "another"):
+            pass
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(memory.holding(100, "first"))
+        assert refused(100, "first") == 429
+        with memory.holding(150, "second"), pytest.raises(ApiError):
+            hold(60)
+        with memory.holding(150, "second"):
+            hold(50)  # of a request itself, there is no share
+    assert memory.taken == 0 and not memory._held
 
 
 def test_videos_come_as_their_frames():

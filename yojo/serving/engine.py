@@ -10,7 +10,7 @@ import time
 import anyio
 
 from yojo.serving.errors import ApiError
-from yojo.serving.fair import FairQueue
+from yojo.serving.fair import SHARE, FairQueue
 from yojo.serving.workers import FAILED, READY, Failed, Role, Worker, WorkerLost
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,6 @@ logger = logging.getLogger(__name__)
 PREPARING = 60.0  # seconds in which a request is prepared, or its worker hangs
 SCORING = 600.0  # seconds for a row
 TRIES = 2  # of a request whose worker died under it; the second time it is alone with it
-SHARE = 4  # of what is left free: so many times as much may one client hold
 CHARACTERS_A_TOKEN = 3.5  # of text, before it is tokenised
 TOKENS_AN_IMAGE = 256
 TOKENS_AROUND = 16  # of a request's text: the chat template's
