@@ -1,12 +1,14 @@
 """What gets no scores: models that fail, and what no reply and no log may say of it."""
 
 import asyncio
+import concurrent.futures
 import logging
 
+import httpx
 import pytest
 
-from tests.serving.asking import CANARY, NAN, RAISES, Faulty, ask, close, error_of, posts, until
-from tests.serving.serving_cases import QUESTION, body, client_of, data_url, engine_of, expected, png, run
+from tests.serving.asking import CANARY, LONG, NAN, RAISES, Faulty, ask, close, error_of, posts, until
+from tests.serving.serving_cases import QUESTION, body, client_of, data_url, engine_of, expected, listening, png, run
 from yojo.rewards.openrlhf_server import Queries
 from yojo.serving.errors import without_text
 from yojo.serving.settings import Settings
@@ -210,3 +212,21 @@ def test_a_long_message_is_looked_through_in_no_time(told):
     assert without_text(f"it must be one of user, tool, got {told!r}", texts) == "it must be one of user, tool, got ..."
     half = told[:1200]
     assert told[:40] not in without_text(f"it must be a string, got {half!r}", [half])
+
+
+def test_what_is_not_done_in_its_grace_is_told_so():
+    """In our form, with when to ask again, and not by uvicorn's bare 500."""
+    model = Faulty()
+    model.go.clear()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        try:
+            with listening(engine_of(Settings(grace=0.2), make=model.scorer)) as server:
+                asked = [{"json": body()}, {"json": [body()] * 3}]
+                found = [pool.submit(httpx.post, f"{server.url}/score", **one, timeout=LONG) for one in asked]
+                assert model.entered.wait(LONG)
+                server.handle_exit(None, None)
+                replies = [one.result(LONG) for one in found]
+        finally:
+            model.go.set()
+    for reply in replies:
+        assert error_of(reply, 503)["code"] == "ending" and reply.headers["Retry-After"] == "1"

@@ -127,12 +127,18 @@ class Engine:
         waiting = {item.future for item in self._open}
         if waiting:
             await asyncio.wait(waiting, timeout=self.settings.grace if grace is None else grace)
-        for item in list(self._open):
-            self._fail(item, ApiError(503, "ending", "the server is ending", retry_after=1))
+        self.give_up()
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         await asyncio.gather(*(worker.stop() for worker in (*self.scorers, *self.preparers)))
+
+    def give_up(self):
+        """Take no more requests, and answer those that are here with status 503."""
+        self.ending = True
+        for item in list(self._open):
+            self._fail(item, ApiError(503, "ending", "the server is ending", retry_after=1))
+        self._wake()
 
     def ready(self):
         """(whether requests can be scored, list of the reasons why not)."""

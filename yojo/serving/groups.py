@@ -48,15 +48,15 @@ class Groups:
 
     async def stop(self, grace):
         """Groups that are whole are scored; the others cannot become so, and end with an error."""
+        until = self.loop.time() + grace
         for collator in (self.by_key, self.of_openrlhf):
             if self._here:
                 waiting = collator.metrics()
                 if waiting["yojo_collator_groups_queued"] or waiting["yojo_collator_groups_scoring"]:
-                    await self._drained(collator, grace)
+                    await self._drained(collator, until)
             await asyncio.to_thread(collator.close, 1.0)
 
-    async def _drained(self, collator, grace):
-        until = self.loop.time() + grace
+    async def _drained(self, collator, until):
         while self.loop.time() < until:
             now = collator.metrics()
             if not (now["yojo_collator_groups_queued"] or now["yojo_collator_groups_scoring"]):
