@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import time
+import weakref
 
 import anyio
 
@@ -98,6 +99,7 @@ class Engine:
         self._to_prepare, self._to_score = FairQueue(), FairQueue()
         self._tokens = self._bytes = 0  # that wait
         self._held = collections.Counter()  # client -> tokens that wait
+        self._turns = weakref.WeakValueDictionary()  # client -> lock of what waits for room
         self._open = set()  # items without an answer
         self._rate = None  # tokens a second, while there is work
         self._ratio = 1.0  # of tokens to what was guessed, of late
@@ -244,10 +246,13 @@ class Engine:
         due = asyncio.get_running_loop().time() + seconds
         try:
             with anyio.fail_after(seconds):
-                while item is None:
-                    item = self._admit(asked, client, due, patient)
-                    if item is None:
-                        await self._event.wait()
+                if not patient:
+                    item = self._admit(asked, client, due)
+                else:
+                    # One at a time of each client: where all look for room whenever there is some, n of them take n^2 looks.
+                    async with self._turn(client):
+                        while (item := self._admit(asked, client, due, patient)) is None:
+                            await self._event.wait()
                 return await item.future
         except TimeoutError:
             self.metrics.shed("deadline")
@@ -256,7 +261,11 @@ class Engine:
             if item is not None:
                 self._drop(item)
 
-    def _admit(self, asked, client, due, patient):
+    def _turn(self, client):
+        """The lock that a client's patient requests take one after another, as they come."""
+        return self._turns.setdefault(client, asyncio.Lock())
+
+    def _admit(self, asked, client, due, patient=False):
         """An `_Item`; None for one that is patient, where there is no room."""
         settings = self.settings
         ready, reasons = self.ready()
