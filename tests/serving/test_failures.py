@@ -2,7 +2,9 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
+import socket
 
 import httpx
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from tests.serving.asking import CANARY, LONG, NAN, RAISES, Faulty, ask, close, error_of, posts, until
 from tests.serving.serving_cases import QUESTION, body, client_of, data_url, engine_of, expected, listening, png, run
 from yojo.rewards.openrlhf_server import Queries
+from yojo.serving import server
 from yojo.serving.errors import without_text
 from yojo.serving.settings import Settings
 
@@ -230,3 +233,14 @@ def test_what_is_not_done_in_its_grace_is_told_so():
             model.go.set()
     for reply in replies:
         assert error_of(reply, 503)["code"] == "ending" and reply.headers["Retry-After"] == "1"
+
+
+def test_a_connection_on_which_no_request_comes_is_ended(monkeypatch):
+    monkeypatch.setattr(server, "KEEP_ALIVE", 0.3)
+    with listening(engine_of()) as found, contextlib.ExitStack() as stack:
+        where = found.servers[0].sockets[0].getsockname()
+        for sent in (b"", b"POST /score HTTP/1.1\r\nHost: x\r\n"):
+            connection = stack.enter_context(socket.create_connection(where, timeout=5))
+            connection.sendall(sent)
+            assert connection.recv(1) == b""
+        assert httpx.get(f"{found.url}/health").status_code == 200

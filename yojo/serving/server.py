@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from yojo.serving.app import create_app
 from yojo.serving.engine import Engine
@@ -140,6 +141,22 @@ def serve(model, settings, address, devices=(None,), preparing=2, policy=None, s
     return server.code
 
 
+class Connection(H11Protocol):
+    """uvicorn's connection, which ends where no request's head has come in the time in which an idle one does."""
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.looking = self.loop.call_later(KEEP_ALIVE, self._look)
+
+    def connection_lost(self, exc):
+        self.looking.cancel()
+        super().connection_lost(exc)
+
+    def _look(self):
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+
 class Server(uvicorn.Server):
     """uvicorn with our ends: groups first, exit code 0 after a signal, an early end where no model can be loaded.
 
@@ -156,7 +173,7 @@ class Server(uvicorn.Server):
                 app,
                 host=address.host,
                 port=address.port,
-                http="h11",  # which bounds the head of a request
+                http=Connection,  # of h11, which bounds the head of a request
                 ws="none",
                 lifespan="on",
                 log_config=None,
