@@ -167,6 +167,21 @@ def test_what_is_json(text):
     assert parse_json(text.encode(), LIMITS) == json.loads(text)
 
 
+@pytest.mark.parametrize(
+    "number", [2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**20, -(2**63), -(2**63) - 1, -(10**30), 1e20, 1e22, -1e300, 0.1]
+)
+def test_numbers_are_what_was_written(number):
+    """To the type: 1e+20 stands in a prompt otherwise than 100000000000000000000."""
+    for text in (json.dumps(number), json.dumps({"9" * 30: [1, number, "1e5", 2.5]})):
+        found = parse_json(text.encode(), LIMITS)
+        assert repr(found) == repr(json.loads(text))
+
+
+def test_an_integer_that_nobody_reads_is_refused():
+    assert parse_json(b"[" + b"9" * 200 + b"]", LIMITS) == [10**200 - 1]
+    assert code(parse_json, b"[" + b"9" * 5000 + b"]", LIMITS) == (400, "json_number")
+
+
 def test_depth_is_counted_as_it_nests():
     limits = Limits(depth=3)
     for good in (b"[[[1]],[[2]],[[3]]]", b'{"a":{"b":[]}}', b'[[["[[[["]]]'):

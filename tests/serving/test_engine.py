@@ -174,6 +174,21 @@ def test_what_belongs_together_waits_for_room():
     run(go)
 
 
+def test_many_that_wait_for_room_do_not_all_look_for_it(monkeypatch):
+    async def go():
+        stage, looks = Stage(), []
+        engine = stage.engine(token_budget=40, max_waiting=100)
+        full = engine._full
+        monkeypatch.setattr(engine, "_full", lambda *args: looks.append(args) or full(*args))
+        async with running(engine):
+            all_of_it = [engine.score(asked("x" * 20, "y" * n), f"{n % 3}", patient=True) for n in range(300)]
+            found = await asyncio.gather(*all_of_it)
+            assert [one.scores for one in found] == [[float(n)] for n in range(300)]
+            assert len(looks) < 20 * 300 and not engine._turns and not engine._held
+
+    run(go)
+
+
 def test_bytes_count_too():
     async def go():
         stage = Stage()

@@ -1,13 +1,18 @@
 """What gets no scores: models that fail, and what no reply and no log may say of it."""
 
 import asyncio
+import concurrent.futures
+import contextlib
 import logging
+import socket
 
+import httpx
 import pytest
 
-from tests.serving.asking import CANARY, NAN, RAISES, Faulty, ask, close, error_of, posts, until
-from tests.serving.serving_cases import QUESTION, body, client_of, data_url, engine_of, expected, png, run
+from tests.serving.asking import CANARY, LONG, NAN, RAISES, Faulty, ask, close, error_of, posts, until
+from tests.serving.serving_cases import QUESTION, body, client_of, data_url, engine_of, expected, listening, png, run
 from yojo.rewards.openrlhf_server import Queries
+from yojo.serving import server
 from yojo.serving.errors import without_text
 from yojo.serving.settings import Settings
 
@@ -210,3 +215,32 @@ def test_a_long_message_is_looked_through_in_no_time(told):
     assert without_text(f"it must be one of user, tool, got {told!r}", texts) == "it must be one of user, tool, got ..."
     half = told[:1200]
     assert told[:40] not in without_text(f"it must be a string, got {half!r}", [half])
+
+
+def test_what_is_not_done_in_its_grace_is_told_so():
+    """In our form, with when to ask again, and not by uvicorn's bare 500."""
+    model = Faulty()
+    model.go.clear()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        try:
+            with listening(engine_of(Settings(grace=0.2), make=model.scorer)) as server:
+                asked = [{"json": body()}, {"json": [body()] * 3}]
+                found = [pool.submit(httpx.post, f"{server.url}/score", **one, timeout=LONG) for one in asked]
+                assert model.entered.wait(LONG)
+                server.handle_exit(None, None)
+                replies = [one.result(LONG) for one in found]
+        finally:
+            model.go.set()
+    for reply in replies:
+        assert error_of(reply, 503)["code"] == "ending" and reply.headers["Retry-After"] == "1"
+
+
+def test_a_connection_on_which_no_request_comes_is_ended(monkeypatch):
+    monkeypatch.setattr(server, "KEEP_ALIVE", 0.3)
+    with listening(engine_of()) as found, contextlib.ExitStack() as stack:
+        where = found.servers[0].sockets[0].getsockname()
+        for sent in (b"", b"POST /score HTTP/1.1\r\nHost: x\r\n"):
+            connection = stack.enter_context(socket.create_connection(where, timeout=5))
+            connection.sendall(sent)
+            assert connection.recv(1) == b""
+        assert httpx.get(f"{found.url}/health").status_code == 200

@@ -24,6 +24,7 @@ TEXTS = ["It is a 3.", "This is a seven.", "Nine, I think."]
 EOS = "</s>"
 POLICY = Queries(eos=[EOS], prompt="text")
 SOON = Settings(group_deadline=0.05)
+ANNA, BEN = "a-key-of-24-characters-1", "a-key-of-24-characters-2"
 
 
 def sample(response, key="q", **fields):
@@ -37,13 +38,14 @@ def wanted(texts=TEXTS, images=(), mode="comparative", prompt=QUESTION):
 
 
 def together(*requests, settings=None, policy=None, **options):
-    """Responses to (path, body)s that are asked at the same time, in this order; and the collators' numbers at the end."""
+    """Responses to (path, body, API key)s that are asked at the same time, in this order; and the collators' numbers at the end."""
 
     async def go():
         async with client_of(engine_of(settings, **options), policy=policy) as client:
             groups, tasks = client.app.state.service.groups, []
-            for path, body in requests:
-                before, task = seen(groups), asyncio.ensure_future(client.post(path, json=body))
+            for path, body, *keys in requests:
+                headers, before = {"x-api-key": keys[0]} if keys else {}, seen(groups)
+                task = asyncio.ensure_future(client.post(path, json=body, headers=headers))
                 tasks.append(task)
                 await until(lambda task=task, before=before: task.done() or seen(groups) > before)
             return [await asyncio.wait_for(task, LONG) for task in tasks], groups.metrics()
@@ -87,6 +89,27 @@ def test_groups_of_two_keys_are_apart():
     found = [one.json()["reward"] for one in grouped(*bodies)]
     close(found[0::2], wanted(TEXTS[:2]))
     close(found[1::2], wanted(TEXTS[:2]))
+
+
+def test_clients_with_other_api_keys_are_in_no_group_of_ours():
+    """Two trainings count their prompts alike, and may well have the same."""
+    keys = Settings(keys={ANNA: "anna", BEN: "ben"})
+    whose = [(ANNA, "a"), (BEN, "x"), (ANNA, "b"), (BEN, "y")]
+    requests = [("/group", sample(text, group_size=2), key) for key, text in whose]
+    wrong = ("/group", sample("z", prompt="Why?", group_size=3), ANNA), ("/group", sample("z", group_size=2), ANNA)
+    found, _ = together(*requests[:3], wrong[1], requests[3], settings=keys)
+    rewards = [one.json().get("reward") for one in found]
+    close([rewards[0], rewards[2]], wanted(["a", "b"]))
+    close([rewards[1], rewards[4]], wanted(["x", "y"]))
+    assert error_of(found[3], 409)["code"] == "late" and found[0].json()["key"] == "q"
+    (_, other, *_), _ = together(requests[0], wrong[0], requests[2], settings=keys)
+    error = error_of(other, 422)
+    assert error["param"] == "key" and not any(said in error["message"] for said in ("'q'", "anna"))
+    requests = [(*asked(text), key) for key, text in whose]
+    found, _ = together(*requests, settings=Settings(keys=keys.keys, group_size=2), policy=POLICY)
+    rewards = [one.json()["rewards"][0] for one in found]
+    close(rewards[0::2], rewarded(["a", "b"]))
+    close(rewards[1::2], rewarded(["x", "y"]))
 
 
 def test_images_are_the_same_by_what_they_hold():

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 import yojo
 from tests.reward_cases import demo_judge, pictures
 from tests.serving.serving_cases import ANSWERS, QUESTION, engine_of, listening, png
+from yojo.judges.wire import request_of
 from yojo.serving.settings import Limits, Settings
 
 KEY = "a-key-of-sixteen-characters"
@@ -83,3 +85,10 @@ def test_rewards_through_the_server(judge):
     here = yojo.GroupReward(demo_judge(), group_size=3)
     rows = {"prompts": [QUESTION] * 3, "completions": ANSWERS}
     torch.testing.assert_close(torch.tensor(reward(**rows)), torch.tensor(here(**rows)), rtol=0, atol=2e-6)
+
+
+def test_the_keys_of_turns_keep_their_order():
+    turn = {"role": "assistant", "content": "4", "reasoning_content": "2 and 2", "tool_calls": [{"b": 1, "a": 2}]}
+    prompt = [{"role": "user", "content": "2 + 2?"}, turn, {"role": "user", "content": "Sure?"}]
+    sent = request_of(yojo.Example(prompt, ["Yes."]))["prompt"]
+    assert json.dumps(sent) == json.dumps(yojo.Example(prompt, ["Yes."]).prompt)

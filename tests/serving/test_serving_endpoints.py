@@ -1,11 +1,14 @@
 """Our own endpoints give the scores of `RewardModel.score`, and one form of error that names the field."""
 
 import asyncio
+import contextlib
 import threading
 
 import numpy as np
 import pytest
 import torch
+from starlette.datastructures import URL
+from starlette.requests import Request
 
 import yojo
 from tests import real_processors
@@ -25,7 +28,9 @@ from tests.serving.serving_cases import (
 )
 from yojo.rewards.openrlhf_server import Queries
 from yojo.saving.known_scores import Known
-from yojo.serving.errors import TYPES
+from yojo.serving.errors import TYPES, ApiError
+from yojo.serving.requests import Memory, hold
+from yojo.serving.requests import client_of as client_behind
 from yojo.serving.roles import Scorer
 from yojo.serving.settings import Limits, Settings
 from yojo.serving.workers import Failed
@@ -240,6 +245,15 @@ def test_a_key_is_asked_for():
     assert [one.status_code for one in found[13:]] == [401] * 3 + [200] * len(opened)
 
 
+def test_the_path_that_needs_no_key_is_that_of_the_request_line():
+    class Misled(Request):
+        url = URL("http://x/health?/score")  # as Starlette 0.52 has it where the header Host is "x/health?"
+
+    scope = {"type": "http", "method": "POST", "path": "/score", "headers": [(b"host", b"x/health?")]}
+    with pytest.raises(ApiError, match="a key is needed"):
+        client_behind(Misled(scope), Settings(keys={KEY: "one"}))
+
+
 def test_a_request_without_a_key_is_not_read():
     (found,) = ask(("POST", "/score", {"content": b"{"}), settings=Settings(keys={KEY: "first"}))
     error_of(found, 401)
@@ -298,6 +312,30 @@ def test_bodies_that_are_here_are_bounded_together():
 
 async def _chunks():
     yield b"{}"
+
+
+def test_bodies_of_one_client_leave_room_for_another():
+    """Also those that are announced and never come."""
+    memory = Memory(1000)
+
+    def refused(size, client):
+        with pytest.raises(ApiError, match="too much is here") as caught, memory.holding(size, client):
+            pass
+        return caught.value.status
+
+    with memory.holding(900, "alone"):  # one request may be as large as it likes
+        assert refused(10, "alone") == 429 == refused(101, "another")
+        with memory.holding(50, "another"):
+            pass
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(memory.holding(100, "first"))
+        assert refused(100, "first") == 429
+        with memory.holding(150, "second"), pytest.raises(ApiError):
+            hold(60)
+        with memory.holding(150, "second"):
+            hold(50)  # of a request itself, there is no share
+    assert memory.taken == 0 and not memory._held
 
 
 def test_videos_come_as_their_frames():

@@ -1,6 +1,8 @@
 """Workers as processes: they answer, die, hang, are begun anew, and never outlive their server."""
 
 import asyncio
+import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -97,6 +99,43 @@ def test_one_that_hangs_is_ended_even_where_it_takes_nothing():
         await worker.until(LOST)
         await worker.until(READY, 2)
         assert worker.pid != pid and (await worker.call(("say", 1)))[0] == 1
+        await worker.stop()
+
+    run(go)
+
+
+def test_one_that_takes_nothing_does_not_hold_up_the_end():
+    async def go():
+        worker = Watched()
+        worker.start()
+        await worker.until(READY)
+        pid = worker.pid
+        os.kill(pid, signal.SIGSTOP)
+        call = asyncio.ensure_future(worker.call(("say", bytes(5_000_000)), timeout=600))  # more than a pipe holds
+        await asyncio.sleep(0.1)
+        await asyncio.wait_for(worker.stop(), 30)
+        with pytest.raises(WorkerLost):
+            await call
+        assert worker.state == ENDED and not is_alive(pid)
+
+    run(go)
+
+
+def test_one_that_no_process_can_be_begun_for_is_begun_later(monkeypatch):
+    def full(self, *_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def go():
+        worker = Watched()
+        worker.start()
+        await worker.until(READY)
+        with monkeypatch.context() as patched:
+            patched.setattr(multiprocessing.context.SpawnContext, "Pipe", full)
+            worker.kill()
+            await worker.until(LOST, 2)
+            assert "Too many open files" in worker.why
+        await worker.until(READY, 2)
+        assert (await worker.call(("say", 1)))[0] == 1
         await worker.stop()
 
     run(go)

@@ -1,6 +1,7 @@
 """The body of a request as JSON: bounded while it streams in, counted before it is decoded."""
 
 import asyncio
+import json
 import re
 
 from yojo.serving.errors import ApiError
@@ -11,6 +12,7 @@ _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{}"))
 _LONGEST_NUMBER = 32  # characters, of values on the average
 _SEPARATORS = (b",", b":", b"[", b"{")
 _CONSTANT = re.compile(rb"NaN|Infinity|nan|inf")
+_LONG_INTEGER = re.compile(rb"(?<![0-9.eE+])[0-9]{19,}(?![0-9.eE])")
 
 
 async def read_body(request, most, seconds=60.0):
@@ -94,7 +96,15 @@ def parse_json(data, limits):
     # Each member of an object has one colon outside of strings, so a key that stands twice leaves one too many.
     if outside.count(b":") != _keys(value):
         raise _bad("json_duplicate_key", "has an object with the same key twice")
-    return value
+    return _exact(data) if _LONG_INTEGER.search(outside) else value
+
+
+def _exact(data):
+    """What is known to be JSON, its integers of any length: orjson makes floats of those beyond 64 bits, 1e+20 in a template."""
+    try:
+        return json.loads(data)
+    except ValueError:  # of thousands of digits, which Python does not read
+        raise _bad("json_number", "has a number that is too large") from None
 
 
 def _bad(code, what):

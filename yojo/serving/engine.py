@@ -6,11 +6,12 @@ import dataclasses
 import functools
 import logging
 import time
+import weakref
 
 import anyio
 
 from yojo.serving.errors import ApiError
-from yojo.serving.fair import FairQueue
+from yojo.serving.fair import SHARE, FairQueue
 from yojo.serving.workers import FAILED, READY, Failed, Role, Worker, WorkerLost
 
 logger = logging.getLogger(__name__)
@@ -18,7 +19,6 @@ logger = logging.getLogger(__name__)
 PREPARING = 60.0  # seconds in which a request is prepared, or its worker hangs
 SCORING = 600.0  # seconds for a row
 TRIES = 2  # of a request whose worker died under it; the second time it is alone with it
-SHARE = 4  # of what is left free: so many times as much may one client hold
 CHARACTERS_A_TOKEN = 3.5  # of text, before it is tokenised
 TOKENS_AN_IMAGE = 256
 TOKENS_AROUND = 16  # of a request's text: the chat template's
@@ -99,6 +99,7 @@ class Engine:
         self._to_prepare, self._to_score = FairQueue(), FairQueue()
         self._tokens = self._bytes = 0  # that wait
         self._held = collections.Counter()  # client -> tokens that wait
+        self._turns = weakref.WeakValueDictionary()  # client -> lock of what waits for room
         self._open = set()  # items without an answer
         self._rate = None  # tokens a second, while there is work
         self._ratio = 1.0  # of tokens to what was guessed, of late
@@ -128,12 +129,18 @@ class Engine:
         waiting = {item.future for item in self._open}
         if waiting:
             await asyncio.wait(waiting, timeout=self.settings.grace if grace is None else grace)
-        for item in list(self._open):
-            self._fail(item, ApiError(503, "ending", "the server is ending", retry_after=1))
+        self.give_up()
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         await asyncio.gather(*(worker.stop() for worker in (*self.scorers, *self.preparers)))
+
+    def give_up(self):
+        """Take no more requests, and answer those that are here with status 503."""
+        self.ending = True
+        for item in list(self._open):
+            self._fail(item, ApiError(503, "ending", "the server is ending", retry_after=1))
+        self._wake()
 
     def ready(self):
         """(whether requests can be scored, list of the reasons why not)."""
@@ -239,10 +246,13 @@ class Engine:
         due = asyncio.get_running_loop().time() + seconds
         try:
             with anyio.fail_after(seconds):
-                while item is None:
-                    item = self._admit(asked, client, due, patient)
-                    if item is None:
-                        await self._event.wait()
+                if not patient:
+                    item = self._admit(asked, client, due)
+                else:
+                    # One at a time of each client: where all look for room whenever there is some, n of them take n^2 looks.
+                    async with self._turn(client):
+                        while (item := self._admit(asked, client, due, patient)) is None:
+                            await self._event.wait()
                 return await item.future
         except TimeoutError:
             self.metrics.shed("deadline")
@@ -251,7 +261,11 @@ class Engine:
             if item is not None:
                 self._drop(item)
 
-    def _admit(self, asked, client, due, patient):
+    def _turn(self, client):
+        """The lock that a client's patient requests take one after another, as they come."""
+        return self._turns.setdefault(client, asyncio.Lock())
+
+    def _admit(self, asked, client, due, patient=False):
         """An `_Item`; None for one that is patient, where there is no room."""
         settings = self.settings
         ready, reasons = self.ready()

@@ -4,6 +4,8 @@ import collections
 import heapq
 import itertools
 
+SHARE = 4  # of what is left free: so many times as much may one client hold
+
 
 class FairQueue:
     """Items of many clients, in the order of start-time fair queueing.

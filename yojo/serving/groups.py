@@ -48,15 +48,15 @@ class Groups:
 
     async def stop(self, grace):
         """Groups that are whole are scored; the others cannot become so, and end with an error."""
+        until = self.loop.time() + grace
         for collator in (self.by_key, self.of_openrlhf):
             if self._here:
                 waiting = collator.metrics()
                 if waiting["yojo_collator_groups_queued"] or waiting["yojo_collator_groups_scoring"]:
-                    await self._drained(collator, grace)
+                    await self._drained(collator, until)
             await asyncio.to_thread(collator.close, 1.0)
 
-    async def _drained(self, collator, grace):
-        until = self.loop.time() + grace
+    async def _drained(self, collator, until):
         while self.loop.time() < until:
             now = collator.metrics()
             if not (now["yojo_collator_groups_queued"] or now["yojo_collator_groups_scoring"]):
@@ -228,7 +228,7 @@ def router(service):
 
         add = functools.partial(
             service.groups.by_key.add,
-            body.key,
+            of_client(request, service, body.key),
             asked.prompt,
             body.response,
             asked.images,
@@ -260,7 +260,8 @@ def router(service):
             raise ApiError(422, "group_size_unknown", message)
         caller = Caller()
         try:
-            return service.reply(await _rewards(service, body.model_dump(), caller, size))
+            whose = functools.partial(of_client, request, service)
+            return service.reply(await _rewards(service, body.model_dump(), caller, size, whose))
         finally:
             caller.gone = True
 
@@ -278,18 +279,23 @@ def _check_ready(service):
         raise ApiError(503, "not_ready", f"not ready: {reasons[0]}", retry_after=5)
 
 
-async def _rewards(service, data, caller, size):
-    """OpenRLHF's reply."""
+def of_client(request, service, key):
+    """A key that no other API key's clients have; without API keys it is everybody's: who trains on many machines has many addresses."""
+    return (request.scope["yojo"]["client"], key) if service.settings.keys else key
+
+
+async def _rewards(service, data, caller, size, whose):
+    """OpenRLHF's reply; `whose` makes keys those of its client."""
     groups, handed, found, texts = service.groups, [], None, strings_in(list(data.values()))
     try:
         try:
             for query, prompt, label in samples_of(data):
                 shown, completion, truncated = groups.policy.read(query, prompt, label)
-                key = key_of(shown, prompt, label)
+                key = whose(key_of(shown, prompt, label))
                 add = functools.partial(
                     groups.of_openrlhf.add, key, shown, completion, truncated=truncated, group_size=size
                 )
-                text = digest([query, prompt, label])
+                text = whose(digest([query, prompt, label]))
                 handed.append((text, groups.desk.hand_in(text, add, caller)))
                 service.reader.log(shown, [completion])
         except (RewardError, TypeError, ValueError) as error:

@@ -1,6 +1,7 @@
 """How every request goes: who asks, a body within bounds, an answer for as long as somebody waits for it."""
 
 import asyncio
+import collections
 import contextlib
 import contextvars
 import hashlib
@@ -19,6 +20,7 @@ from starlette.responses import JSONResponse
 from yojo.serving import pages
 from yojo.serving.body import parse_json, read_body
 from yojo.serving.errors import ApiError
+from yojo.serving.fair import SHARE
 
 logger = logging.getLogger(__name__)
 
@@ -32,23 +34,29 @@ _MESSAGES = {400: "the request cannot be read", 404: "there is no such path", 40
 class Memory:
     """Bytes of requests that are here, from the first of their body to their reply: beyond a limit they are turned away.
 
+    A client with requests here can hold no more than four times what it leaves free, as of tokens (`Engine`): bodies that are
+    announced and never come would otherwise keep all others out.
+
     Args:
         limit: bytes.
     """
 
     def __init__(self, limit):
         self.limit, self.taken = limit, 0
+        self._held = collections.Counter()  # client -> bytes
 
     @contextlib.contextmanager
-    def holding(self, size):
-        """Inside, `hold` counts for one request, which begins with `size` bytes."""
+    def holding(self, size, client="?"):
+        """Inside, `hold` counts for one request of a client, which begins with `size` bytes."""
         mine = [0]
 
         def hold(more):
-            if self.taken + more > self.limit:
+            free, others = self.limit - self.taken, self._held[client] - mine[0]
+            if more > free or (others and self._held[client] + more > SHARE * free):
                 raise ApiError(429, "overloaded", "too much is here already; ask again later", retry_after=1)
             mine[0] += more
             self.taken += more
+            self._held[client] += more
 
         hold(size)
         token = _holding.set(hold)
@@ -57,6 +65,9 @@ class Memory:
         finally:
             _holding.reset(token)
             self.taken -= mine[0]
+            self._held[client] -= mine[0]
+            if not self._held[client]:
+                del self._held[client]
 
 
 _holding = contextvars.ContextVar("yojo_holding", default=lambda size: None)
@@ -101,7 +112,7 @@ class Route(APIRoute):
             if request.method != "POST":
                 return await handle(request)
             check_content(request, takes)
-            with request.app.state.memory.holding(_announced(request, settings.limits.body)):
+            with request.app.state.memory.holding(_announced(request, settings.limits.body), state["client"]):
                 request._body = await read_body(request, settings.limits.body, settings.deadline)
                 if takes == "json":
                     await request.json()
@@ -135,7 +146,8 @@ def client_of(request, settings):
         ApiError: 401, where keys are asked for and this one has none of them.
     """
     address = request.client.host if request.client else "?"
-    if not settings.keys or request.url.path in OPEN:
+    # Not of `request.url`: many versions of Starlette put it together with the header Host, which may hold "x/health?".
+    if not settings.keys or request.scope["path"] in OPEN:
         return address
     kind, _, given = request.headers.get("authorization", "").partition(" ")
     given = given.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key", "")
@@ -199,7 +211,7 @@ def install(app):
 def reply(request, error):
     """The response that says an `ApiError`."""
     request.scope.setdefault("yojo", {})["code"] = error.code
-    tei = request.url.path.startswith("/tei/")
+    tei = request.scope["path"].startswith("/tei/")
     headers = error.headers()
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"

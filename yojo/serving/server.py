@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from yojo.serving.app import create_app
 from yojo.serving.engine import Engine
@@ -22,6 +23,7 @@ from yojo.serving.workers import FAILED, Role
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE = 75  # seconds that an idle connection is kept: longer than proxies (nginx: 60) keep theirs
+REPLYING = 3  # seconds behind the grace in which what was given up is told so; then uvicorn ends it with a bare 500
 SHORTEST_KEY = 16  # characters
 _KEY = re.compile(r"(?:(?P<name>[A-Za-z0-9_.-]+):)?(?P<key>[\x21-\x7e]+)")
 
@@ -139,6 +141,22 @@ def serve(model, settings, address, devices=(None,), preparing=2, policy=None, s
     return server.code
 
 
+class Connection(H11Protocol):
+    """uvicorn's connection, which ends where no request's head has come in the time in which an idle one does."""
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.looking = self.loop.call_later(KEEP_ALIVE, self._look)
+
+    def connection_lost(self, exc):
+        self.looking.cancel()
+        super().connection_lost(exc)
+
+    def _look(self):
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+
 class Server(uvicorn.Server):
     """uvicorn with our ends: groups first, exit code 0 after a signal, an early end where no model can be loaded.
 
@@ -155,7 +173,7 @@ class Server(uvicorn.Server):
                 app,
                 host=address.host,
                 port=address.port,
-                http="h11",  # which bounds the head of a request
+                http=Connection,  # of h11, which bounds the head of a request
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -167,7 +185,7 @@ class Server(uvicorn.Server):
                 ssl_certfile=address.certificate,
                 ssl_keyfile=address.private_key,
                 timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=max(1, round(settings.grace)),
+                timeout_graceful_shutdown=round(settings.grace) + REPLYING,
             )
         )
 
@@ -185,13 +203,16 @@ class Server(uvicorn.Server):
             self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def shutdown(self, sockets=None):
-        """Accept nothing more; groups that cannot become whole end now; then what was accepted is finished."""
+        """Accept nothing more; groups that cannot become whole end now; what was accepted is finished, or given up after the grace."""
         self._watching.cancel()
         logger.info("ending: what was accepted is finished")
         for server in self.servers:
             server.close()
-        await self.service.groups.stop(self.config.timeout_graceful_shutdown)
+        grace = self.service.settings.grace
+        giving_up = asyncio.get_running_loop().call_later(grace, self.engine.give_up)
+        await self.service.groups.stop(grace)
         await super().shutdown(sockets)
+        giving_up.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self):

@@ -168,7 +168,7 @@ class Worker:
             else:
                 pause = FIRST_PAUSE
                 self._set(READY)
-                why = await self._link.ended
+                why = await asyncio.shield(self._link.ended)  # others wait for it, too
                 self._set(LOST, why)
                 self._lose(why)
             logger.error("%s is lost (%s); beginning it anew", self.role.name, self.why)
@@ -216,17 +216,20 @@ class _Link:
 class _Process(_Link):
     """A worker in a process of its own."""
 
-    closed = False
+    closed, process = False, None
 
     async def begin(self):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, there = context.Pipe()
-        self.process = context.Process(
-            target=_run, args=(there, self.role.make, self.role.setup, self.role.nice), daemon=True
-        )
         self.sender = concurrent.futures.ThreadPoolExecutor(1, f"yojo to {self.role.name}")
-        await self.loop.run_in_executor(self.sender, self._start, there)
-        threading.Thread(target=self._listen, name=f"yojo from {self.role.name}", daemon=True).start()
+        try:
+            context = multiprocessing.get_context("spawn")
+            self.pipe, there = context.Pipe()
+            self.process = context.Process(
+                target=_run, args=(there, self.role.make, self.role.setup, self.role.nice), daemon=True
+            )
+            await self.loop.run_in_executor(self.sender, self._start, there)
+            threading.Thread(target=self._listen, name=f"yojo from {self.role.name}", daemon=True).start()
+        except (OSError, RuntimeError) as error:  # no descriptors, processes, threads or memory left, for now
+            raise WorkerLost(f"no process can be begun: {error}") from None
 
     def _start(self, there):
         self.process.start()
@@ -238,7 +241,7 @@ class _Process(_Link):
 
     @property
     def pid(self):
-        return self.process.pid
+        return None if self.process is None else self.process.pid
 
     async def send(self, message):
         await self.loop.run_in_executor(self.sender, self._send, message)
@@ -262,10 +265,15 @@ class _Process(_Link):
             self.process.kill()
 
     async def close(self):
-        if not self.closed:
-            self.closed = True
+        if self.closed:
+            return
+        self.closed = True
+        if self.pid is not None:
+            # What is being sent to one that takes nothing would never be done: it is in front of what `_end` says.
+            killing = self.loop.call_later(LONGEST_END, self.kill)
             await self.loop.run_in_executor(self.sender, self._end)
-            self.sender.shutdown(wait=False)
+            killing.cancel()
+        self.sender.shutdown(wait=False)
 
     def _end(self):
         """Let it end by itself, which leaves nothing of it behind; one that does not is killed."""
