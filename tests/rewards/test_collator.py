@@ -246,6 +246,17 @@ def test_whatever_goes_wrong_in_score_is_an_error_of_each_sample(score, kind, te
     assert "no rewards for 1 groups: " in caplog.text  # whoever reads the log need not be who asked
 
 
+def test_logs_without_text_have_the_type_of_an_error(caplog):
+    def score(groups):
+        raise RewardError(f"{groups[0].name}: {groups[0].completions[0]!r} is odd")
+
+    with GroupCollator(score, 1, log_text=False) as made:
+        (error,) = settled([made.add("a key", "Why?", "some text")])
+    assert "a key" in str(error) and "some text" in str(error)
+    (record,) = caplog.records
+    assert record.getMessage() == "no rewards for 1 groups: RewardError"
+
+
 @pytest.mark.parametrize("its_own_cause", [False, True])
 def test_the_thread_goes_on_behind_an_error(its_own_cause):
     errors = iter([OSError("once"), None])

@@ -133,6 +133,11 @@ def test_a_prompt_that_a_template_has_made_is_said_once(caplog):
         only(scorer, "A 3.", prompt="<|im_start|>user\nWhich digit?<|im_end|>\n", id="g")
     (record,) = caplog.records
     assert "group 'g': the prompt holds" in record.getMessage() and "<|im_start|>" in record.getMessage()
+    caplog.clear()
+    quiet = GroupScorer(reward_cases.demo_judge(), log_text=False)
+    only(quiet, "A 3.", prompt="<|im_start|>user\nWhich digit?<|im_end|>\n", id="g")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("a group: the prompt holds <|im_")
 
 
 @pytest.mark.parametrize("mode", ["comparative", "isolated"])

@@ -140,6 +140,7 @@ WRONG = [
     ("POST", "/get_reward", {"json": {"query": [f"{CANARY}</s>"], "prompts": [""], "labels": [[CANARY]]}}),
 ]  # fmt: skip
 FINE = [
+    ("POST", "/group", {"json": {"key": CANARY, "prompt": f"<|im_start|>{CANARY}", "response": CANARY}}),
     ("POST", "/score", {"json": body(prompt=f"{QUESTION} {CANARY}", responses=[CANARY, "a 3"])}),
     ("POST", "/rerank", {"json": {"query": CANARY, "documents": [CANARY], "return_documents": False}}),
     ("POST", "/get_reward", {"json": {"query": [f"{CANARY}?{CANARY}</s>"], "prompts": [f"{CANARY}?"], "labels": [""]}}),
@@ -185,7 +186,7 @@ def test_logs_hold_texts_where_that_is_wanted(told):
     assert [one.status_code for one in found] == [200] * (len(FINE) + 1)
     texts = [line for line in lines if line.startswith("prompt=")]
     assert len(texts) == len(FINE) + 1 and all(CANARY in line and "\n" not in line for line in texts)
-    assert f'responses=["{CANARY}", "a 3"]' in texts[0]
+    assert f'responses=["{CANARY}", "a 3"]' in texts[1]
     assert not [line for line in lines if KEY in line or "base64" in line]  # neither keys nor images
 
 

@@ -75,6 +75,7 @@ def test_a_life():
         pid = worker.pid
         with pytest.raises(WorkerLost, match="hangs"):
             await worker.call(("sleep", 60), 0.05)
+        assert worker.state == LOST  # at once: what it had is tried again, and not on it
         await worker.until(READY, 4)
         assert not is_alive(pid)
         pid = worker.pid

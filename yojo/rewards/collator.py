@@ -50,6 +50,7 @@ class GroupCollator:
         max_waiting: samples that wait, at most; one more is an error.
         remember_keys, remember_seconds: how many keys that have ended are remembered, and for how long: their late samples are
             errors that say so. One that comes later still begins a group of its own, which ends by `incomplete` at its deadline.
+        log_text: whether logs hold what errors say, which may be keys and text of samples; else their types alone.
         clock: function that gives seconds, which never go back.
 
     Raises:
@@ -69,6 +70,7 @@ class GroupCollator:
         max_waiting=65_536,
         remember_keys=65_536,
         remember_seconds=3600.0,
+        log_text=True,
         clock=time.monotonic,
     ):
         self._settings = {name: value for name, value in locals().items() if name != "self"}
@@ -99,7 +101,7 @@ class GroupCollator:
         self.group_size, self.deadline, self.scoring_deadline = group_size, deadline, scoring_deadline
         self.incomplete, self.reuse_keys = incomplete, reuse_keys
         self.max_groups, self.max_waiting = max_groups, max_waiting
-        self._score, self._clock = score, clock
+        self._score, self._clock, self._log_text = score, clock, log_text
         self._lock = threading.Lock()
         self._work, self._timer = threading.Condition(self._lock), threading.Condition(self._lock)
         self._collecting = collections.OrderedDict()  # key -> Waiting, the next deadline first
@@ -394,7 +396,8 @@ class GroupCollator:
         try:
             found = checked(batch, self._score([one.group() for one in batch]))
         except BaseException as error:  # whatever it is, those who wait have to hear of it
-            logger.warning("no rewards for %d groups: %s: %s", len(batch), type(error).__name__, error)
+            said = f": {error}" if self._log_text else ""
+            logger.warning("no rewards for %d groups: %s%s", len(batch), type(error).__name__, said)
             found = [error] * len(batch)
         with self._lock:
             self._calls.add(len(batch))

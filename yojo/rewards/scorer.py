@@ -85,6 +85,7 @@ class GroupScorer:
             wrong, are raised at once.
         deadline: seconds for one call, retries included; None: no end.
         token_budget: tokens of a packed row, for a judge that packs them (a `yojo.RewardModel`).
+        log_text: whether logs hold names of groups and what errors say, which may be text of samples.
 
     Raises:
         TypeError, ValueError: an argument that does not fit the above.
@@ -103,6 +104,7 @@ class GroupScorer:
         retries=2,
         deadline=600.0,
         token_budget=8192,
+        log_text=True,
     ):
         if isinstance(judge, type) or not callable(getattr(judge, "score_many", None)):
             raise TypeError(f"judge must have score_many(examples), as a yojo.RewardModel has, got {_instead(judge)}")
@@ -120,7 +122,7 @@ class GroupScorer:
             raise ValueError(f"deadline must be seconds above 0 and finite, or None for no end, got {deadline!r}")
         self.judge, self.normalize, self.order, self.seed = judge, normalize, order, seed
         self.empty, self.truncated, self.forged = empty, truncated, forged
-        self.retries, self.deadline, self.token_budget = retries, deadline, token_budget
+        self.retries, self.deadline, self.token_budget, self.log_text = retries, deadline, token_budget, log_text
         self._warned = False
 
     @property
@@ -163,7 +165,7 @@ class GroupScorer:
                 logger.warning(
                     "%s: the prompt holds %s: if a chat template has been applied to it, the judge sees it as the text of a user "
                     "turn, within another template, and its scores are not those of the question; hand over chat messages",
-                    group.name,
+                    group.name if self.log_text else "a group",
                     ", ".join(found),
                 )
                 return
@@ -194,7 +196,8 @@ class GroupScorer:
                 raise RewardError(f"the judge was asked {retries + 1} times and gave no scores: {why}") from cause
             if until is not None and time.monotonic() + pause >= until:
                 raise RewardError(f"{self._late(len(left))}; the last time it failed: {why}") from cause
-            logger.warning("no scores, asking the judge again in %g s: %s", pause, why)
+            said = f": {why}" if self.log_text else ""
+            logger.warning("no scores, asking the judge again in %g s%s", pause, said)
             time.sleep(pause)
             retries += 1
         return [found[place] for place in range(len(examples))], retries
