@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import logging
 import socket
+import time
 
 import httpx
 import pytest
@@ -244,4 +245,16 @@ def test_a_connection_on_which_no_request_comes_is_ended(monkeypatch):
             connection = stack.enter_context(socket.create_connection(where, timeout=5))
             connection.sendall(sent)
             assert connection.recv(1) == b""
-        assert httpx.get(f"{found.url}/health").status_code == 200
+        # Nor one that comes behind another, and one byte at a time.
+        connection = stack.enter_context(socket.create_connection(where, timeout=5))
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        began = time.monotonic()
+        with pytest.raises(OSError):
+            while time.monotonic() < began + LONG:
+                connection.sendall(b"G")
+                time.sleep(0.02)
+        with httpx.Client() as client:  # while those with requests stay
+            for _ in range(12):
+                assert client.get(f"{found.url}/health").status_code == 200
+                time.sleep(0.05)

@@ -142,18 +142,36 @@ def serve(model, settings, address, devices=(None,), preparing=2, policy=None, s
 
 
 class Connection(H11Protocol):
-    """uvicorn's connection, which ends where no request's head has come in the time in which an idle one does."""
+    """uvicorn's connection, which ends where a request's head does not come in the time in which an idle one ends.
+
+    uvicorn gives no time to a first head, nor to a later one that has begun.
+    """
+
+    looking = None
 
     def connection_made(self, transport):
         super().connection_made(transport)
-        self.looking = self.loop.call_later(KEEP_ALIVE, self._look)
+        self._watch()
+
+    def data_received(self, data):
+        super().data_received(data)
+        self._watch()
 
     def connection_lost(self, exc):
-        self.looking.cancel()
         super().connection_lost(exc)
+        if self.looking is not None:
+            self.looking.cancel()
 
-    def _look(self):
-        if self.cycle is None and not self.transport.is_closing():
+    def _watch(self):
+        if self.cycle is not None and not self.cycle.response_complete:  # a head is here
+            if self.looking is not None:
+                self.looking.cancel()
+                self.looking = None
+        elif self.looking is None:
+            self.looking = self.loop.call_later(KEEP_ALIVE, self._end)
+
+    def _end(self):
+        if not self.transport.is_closing():
             self.transport.close()
 
 
