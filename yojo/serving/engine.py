@@ -12,6 +12,7 @@ import anyio
 
 from yojo.serving.errors import ApiError
 from yojo.serving.fair import SHARE, FairQueue
+from yojo.serving.pace import Pace
 from yojo.serving.workers import FAILED, READY, Failed, Role, Worker, WorkerLost
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ class Engine:
         self._to_prepare, self._to_score = FairQueue(), FairQueue()
         self._tokens = self._bytes = 0  # that wait
         self._held = collections.Counter()  # client -> tokens that wait
+        self.pace = Pace()
         self._turns = weakref.WeakValueDictionary()  # client -> lock of what waits for room
         self._open = set()  # items without an answer
         self._rate = None  # tokens a second, while there is work
@@ -253,7 +255,9 @@ class Engine:
                     async with self._turn(client):
                         while (item := self._admit(asked, client, due, patient)) is None:
                             await self._event.wait()
-                return await item.future
+                found = await item.future
+                await self.pace.turn()  # of a row's replies
+                return found
         except TimeoutError:
             self.metrics.shed("deadline")
             raise ApiError(504, "deadline", "there was no answer within the deadline of this request") from None

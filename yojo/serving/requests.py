@@ -114,6 +114,7 @@ class Route(APIRoute):
             check_content(request, takes)
             with request.app.state.memory.holding(_announced(request, settings.limits.body), state["client"]):
                 request._body = await read_body(request, settings.limits.body, settings.deadline)
+                await request.app.state.service.engine.pace.turn()
                 if takes == "json":
                     await request.json()
                 return await _while_there(request, handle(request))

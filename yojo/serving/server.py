@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from yojo.serving.app import create_app
 from yojo.serving.engine import Engine
 from yojo.serving.roles import load_scorer
-from yojo.serving.workers import FAILED, Role
+from yojo.serving.workers import FAILED, Role, keep_what_is_loaded
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +132,7 @@ def serve(model, settings, address, devices=(None,), preparing=2, policy=None, s
     sleep_while_waiting()
     engine = Engine(settings, scoring_roles(model, list(devices), setup), preparing, setup=setup)
     server = Server(engine, settings, address, policy)
+    keep_what_is_loaded()
     try:
         asyncio.run(server.serve())
     except SystemExit as ended:  # uvicorn's, of an address that is taken; it has said so
