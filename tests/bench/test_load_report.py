@@ -1,5 +1,7 @@
 """What a load test's outcomes come to, what of them does not hold, and the tables of its result lines."""
 
+from pathlib import Path
+
 import pytest
 
 from bench import lines, load, load_report
@@ -82,6 +84,12 @@ def test_page_has_the_tables_of_the_last_line(tmp_path, line, capsys):
     assert "| plain FastAPI, N single passes | 64 | 10.0 | 20.0 | 3000 ms |" in text
     assert "| 20.0/s | 2 | 10.0 | 33% |" in text
     assert "100 x 200, 5 x 400; 0 replies were wrong" in text
+
+
+def test_the_docs_have_the_tables_of_the_last_line():
+    folder = Path(__file__).parents[2]
+    results = folder / "bench" / "results" / "serving" / "cpu.jsonl"
+    assert load_report.main([str(folder / "docs" / "serving.md"), "--results", str(results), "--check"]) == 0
 
 
 def test_page_without_its_markers_is_left_alone(tmp_path, line, capsys):

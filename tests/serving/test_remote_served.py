@@ -92,3 +92,5 @@ def test_the_keys_of_turns_keep_their_order():
     prompt = [{"role": "user", "content": "2 + 2?"}, turn, {"role": "user", "content": "Sure?"}]
     sent = request_of(yojo.Example(prompt, ["Yes."]))["prompt"]
     assert json.dumps(sent) == json.dumps(yojo.Example(prompt, ["Yes."]).prompt)
+    with pytest.raises(TypeError, match="cannot be sent as JSON"):  # which would make strings of them
+        request_of(yojo.Example([{**prompt[0], 1: "x"}], ["Yes."]))

@@ -298,7 +298,7 @@ def test_bodies_that_are_here_are_bounded_together():
     async def go():
         async with client_of(engine_of(Settings(max_waiting_bytes=100_000))) as client:
             memory = client.app.state.memory
-            with memory.holding(99_800):
+            with memory.holding(99_800, "another"):
                 refused = await client.post("/score", json=body())
             assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
             assert refused.headers["Retry-After"] and memory.taken == 0

@@ -88,15 +88,21 @@ def test_a_life():
     run(go)
 
 
+async def told_more_than_it_takes(timeout):
+    """A worker whose process is stopped, and the task of a call that is more than a pipe holds."""
+    worker = Watched()
+    worker.start()
+    await worker.until(READY)
+    os.kill(worker.pid, signal.SIGSTOP)
+    return worker, asyncio.ensure_future(worker.call(("say", bytes(5_000_000)), timeout))
+
+
 def test_one_that_hangs_is_ended_even_where_it_takes_nothing():
     async def go():
-        worker = Watched()
-        worker.start()
-        await worker.until(READY)
+        worker, call = await told_more_than_it_takes(0.1)
         pid = worker.pid
-        os.kill(pid, signal.SIGSTOP)
         with pytest.raises(WorkerLost, match="hangs"):
-            await worker.call(("say", bytes(5_000_000)), timeout=0.1)  # more than a pipe holds
+            await call
         await worker.until(LOST)
         await worker.until(READY, 2)
         assert worker.pid != pid and (await worker.call(("say", 1)))[0] == 1
@@ -107,12 +113,8 @@ def test_one_that_hangs_is_ended_even_where_it_takes_nothing():
 
 def test_one_that_takes_nothing_does_not_hold_up_the_end():
     async def go():
-        worker = Watched()
-        worker.start()
-        await worker.until(READY)
+        worker, call = await told_more_than_it_takes(600)
         pid = worker.pid
-        os.kill(pid, signal.SIGSTOP)
-        call = asyncio.ensure_future(worker.call(("say", bytes(5_000_000)), timeout=600))  # more than a pipe holds
         await asyncio.sleep(0.1)
         await asyncio.wait_for(worker.stop(), 30)
         with pytest.raises(WorkerLost):

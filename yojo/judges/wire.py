@@ -51,8 +51,8 @@ def _prompt(example):
         content = turn["content"]
         if not isinstance(content, str):
             content = [_part(part, where) for part in content]
-        # In the order in which they stand: a template may show a turn as a whole.
-        turns.append({key: content if key == "content" else _plain(value, where) for key, value in turn.items()})
+        # Keys in the order in which they stand: a template may show a turn as a whole.
+        turns.append({**_plain({**turn, "content": None}, where), "content": content})
     return turns
 
 

@@ -85,7 +85,7 @@ class GroupScorer:
             wrong, are raised at once.
         deadline: seconds for one call, retries included; None: no end.
         token_budget: tokens of a packed row, for a judge that packs them (a `yojo.RewardModel`).
-        log_text: whether logs hold names of groups and what errors say, which may be text of samples.
+        log_text: whether logs hold names of groups and what errors say, which may be text of samples; else errors' types alone.
 
     Raises:
         TypeError, ValueError: an argument that does not fit the above.
@@ -196,8 +196,8 @@ class GroupScorer:
                 raise RewardError(f"the judge was asked {retries + 1} times and gave no scores: {why}") from cause
             if until is not None and time.monotonic() + pause >= until:
                 raise RewardError(f"{self._late(len(left))}; the last time it failed: {why}") from cause
-            said = f": {why}" if self.log_text else ""
-            logger.warning("no scores, asking the judge again in %g s%s", pause, said)
+            said = why if self.log_text else "refused" if cause is None else type(cause).__name__
+            logger.warning("no scores, asking the judge again in %g s: %s", pause, said)
             time.sleep(pause)
             retries += 1
         return [found[place] for place in range(len(examples))], retries

@@ -15,7 +15,7 @@ from yojo.serving.app import create_app
 from yojo.serving.engine import Engine
 from yojo.serving.metrics import together
 from yojo.serving.server import scoring_roles, sleep_while_waiting
-from yojo.serving.workers import FAILED
+from yojo.serving.workers import FAILED, keep_what_is_loaded
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +138,7 @@ def deployment(
         sleep_while_waiting()
         device = "cuda:0" if gpus else "cpu"
         engine = Engine(settings, scoring_roles(model, [device]), workers)
+        keep_what_is_loaded()
         return create_app(engine, settings, policy, numbers=_Numbers(engine.metrics))
 
     @serve.deployment(

@@ -11,7 +11,7 @@ import weakref
 import anyio
 
 from yojo.serving.errors import ApiError
-from yojo.serving.fair import SHARE, FairQueue
+from yojo.serving.fair import FairQueue, too_much
 from yojo.serving.pace import Pace
 from yojo.serving.workers import FAILED, READY, Failed, Role, Worker, WorkerLost
 
@@ -140,9 +140,12 @@ class Engine:
     def give_up(self):
         """Take no more requests, and answer those that are here with status 503."""
         self.ending = True
-        for item in list(self._open):
-            self._fail(item, ApiError(503, "ending", "the server is ending", retry_after=1))
+        self._fail_all("ending", "the server is ending", retry_after=1)
         self._wake()
+
+    def _fail_all(self, code, message, **options):
+        for item in list(self._open):
+            self._fail(item, ApiError(503, code, message, **options))
 
     def ready(self):
         """(whether requests can be scored, list of the reasons why not)."""
@@ -209,8 +212,7 @@ class Engine:
                 worker.state, worker.why = FAILED, _not_as_it_did(worker.hello["known"])
                 logger.error("%s: not used: %s", worker.role.name, worker.hello["known"]["reason"])
         if all(worker.state == FAILED for worker in self.scorers):  # nobody will ever score what is here
-            for item in list(self._open):
-                self._fail(item, ApiError(503, "not_ready", f"not ready: {self.ready()[1][0]}"))
+            self._fail_all("not_ready", f"not ready: {self.ready()[1][0]}")
         self.metrics.workers(self.scorers, self.preparers, self.ready()[0])
         self._wake()
 
@@ -294,8 +296,7 @@ class Engine:
     def _full(self, tokens, size, client, due):
         """(what there is no room in for a request, or None; seconds after which there may be)."""
         settings, wait, left = self.settings, self.wait(), due - asyncio.get_running_loop().time()
-        free = settings.max_waiting - self._tokens
-        if tokens > free or (self._held[client] and self._held[client] + tokens > SHARE * free):
+        if too_much(tokens, self._held[client], settings.max_waiting - self._tokens):
             return "tokens", wait
         if self._bytes + size > settings.max_waiting_bytes:
             return "bytes", wait

@@ -7,6 +7,11 @@ import itertools
 SHARE = 4  # of what is left free: so many times as much may one client hold
 
 
+def too_much(more, held, free):
+    """Whether there is no room for more of a client that holds some already; one that holds nothing may take all that is free."""
+    return more > free or (held > 0 and held + more > SHARE * free)
+
+
 class FairQueue:
     """Items of many clients, in the order of start-time fair queueing.
 

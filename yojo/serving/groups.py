@@ -32,9 +32,9 @@ class Groups:
     def __init__(self, service, policy):
         self.service, self.policy, self.desk = service, policy, Desk(gone=lambda caller: caller.gone)
         settings = service.settings
-        options = {"deadline": settings.group_deadline, "log_text": settings.log_text}
-        scorer = GroupScorer(_Judge(service.engine, self), retries=2, **options)
-        options["max_waiting"] = MAX_WAITING
+        common = {"deadline": settings.group_deadline, "log_text": settings.log_text}
+        scorer = GroupScorer(_Judge(service.engine, self), retries=2, **common)
+        options = {"max_waiting": MAX_WAITING, **common}
         self.by_key = GroupCollator(scorer.score, settings.group_size, **options)
         # What comes again after its group has failed is late, and answered at once; nobody comes as late as a minute after.
         self.of_openrlhf = GroupCollator(

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse
 from yojo.serving import pages
 from yojo.serving.body import parse_json, read_body
 from yojo.serving.errors import ApiError
-from yojo.serving.fair import SHARE
+from yojo.serving.fair import too_much
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +46,13 @@ class Memory:
         self._held = collections.Counter()  # client -> bytes
 
     @contextlib.contextmanager
-    def holding(self, size, client="?"):
+    def holding(self, size, client):
         """Inside, `hold` counts for one request of a client, which begins with `size` bytes."""
         mine = [0]
 
         def hold(more):
-            free, others = self.limit - self.taken, self._held[client] - mine[0]
-            if more > free or (others and self._held[client] + more > SHARE * free):
+            held = self._held[client]
+            if too_much(more, held if held > mine[0] else 0, self.limit - self.taken):
                 raise ApiError(429, "overloaded", "too much is here already; ask again later", retry_after=1)
             mine[0] += more
             self.taken += more

@@ -169,11 +169,7 @@ class Connection(H11Protocol):
                 self.looking.cancel()
                 self.looking = None
         elif self.looking is None:
-            self.looking = self.loop.call_later(KEEP_ALIVE, self._end)
-
-    def _end(self):
-        if not self.transport.is_closing():
-            self.transport.close()
+            self.looking = self.loop.call_later(KEEP_ALIVE, self.transport.close)
 
 
 class Server(uvicorn.Server):
@@ -204,7 +200,6 @@ class Server(uvicorn.Server):
                 ssl_certfile=address.certificate,
                 ssl_keyfile=address.private_key,
                 timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=round(settings.grace) + REPLYING,
             )
         )
 
@@ -227,9 +222,11 @@ class Server(uvicorn.Server):
         logger.info("ending: what was accepted is finished")
         for server in self.servers:
             server.close()
-        grace = self.service.settings.grace
-        giving_up = asyncio.get_running_loop().call_later(grace, self.engine.give_up)
+        loop, grace = asyncio.get_running_loop(), self.service.settings.grace
+        giving_up = loop.call_later(grace, self.engine.give_up)
         await self.service.groups.stop(grace)
+        left = max(0.0, giving_up.when() - loop.time())  # the grace is one for groups and all else
+        self.config.timeout_graceful_shutdown = round(left) + REPLYING
         await super().shutdown(sockets)
         giving_up.cancel()
 

@@ -131,9 +131,8 @@ class Worker:
         except TimeoutError:
             logger.error("%s has not answered within %g s: it is ended", self.role.name, timeout)
             link.kill()
-            if (
-                link is self._link and self.state == READY
-            ):  # what is tried again must not come to it, until its end is heard of
+            if link is self._link and self.state == READY:
+                # Now, and not when its end is heard of: what it had is tried again, and not on it.
                 self._set(LOST, "it hangs")
             raise WorkerLost(f"{self.role.name} hangs") from None
         except OSError:  # it died before it was told; how, whoever listens hears
